@@ -1,0 +1,36 @@
+//! Packs of chunks in the backend: whole immutable objects, written once, read by range. It must not know what
+//! a chunk is used for.
+
+use bytes::Bytes;
+use std::ops::Range;
+
+use crate::meta::records::PackId;
+
+/// Why a pack could not be written or read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BlobError {
+    /// The backend did not answer or refused for now, after retries; the same call may succeed later.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The object is not there or is shorter than asked: damage.
+    #[error("{0}")]
+    Missing(String),
+    /// The backend can never serve this (credentials, permissions); final.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Result of a blob call.
+pub type Result<T> = std::result::Result<T, BlobError>;
+
+/// A volume's pack store. Blocking; callable from any plain thread, from many at once.
+pub trait Blob: Send + Sync {
+    /// Stores a pack durably. Idempotent: storing the same id again replaces it by the same bytes.
+    fn put(&self, id: &PackId, bytes: Bytes) -> Result<()>;
+
+    /// Reads `range` of a pack.
+    fn get(&self, id: &PackId, range: Range<u64>) -> Result<Bytes>;
+
+    /// Deletes a pack; one that is not there is no error.
+    fn delete(&self, id: &PackId) -> Result<()>;
+}

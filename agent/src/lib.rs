@@ -1,0 +1,13 @@
+//! The storeshim agent and its command line.
+//!
+//! Data flows one way: cli/http → mounts → volume → (meta, blob), and shim → protocol ← session → volume.
+//! Nothing here runs inside the app; what the app must do is in `shim/`, what both must agree on in `protocol/`.
+
+pub mod blob;
+pub mod cli;
+pub mod config;
+pub mod http;
+pub mod meta;
+pub mod mounts;
+pub mod session;
+pub mod volume;

@@ -1,0 +1,2 @@
+//! The `storeshim` binary.
+fn main() {}

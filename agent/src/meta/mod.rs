@@ -1,0 +1,66 @@
+//! Metadata of a volume in its backend: an ordered, fenced, atomic key-value store with range reads.
+//!
+//! The one trait that every engine implements. It knows keys and values as bytes; what they mean is
+//! [`records`]. It must not know trees, rings or packs.
+
+pub mod records;
+
+use bytes::Bytes;
+use crossbeam::channel::Receiver;
+
+/// Where a volume stands: written by every commit, in the same atomic batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Head {
+    /// Number of the commit, from 1; strictly increasing by one.
+    pub seq: u64,
+    /// The committing agent's epoch token (random per open): tells our own commit from another agent's.
+    pub nonce: u128,
+    /// Wall clock of the cut, nanoseconds since 1970.
+    pub cut_at_ns: u64,
+}
+
+/// One commit: all of its operations become durable at once or not at all.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Keys to put (`Some`) or delete (`None`). Each key appears at most once.
+    pub ops: Vec<(Vec<u8>, Option<Bytes>)>,
+}
+
+/// Why metadata could not be read or committed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum MetaError {
+    /// Another agent has taken the volume's epoch; final for this instance.
+    #[error(
+        "another agent has taken over this volume; stop this one or start it again to take the volume back"
+    )]
+    Fenced,
+    /// The backend did not answer or refused for now; already retried. The same call may succeed later.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The stored data is damaged, foreign or of an unknown format version; final.
+    #[error("{0}")]
+    Damaged(String),
+    /// The backend can never serve (wrong credentials, missing bucket, read-only, unsafe conditional writes); final.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Result of a metadata call.
+pub type Result<T> = std::result::Result<T, MetaError>;
+
+/// A volume's metadata engine, opened as the writer. Blocking; callable from any plain (non-tokio) thread.
+pub trait Meta: Send + Sync {
+    /// The value of `key`.
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
+
+    /// Calls `each` with every pair whose key starts with `prefix`, in key order, until it returns `false`.
+    fn scan(&self, prefix: &[u8], each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<()>;
+
+    /// Hands over the next commit. Commits become durable strictly in the order in which they were submitted; the
+    /// receiver gets one answer: `Ok` once the batch is durable. `Unavailable` is never answered: the engine
+    /// retries with backoff and jitter until the batch is durable or it is fenced or closed.
+    fn submit(&self, batch: Batch) -> Receiver<Result<()>>;
+
+    /// Waits for what was submitted and gives the engine's resources back.
+    fn close(&self) -> Result<()>;
+}

@@ -1,0 +1,137 @@
+//! What the keys and values of a volume's metadata mean. Engines do not look inside.
+//!
+//! ```text
+//! key                              value
+//! v                                Format: version, volume id, settings      (written once, at creation)
+//! h                                Head: seq, nonce, time of the cut         (every commit)
+//! i <inode:8>                      Inode
+//! d <dir:8> <name>                 child inode number, 8 bytes
+//! b <inode:8> <block:8>            Block: the extents of one 4 MiB block of a file
+//! c <hash:32>                      Chunk: where its bytes are, how many extents use it
+//! p <pack:16>                      Pack: size and live bytes
+//! g <pack:16>                      a pack without live bytes, to be deleted   (empty value)
+//! ```
+//! Numbers in keys are big-endian, so that ranges are in their order. Values are postcard, led by one byte of
+//! record version.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of everything in this module; a volume with another one is refused.
+pub const FORMAT_VERSION: u32 = 1;
+/// Bytes of a file that one [`Block`] describes.
+pub const BLOCK_SIZE: u64 = 4 << 20;
+/// The root directory's inode number.
+pub const ROOT_INODE: u64 = 1;
+
+/// A chunk's name: BLAKE3 of its uncompressed bytes.
+pub type ChunkHash = [u8; 32];
+/// A pack's name: random, so that a retried upload overwrites only itself.
+pub type PackId = [u8; 16];
+
+/// The volume itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Format {
+    /// [`FORMAT_VERSION`].
+    pub version: u32,
+    /// Random, made with the volume.
+    pub volume_id: u128,
+}
+
+/// A point in time, as stat(2) gives it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Time {
+    /// Seconds since 1970.
+    pub secs: i64,
+    /// Nanoseconds, below 1e9.
+    pub nanos: u32,
+}
+
+/// Everything of an inode but its names and its data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inode {
+    /// File type and permission bits (`st_mode`).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device node, else 0.
+    pub rdev: u64,
+    /// Size in bytes (of the target for a symbolic link, 0 for a directory).
+    pub size: u64,
+    /// Last modification.
+    pub mtime: Time,
+    /// Names that the inode has (1 for a directory).
+    pub links: u32,
+    /// Target of a symbolic link.
+    pub target: Vec<u8>,
+    /// Extended attributes (user.* and POSIX ACLs), sorted by name.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A piece of a block that has data. What no extent covers is a hole (reads as zeros).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// First byte, counted from the block's start.
+    pub start: u32,
+    /// Length in bytes.
+    pub len: u32,
+    /// The chunk that holds the bytes.
+    pub chunk: ChunkHash,
+    /// First byte within the chunk.
+    pub chunk_offset: u32,
+}
+
+/// The extents of one block, sorted, not overlapping.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// See [`Extent`].
+    pub extents: Vec<Extent>,
+}
+
+/// How a chunk's bytes are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Codec {
+    /// As they are.
+    Raw,
+    /// One zstd frame.
+    Zstd,
+}
+
+/// Where a chunk's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Location {
+    /// In the record itself.
+    Inline(Vec<u8>),
+    /// In a pack.
+    Pack {
+        /// Which.
+        pack: PackId,
+        /// First stored byte within the pack.
+        offset: u32,
+    },
+}
+
+/// A stored chunk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk {
+    /// Extents that use it.
+    pub refs: u32,
+    /// Length of the chunk's bytes.
+    pub len: u32,
+    /// Length as stored.
+    pub stored_len: u32,
+    /// How it is stored.
+    pub codec: Codec,
+    /// Where it is stored.
+    pub location: Location,
+}
+
+/// A pack object in the blob store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pack {
+    /// Size of the object in bytes.
+    pub size: u64,
+    /// Bytes of chunks that are in use.
+    pub live: u64,
+}

@@ -1,0 +1,133 @@
+//! The commit engine of one volume: dirty set, cut, commit, audit, restore. It drives `meta` and `blob`, looks at
+//! the tree, and must not know sockets, configuration files, or how a ring is laid out.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use storeshim_protocol::MountState;
+
+use crate::session::IntentSink;
+
+/// What the engine needs of the sessions of its own mount (implemented over `session`, and by tests).
+pub trait Gatekeeper: Send + Sync {
+    /// Closes the gate of this mount: returns when no hooked mutating call is inside (stragglers named to `sink`)
+    /// and every ring has been drained into `sink`. The gate opens when the guard is dropped.
+    fn freeze<'a>(&'a self, sink: &mut dyn IntentSink) -> Box<dyn Frozen + 'a>;
+    /// Drains the rings now, without a freeze.
+    fn drain(&self, sink: &mut dyn IntentSink);
+    /// Shows clients the mount's state.
+    fn set_state(&self, state: MountState);
+    /// Shows clients whether the whole tree is resident.
+    fn set_complete(&self, complete: bool);
+    /// 0, `THROTTLE_SLOW` or `THROTTLE_BLOCK`.
+    fn set_throttle(&self, throttle: u32);
+}
+
+/// A closed gate.
+pub trait Frozen {
+    /// Past this instant clients may go on: a look that ends later is void.
+    fn deadline(&self) -> Instant;
+}
+
+/// When fsync returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// The commit is durable in the backend.
+    Remote,
+    /// The data is durable on this disk.
+    Local,
+}
+
+/// Settings of the engine.
+#[derive(Clone, Debug)]
+pub struct VolumeOptions {
+    /// Root of the tree; must exist.
+    pub tree: PathBuf,
+    /// Directory of the index and other state of this mount; must exist, private to the agent.
+    pub state: PathBuf,
+    /// When fsync returns.
+    pub durability: Durability,
+    /// Unsynced changes reach the backend within this while it answers.
+    pub max_lag: Duration,
+    /// Bytes of changes not yet in the backend, from which writers are blocked (slowed from half of it).
+    pub dirty_limit: u64,
+    /// A background audit of the whole tree begins at least this often.
+    pub audit_interval: Duration,
+    /// Uploads in flight.
+    pub upload_parallelism: usize,
+}
+
+/// Progress of long work, for a progress bar.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// What is being done, for people: "restoring", "uploading".
+    pub activity: String,
+    /// Files done and in all.
+    pub files_done: u64,
+    /// Files in all.
+    pub files_total: u64,
+    /// Bytes done.
+    pub bytes_done: u64,
+    /// Bytes in all.
+    pub bytes_total: u64,
+}
+
+/// What `storeshim status` says of a volume.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// `restoring`, `ready`, `fenced` or `failed`.
+    pub state: String,
+    /// Why it is fenced or failed; what to do.
+    pub reason: Option<String>,
+    /// The last durable commit's number.
+    pub seq: u64,
+    /// Bytes of changes that are not in the backend yet (an estimate from intents).
+    pub dirty_bytes: u64,
+    /// Names and inodes with changes not in the backend yet.
+    pub dirty_entries: u64,
+    /// Age in milliseconds of the oldest change not in the backend, 0 when there is none.
+    pub dirty_age_ms: u64,
+    /// Regular files in the volume.
+    pub files: u64,
+    /// Bytes in regular files.
+    pub bytes: u64,
+    /// Counters since the agent's start, by name (commits, packs, put_bytes, audits, missed_changes, stragglers …).
+    pub counters: std::collections::BTreeMap<String, u64>,
+    /// Pause of the last cuts in microseconds: p50, p99, max.
+    pub cut_pause_us: [u64; 3],
+    /// The last trouble with the backend that is not over yet.
+    pub backend_error: Option<String>,
+    /// Programs seen in the tree without the shim ("pid comm"), last audit.
+    pub foreign: Vec<String>,
+    /// Long work under way.
+    pub progress: Option<Progress>,
+}
+
+/// Why a volume cannot be opened or has stopped.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// Another agent holds the epoch.
+    #[error(
+        "another agent has taken over this volume; stop this one or start it again to take the volume back"
+    )]
+    Fenced,
+    /// Anything else; the sentence says what, where and what to do.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Never used outside of contracts: what the engine offers to `mounts` (see `engine.rs`).
+///
+/// ```ignore
+/// Volume::open(options: VolumeOptions, meta: Arc<dyn Meta>, blob: Arc<dyn Blob>, gate: Arc<dyn Gatekeeper>,
+///              sink: Arc<Mutex<DirtySet>>) -> Result<Arc<Volume>, VolumeError>   // restores or audits, then Ready; blocking
+/// volume.barrier(ino: u64, reply: Box<dyn Reply>)      // never blocks
+/// volume.flush() -> Result<u64 /* seq */, VolumeError> // audit everything, commit, wait; blocking
+/// volume.status() -> VolumeStatus                      // cheap; also while open() is still running (VolumeStatusCell)
+/// volume.shutdown()                                    // drain what is dirty, close; blocking
+/// DirtySet: IntentSink + Default                       // the accumulating dirty set that sessions feed
+/// ```
+pub type Contract = Arc<dyn Gatekeeper>;

@@ -1,0 +1,191 @@
+//! The control page: what the agent tells every client. Clients map it read-only, so whatever they do they
+//! cannot forge a mount, a freeze or a state.
+
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// Mounts that one agent can show at a time.
+pub const MAX_MOUNTS: usize = 8;
+/// Longest logical prefix, in bytes.
+pub const PREFIX_MAX: usize = 256;
+/// Longest path of a tree's root, in bytes.
+pub const TREE_MAX: usize = 1024;
+/// Longest freeze that a client honours, in nanoseconds. A client that has waited this long goes on: the agent
+/// died inside a cut. The agent for its part gives a cut up before this has passed.
+pub const FREEZE_MAX_NS: u64 = 2_000_000_000;
+/// A heartbeat older than this, in nanoseconds, means that the agent is gone.
+pub const HEARTBEAT_STALE_NS: u64 = 2_000_000_000;
+
+/// Where a mount stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum MountState {
+    /// The entry is not used.
+    Absent = 0,
+    /// The tree is being populated; clients wait before they touch it.
+    Restoring = 1,
+    /// Reads and writes go on as the kernel lets them.
+    Ready = 2,
+    /// Another agent holds the volume's epoch: barriers fail with ESTALE.
+    Fenced = 3,
+    /// The volume cannot be served: barriers fail with EIO.
+    Failed = 4,
+}
+
+impl MountState {
+    /// Decodes a state word; an unknown one is [`MountState::Failed`], the state that promises nothing.
+    pub fn from_word(word: u32) -> Self {
+        match word {
+            0 => Self::Absent,
+            1 => Self::Restoring,
+            2 => Self::Ready,
+            3 => Self::Fenced,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// Durability that a barrier of this mount waits for (bit in [`Mount::flags`]): set for `local`, clear for
+/// `remote`.
+pub const FLAG_LOCAL: u32 = 1 << 0;
+/// The tree's root is the logical prefix itself (or what it points to): nothing to translate.
+pub const FLAG_IDENTITY: u32 = 1 << 1;
+/// The whole tree is resident: the shim need not ask before it touches anything.
+pub const FLAG_COMPLETE: u32 = 1 << 2;
+
+/// Writers sleep a little before each write.
+pub const THROTTLE_SLOW: u32 = 1;
+/// Writers wait until dirty data has drained below the limit.
+pub const THROTTLE_BLOCK: u32 = 2;
+
+/// One mount as clients see it. The first cache line is what every gated call reads.
+#[repr(C, align(64))]
+pub struct Mount {
+    /// Non-zero while a cut looks at the tree: mutating calls wait (futex word).
+    pub frozen: AtomicU32,
+    /// Number of the present collection interval: bumped inside each freeze, never otherwise. A client may
+    /// leave out an intent that it has already pushed in the same interval.
+    pub interval: AtomicU32,
+    /// 0, [`THROTTLE_SLOW`] or [`THROTTLE_BLOCK`] (futex word).
+    pub throttle: AtomicU32,
+    /// A [`MountState`] (futex word while `Restoring`).
+    pub state: AtomicU32,
+    /// FLAG_* bits.
+    pub flags: AtomicU32,
+    /// How long a request waits before it fails with ETIMEDOUT, in milliseconds; 0 waits for ever.
+    pub request_timeout_ms: AtomicU32,
+    /// Device number (`st_dev`) of the tree.
+    pub dev: AtomicU64,
+    /// Inode number of the tree's root.
+    pub root_ino: AtomicU64,
+    reserved: [AtomicU64; 2],
+    prefix: PathField<{ PREFIX_MAX / 8 }>,
+    tree: PathField<{ TREE_MAX / 8 }>,
+}
+
+impl Mount {
+    /// The mount's state now.
+    pub fn state(&self) -> MountState {
+        MountState::from_word(self.state.load(Ordering::Acquire))
+    }
+
+    /// Copies the logical prefix (no trailing slash) into `out`; returns its length, or `None` where the
+    /// field is not a path of at least one byte after `/` that fits.
+    pub fn prefix(&self, out: &mut [u8]) -> Option<usize> {
+        self.prefix.get(out)
+    }
+
+    /// Copies the path of the tree's root into `out`; as [`Mount::prefix`].
+    pub fn tree(&self, out: &mut [u8]) -> Option<usize> {
+        self.tree.get(out)
+    }
+
+    /// Agent only: sets both paths while the entry is [`MountState::Absent`]. `false` where one is too long.
+    #[must_use]
+    pub fn set_paths(&self, prefix: &[u8], tree: &[u8]) -> bool {
+        self.prefix.set(prefix) && self.tree.set(tree)
+    }
+}
+
+/// A path in shared memory: its length, then its bytes, all as atomic words.
+#[repr(C)]
+struct PathField<const WORDS: usize> {
+    len: AtomicU64,
+    words: [AtomicU64; WORDS],
+}
+
+impl<const WORDS: usize> PathField<WORDS> {
+    fn get(&self, out: &mut [u8]) -> Option<usize> {
+        let len = usize::try_from(self.len.load(Ordering::Acquire)).ok()?;
+        if len < 2 || len > WORDS * 8 || len > out.len() {
+            return None;
+        }
+        for (chunk, word) in out.get_mut(..len)?.chunks_mut(8).zip(&self.words) {
+            let bytes = word.load(Ordering::Relaxed).to_le_bytes();
+            chunk.copy_from_slice(bytes.get(..chunk.len())?);
+        }
+        (out.first() == Some(&b'/')).then_some(len)
+    }
+
+    fn set(&self, path: &[u8]) -> bool {
+        if path.len() > WORDS * 8 {
+            return false;
+        }
+        for (chunk, word) in path.chunks(8).zip(&self.words) {
+            let mut bytes = [0u8; 8];
+            if let Some(head) = bytes.get_mut(..chunk.len()) {
+                head.copy_from_slice(chunk);
+            }
+            word.store(u64::from_le_bytes(bytes), Ordering::Relaxed);
+        }
+        self.len.store(path.len() as u64, Ordering::Release);
+        true
+    }
+}
+
+/// The control page. A restarted agent maps the same file again, so clients' mappings stay good.
+#[repr(C, align(4096))]
+pub struct Control {
+    /// [`crate::CONTROL_MAGIC`]; written last, so that a client never sees half a page.
+    pub magic: AtomicU64,
+    /// [`crate::VERSION`].
+    pub version: AtomicU32,
+    /// `size_of::<Control>()`: a second guard against a layout that changed without its version.
+    pub size: AtomicU32,
+    /// Counts the agents that have served this page.
+    pub generation: AtomicU32,
+    /// The agent's process id, in its own pid namespace: for messages only.
+    pub agent_pid: AtomicU32,
+    /// The agent's effective user id: a client whose ring that user could not read must not attach.
+    pub agent_uid: AtomicU32,
+    /// Mounts in use: entries `0..mounts`.
+    pub mount_count: AtomicU32,
+    /// CLOCK_MONOTONIC of the agent's last sign of life, in nanoseconds.
+    pub heartbeat_ns: AtomicU64,
+    /// Non-zero while the agent sleeps on the doorbell and wants to be woken.
+    pub sleeping: AtomicU32,
+    reserved: AtomicU32,
+    /// The mount table.
+    pub mounts: [Mount; MAX_MOUNTS],
+}
+
+impl Control {
+    /// Whether this page was written by an agent of our version.
+    pub fn compatible(&self) -> bool {
+        self.magic.load(Ordering::Acquire) == crate::CONTROL_MAGIC
+            && self.version.load(Ordering::Relaxed) == crate::VERSION
+            && self.size.load(Ordering::Relaxed) as usize == size_of::<Control>()
+    }
+
+    /// The mounts in use.
+    pub fn mounts(&self) -> &[Mount] {
+        let count = (self.mount_count.load(Ordering::Acquire) as usize).min(MAX_MOUNTS);
+        self.mounts.get(..count).unwrap_or(&[])
+    }
+}
+
+/// The doorbell: clients add one to `word` and wake it. A hostile client can only wake the agent for nothing.
+#[repr(C, align(4096))]
+pub struct Doorbell {
+    /// Futex word.
+    pub word: AtomicU32,
+}

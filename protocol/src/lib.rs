@@ -1,0 +1,46 @@
+//! What shim and agent agree on: the layout of shared memory, the rings, the intents, the requests.
+//!
+//! This crate is the only place that knows a byte offset. It is `no_std`, allocates nothing, makes no system
+//! call, and knows neither files nor backends. All of shared memory is atomics: each side may be hostile or
+//! die at any instruction, so every word is read once, checked, and never trusted to stay as it was.
+//!
+//! ```text
+//! run/control    one [`Control`]   written by the agent, mapped read-only by clients
+//! run/doorbell   one [`Doorbell`]  a futex word that clients bump to wake the agent
+//! run/rings/*    one [`RingFile`]  created and owned by a client, mapped by both
+//! ```
+#![cfg_attr(not(any(test, loom)), no_std)]
+
+pub mod control;
+pub mod gate;
+pub mod intent;
+pub mod request;
+pub mod ring;
+mod sync;
+
+pub use control::{Control, Doorbell, MAX_MOUNTS, Mount, MountState};
+pub use intent::{Intent, NAME_MAX, OpenFlags};
+pub use ring::{RingFile, SLOTS, Slot};
+
+/// Layout version: a client and an agent talk only when theirs are equal. Any change to a layout, to the
+/// meaning of a field or to a record's encoding takes a new number.
+pub const VERSION: u32 = 1;
+
+/// First word of `control` ("storeshC").
+pub const CONTROL_MAGIC: u64 = u64::from_le_bytes(*b"storeshC");
+/// First word of a ring file ("storeshR").
+pub const RING_MAGIC: u64 = u64::from_le_bytes(*b"storeshR");
+
+/// Names of the files in the run directory.
+pub mod names {
+    /// The control page's file.
+    pub const CONTROL: &str = "control";
+    /// The doorbell's file.
+    pub const DOORBELL: &str = "doorbell";
+    /// The directory of ring files.
+    pub const RINGS: &str = "rings";
+    /// The unix socket of the agent's HTTP interface.
+    pub const SOCKET: &str = "agent.sock";
+    /// Environment variable that names the run directory to the shim.
+    pub const ENV_RUN_DIR: &str = "STORESHIM_RUN_DIR";
+}

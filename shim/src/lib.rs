@@ -1,0 +1,2 @@
+//! libstoreshim.so
+#![cfg_attr(not(test), no_std)]

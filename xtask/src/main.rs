@@ -1,0 +1,2 @@
+//! The one developer entry point.
+fn main() {}
