@@ -38,7 +38,7 @@ impl Waiter {
         match self {
             Self::Barrier(reply) => reply.reply(0),
             // Whoever asked may have gone away.
-            Self::Flush(to) => drop(to.send(Ok(seq))),
+            Self::Flush(to) => _ = to.send(Ok(seq)),
         }
     }
 
@@ -46,7 +46,7 @@ impl Waiter {
     pub fn failed(self, error: &VolumeError) {
         match self {
             Self::Barrier(reply) => reply.reply(error.errno()),
-            Self::Flush(to) => drop(to.send(Err(error.clone()))),
+            Self::Flush(to) => _ = to.send(Err(error.clone())),
         }
     }
 }
@@ -222,7 +222,10 @@ fn acknowledge_all(
                 Ok(Ok(())) => match index.confirm(job.seq, job.nonce) {
                     Ok(()) => {
                         shared.committed(job.seq);
-                        job.dead_packs.iter().for_each(|id| drop(dead.send(*id)));
+                        for id in &job.dead_packs {
+                            // The thread that deletes ends after this one.
+                            let _ = dead.send(*id);
+                        }
                     }
                     Err(error) => shared.fail(error),
                 },
@@ -249,7 +252,7 @@ fn delete_all(blob: &dyn Blob, garbage: Receiver<PackId>, gone: &Sender<PackId>)
         later.push_back(id);
         while let Some(id) = later.pop_front() {
             match blob.delete(&id) {
-                Ok(()) => drop(gone.send(id)),
+                Ok(()) => _ = gone.send(id),
                 // Its note stays in the metadata; the next start tries again.
                 Err(error) => {
                     tracing::warn!(%error, "a pack without live data could not be deleted; it is tried again later");

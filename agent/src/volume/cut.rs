@@ -70,8 +70,6 @@ pub struct Cut<'a> {
     pub since: Option<Instant>,
     /// Wall clock of the instant.
     pub at: std::time::SystemTime,
-    /// Whether the whole tree was looked at.
-    pub audited: bool,
 }
 
 impl<'a> Cutter<'a> {
@@ -181,7 +179,7 @@ impl<'a> Cutter<'a> {
             self.shared.count("audits", 1);
         }
         self.settle(&mut look, told)?;
-        Ok(Cut { look, bytes, since, at, audited })
+        Ok(Cut { look, bytes, since, at })
     }
 
     /// Remembers who may go on writing unseen.

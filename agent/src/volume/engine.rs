@@ -60,7 +60,7 @@ impl Volume {
         shared.set_seq(head.map_or(0, |h| h.seq));
         let (commands, inbox) = unbounded();
         let engine = Engine {
-            uploader: Uploader::start(&blob, &shared, options.upload_parallelism).map_err(threads)?,
+            uploader: Arc::new(Uploader::start(&blob, &shared, options.upload_parallelism).map_err(threads)?),
             pipeline: Pipeline::start(meta, Arc::clone(&blob), Arc::clone(&index), Arc::clone(&shared))
                 .map_err(threads)?,
             garbage: leftover_garbage(&index)?,
@@ -164,7 +164,7 @@ struct Engine {
     dev: u64,
     shared: Arc<Shared>,
     sink: Sink,
-    uploader: Uploader,
+    uploader: Arc<Uploader>,
     pipeline: Pipeline,
     suspects: Suspects,
     /// Kernel inodes that could not be read: no barrier succeeds until they can.
@@ -275,8 +275,8 @@ impl Engine {
                 sink.add_inode(ino).ranges.add(0, u64::MAX);
             }
         }
-        let index = Arc::clone(&self.index);
-        let mut chunks = ChunkStore::new(&index, &self.uploader);
+        let (index, uploader) = (Arc::clone(&self.index), Arc::clone(&self.uploader));
+        let mut chunks = ChunkStore::new(&index, &uploader);
         let cut = Cutter {
             index: &index,
             tree: &self.tree,

@@ -151,7 +151,6 @@ impl Index {
     pub fn open(path: &Path) -> Result<Self> {
         let db = Database::builder(path)
             .cache_size(32 << 20)
-            .max_write_buffer_size(Some(32 << 20))
             .worker_threads(1)
             .open()?;
         let records = db.keyspace("index", || KeyspaceCreateOptions::default().max_memtable_size(8 << 20))?;

@@ -4,7 +4,6 @@
 //! (`plan`) or where captured bytes go.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -188,14 +187,6 @@ impl<'a> Look<'a> {
             }
         }
         Ok(any)
-    }
-
-    /// The logical path of an inode, for messages.
-    pub fn name_of(&mut self, inode: u64) -> String {
-        self.path_of(inode)
-            .ok()
-            .flatten()
-            .map_or_else(|| format!("inode {inode}"), |p| String::from_utf8_lossy(&p).into_owned())
     }
 
     /// The volume inode behind a kernel inode, new ones of this look included.
@@ -603,9 +594,4 @@ fn same(seen: &Seen, stat: &Stat) -> bool {
 
 fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
     if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
-}
-
-/// Whether an error means that the inode is not there any more.
-pub fn is_gone(e: &io::Error) -> bool {
-    matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESTALE | libc::ENOTDIR))
 }

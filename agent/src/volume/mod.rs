@@ -20,6 +20,8 @@ mod open;
 mod plan;
 mod restore;
 mod status;
+#[cfg(test)]
+mod tests;
 mod tree;
 
 pub use dirty::DirtySet;

@@ -41,14 +41,14 @@ pub struct Plan {
 impl Plan {
     /// Whether nothing of the volume changes.
     pub fn is_empty(&self) -> bool {
-        !self.changes.keys().any(|key| records::is_shared(key))
+        !self.changes.keys().any(|k| key::is_record(k))
     }
 
     /// The operations of the metadata batch.
     pub fn operations(&self) -> Vec<(Vec<u8>, Option<Bytes>)> {
         self.changes
             .iter()
-            .filter(|(key, _)| records::is_shared(key))
+            .filter(|(k, _)| key::is_record(k))
             .map(|(key, value)| (key.clone(), value.clone().map(Bytes::from)))
             .collect()
     }

@@ -223,7 +223,10 @@ impl Restore<'_> {
         let by_inode: HashMap<u64, &[u8]> = paths.iter().map(|(inode, path)| (*inode, path.as_slice())).collect();
         let groups: Vec<&[Fetch]> = fetches.chunk_by(|a, b| a.pack == b.pack).collect();
         let (queue, work) = crossbeam::channel::unbounded();
-        groups.into_iter().for_each(|group| drop(queue.send(group)));
+        for group in groups {
+            // Cannot fail: the receiver is ours.
+            let _ = queue.send(group);
+        }
         drop(queue);
         std::thread::scope(|scope| {
             let workers: Vec<_> = (0..self.parallelism.max(1))

@@ -106,6 +106,12 @@ pub fn garbage(id: &PackId) -> Vec<u8> {
     join(b'g', &[id])
 }
 
+/// Whether a key is one of the volume's, not of the engine or of a local index.
+#[must_use]
+pub fn is_record(key: &[u8]) -> bool {
+    matches!(key.first(), Some(b'v' | b'h' | b'i' | b'd' | b'b' | b'c' | b'p' | b'g'))
+}
+
 /// Takes a key apart.
 ///
 /// # Errors
