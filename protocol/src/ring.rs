@@ -75,6 +75,11 @@ impl Slot {
         Ok(after)
     }
 
+    /// Consumer: how many entries wait; at [`WAKE_AT`] they should not wait for long.
+    pub fn waiting(&self) -> u32 {
+        self.head.load(Ordering::Relaxed).wrapping_sub(self.tail.0.load(Ordering::Relaxed))
+    }
+
     /// Consumer: hands every published record to `f`, then frees the entries. `Err` where the ring holds what no
     /// producer of ours writes; it is then emptied, and the caller looks everywhere.
     ///
