@@ -46,6 +46,9 @@ impl IntentSink for Recorder {
     }
 }
 
+/// Requests as they come to the test.
+type Requests = Receiver<(Request, Box<dyn Reply>)>;
+
 /// A request sink that passes everything on to the test.
 struct Collector(Mutex<Sender<(Request, Box<dyn Reply>)>>);
 
@@ -63,13 +66,13 @@ struct Agent {
     dir: PathBuf,
     tree: PathBuf,
     sessions: Arc<Sessions>,
-    requests: Receiver<(Request, Box<dyn Reply>)>,
+    requests: Requests,
     sink: Arc<Mutex<Recorder>>,
     mount: usize,
 }
 
 /// Starts sessions alone.
-fn start(dir: &Path) -> (Arc<Sessions>, Receiver<(Request, Box<dyn Reply>)>) {
+fn start(dir: &Path) -> (Arc<Sessions>, Requests) {
     let (sender, requests) = mpsc::channel();
     (Sessions::start(dir, Arc::new(Collector(Mutex::new(sender)))).unwrap(), requests)
 }
