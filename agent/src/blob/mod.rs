@@ -1,6 +1,8 @@
 //! Packs of chunks in the backend: whole immutable objects, written once, read by range. It must not know what
 //! a chunk is used for.
 
+#[cfg(test)]
+pub(crate) mod faults;
 pub mod pack;
 mod packs;
 mod runtime;

@@ -9,8 +9,6 @@ mod slate;
 
 #[cfg(test)]
 mod conformance;
-#[cfg(test)]
-mod faults;
 
 pub use self::slate::open;
 

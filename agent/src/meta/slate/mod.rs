@@ -13,6 +13,8 @@
 //!   The marker record then tells which batches are durable, so that no batch is written over a later one.
 
 mod open;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};

@@ -18,6 +18,9 @@ use crate::meta::{Batch, MetaError, Result};
 /// After this many WAL objects the memtable is flushed, so that opening after a crash replays no more than these.
 const REPLAY_LIMIT: u64 = 512;
 
+/// A database that is found damaged after having been opened this many times without a commit will not get better.
+const HOPELESS: u32 = 8;
+
 /// A batch on its way.
 pub(super) struct Submitted {
     ops: Vec<(Bytes, Option<Bytes>)>,
@@ -73,13 +76,25 @@ pub(super) struct Writer {
     /// The epoch at which the database was opened last.
     epoch: u64,
     flushes: u64,
+    /// Times that the database was opened again since a commit became durable.
+    reopened: u32,
 }
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, queue: mpsc::UnboundedReceiver<Submitted>) -> Self {
         let epoch = shared.db().manifest().writer_epoch();
         let nonce = rand::random();
-        Self { shared, queue, pending: VecDeque::new(), nonce, written: 0, answered: 0, epoch, flushes: 0 }
+        Self {
+            shared,
+            queue,
+            pending: VecDeque::new(),
+            nonce,
+            written: 0,
+            answered: 0,
+            epoch,
+            flushes: 0,
+            reopened: 0,
+        }
     }
 
     /// Serves the queue until it is closed, then closes the database.
@@ -184,6 +199,7 @@ impl Writer {
         while self.pending.front().is_some_and(|pending| pending.number <= through) {
             if let Some(pending) = self.pending.pop_front() {
                 self.answered = pending.number;
+                self.reopened = 0;
                 pending.batch.answer(Ok(()));
             }
         }
@@ -193,20 +209,23 @@ impl Writer {
     /// once more.
     async fn recover(&mut self, error: &slatedb::Error) -> Result<()> {
         let mut reason = self.shared.judge(error);
-        let mut pause = Pause::default();
         loop {
+            if self.reopened >= HOPELESS && matches!(reason, MetaError::Damaged(_)) {
+                return Err(reason);
+            }
             tracing::warn!(
                 backend = self.shared.store.shown(),
                 pending = self.pending.len(),
                 "the metadata was closed ({reason}); opening it again"
             );
             retire(self.shared.db());
+            pause(self.reopened).await;
+            self.reopened += 1;
             match self.reopen().await {
                 Ok(()) => return Ok(()),
                 Err(error @ MetaError::Unavailable(_)) => reason = error,
                 Err(error) => return Err(error),
             }
-            pause.wait().await;
         }
     }
 
@@ -287,18 +306,10 @@ fn retire(db: Db) {
     });
 }
 
-/// Growing pauses with jitter between attempts.
-struct Pause(Duration);
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self(Duration::from_millis(50))
-    }
-}
-
-impl Pause {
-    async fn wait(&mut self) {
-        tokio::time::sleep(self.0.mul_f64(rand::random_range(0.5..1.5))).await;
-        self.0 = (self.0 * 2).min(Duration::from_secs(5));
+/// Waits before another attempt: not at all at first, then longer and longer, with jitter.
+async fn pause(attempts: u32) {
+    if attempts > 0 {
+        let longest = Duration::from_millis(50) * (1 << attempts.min(10));
+        tokio::time::sleep(longest.min(Duration::from_secs(30)).mul_f64(rand::random_range(0.5..1.0))).await;
     }
 }
