@@ -1,0 +1,103 @@
+//! What mounts need of the modules below them, as traits: sessions, and an engine per volume. The real ones are
+//! bound in [`super::bind`]; tests put in their own. It must not know how either works.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use storeshim_protocol::MountState;
+
+use crate::config;
+use crate::session::{IntentSink, Reply};
+use crate::volume::{Frozen, Gatekeeper, VolumeError, VolumeOptions, VolumeStatus};
+
+/// Where sessions put the intents of one mount.
+pub type SharedSink = Arc<Mutex<dyn IntentSink + Send>>;
+
+/// A mount as sessions show it to clients.
+#[derive(Clone, Debug)]
+pub struct NewMount {
+    /// Logical prefix.
+    pub prefix: String,
+    /// Root of the tree.
+    pub tree: PathBuf,
+    /// fsync is satisfied by the local disk.
+    pub local: bool,
+    /// The tree is the prefix itself: nothing to translate.
+    pub identity: bool,
+    /// How long a request waits; zero is for ever.
+    pub request_timeout: Duration,
+}
+
+/// An attached process, for people.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct SessionStatus {
+    /// Process id, in the process's own pid namespace.
+    pub pid: u32,
+    /// Its short name.
+    pub comm: String,
+    /// Owner of its ring.
+    pub uid: u32,
+    /// Threads that hold a slot.
+    pub threads: u32,
+}
+
+/// The sessions of one run directory.
+pub trait SessionPort: Send + Sync {
+    /// Shows a mount to clients in state `Restoring`; returns its index, which is the same over agents' restarts.
+    fn add_mount(&self, mount: &NewMount, sink: SharedSink) -> Result<usize, String>;
+    /// Shows a mount's state.
+    fn set_state(&self, mount: usize, state: MountState);
+    /// Shows whether the whole tree is resident.
+    fn set_complete(&self, mount: usize, complete: bool);
+    /// Shows 0, `THROTTLE_SLOW` or `THROTTLE_BLOCK`.
+    fn set_throttle(&self, mount: usize, throttle: u32);
+    /// See [`Gatekeeper::freeze`].
+    fn freeze<'a>(&'a self, mount: usize, sink: &mut dyn IntentSink) -> Box<dyn Frozen + 'a>;
+    /// See [`Gatekeeper::drain`].
+    fn drain(&self, mount: usize, sink: &mut dyn IntentSink);
+    /// The attached processes.
+    fn list(&self) -> Vec<SessionStatus>;
+    /// Stops serving. Clients wait for the next agent.
+    fn stop(&self);
+}
+
+/// Why a volume is not open.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The backend does not answer now; trying again may help.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Trying again does not help.
+    #[error(transparent)]
+    Final(#[from] VolumeError),
+}
+
+/// Makes the engines.
+pub trait EngineFactory: Send + Sync {
+    /// A volume that is not open yet. Does not touch the backend.
+    fn prepare(&self, mount: &config::Mount, options: VolumeOptions) -> Arc<dyn PendingVolume>;
+}
+
+/// A volume on its way.
+pub trait PendingVolume: Send + Sync {
+    /// Where its intents go, from before it is open.
+    fn sink(&self) -> SharedSink;
+    /// Its status while it opens.
+    fn status(&self) -> VolumeStatus;
+    /// Opens it: restores or audits the tree. Blocking; may be called again after `Unavailable`.
+    fn open(&self, gate: Arc<dyn Gatekeeper>) -> Result<Arc<dyn Engine>, OpenError>;
+}
+
+/// An open volume. See the contract in [`crate::volume`].
+pub trait Engine: Send + Sync {
+    /// Answers `reply` when all that was done before is durable. Never blocks.
+    fn barrier(&self, ino: u64, reply: Box<dyn Reply>);
+    /// Audits everything, commits, and waits until that is durable; the commit's number.
+    fn flush(&self) -> Result<u64, VolumeError>;
+    /// Cheap.
+    fn status(&self) -> VolumeStatus;
+    /// Commits what is dirty and closes. Blocking.
+    fn shutdown(&self);
+}
