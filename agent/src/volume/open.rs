@@ -23,6 +23,8 @@ pub struct Opened {
     pub tree: Tree,
     /// Where the backend stands.
     pub head: Option<Head>,
+    /// The volume is new and the tree may hold files already.
+    pub adopt: bool,
 }
 
 type Result<T> = std::result::Result<T, VolumeError>;
@@ -91,7 +93,7 @@ pub fn open(options: &VolumeOptions, meta: &dyn Meta, blob: &dyn Blob, shared: &
     let root = tree.stat(tree.root()).map_err(|e| disk(tree.path(), &e))?.id;
     index.load([(index::kernel_key(root.ino), index::encode(&Kernel { id: root, inode: ROOT_INODE })?)])?;
     index.set_base(&base(true))?;
-    Ok(Opened { index, tree, head })
+    Ok(Opened { index, tree, head, adopt: verdict == Verdict::Adopt })
 }
 
 fn judge(
