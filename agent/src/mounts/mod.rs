@@ -1,6 +1,7 @@
 //! All mounts of one agent: puts each volume, its tree and the sessions together, and answers for the agent as a
 //! whole (status, flush, end). It must not know how a volume commits or how a command line looks.
 
+mod bind;
 mod gate;
 mod place;
 mod ports;
@@ -17,6 +18,7 @@ use storeshim_protocol::MountState;
 use crate::config::{Age, Bytes, Config, Mount};
 use crate::session::RequestSink;
 use crate::volume::{Durability, VolumeError, VolumeOptions, VolumeStatus};
+pub use bind::open;
 use gate::MountGate;
 use place::Place;
 pub use ports::{

@@ -57,7 +57,7 @@ pub struct FlushStatus {
 
 impl MountStatus {
     /// A value that changes whenever the volume gets something done towards the backend.
-    pub(super) fn progress_mark(&self) -> (u64, u64, u64, u64) {
+    pub(crate) fn progress_mark(&self) -> (u64, u64, u64, u64) {
         let uploaded = self.volume.progress.as_ref().map_or(0, |progress| progress.bytes_done);
         let packs = self.volume.counters.get("packs").copied().unwrap_or(0);
         (self.volume.seq, self.volume.dirty_bytes, uploaded, packs)
