@@ -1,8 +1,19 @@
 //! Packs of chunks in the backend: whole immutable objects, written once, read by range. It must not know what
 //! a chunk is used for.
 
+#[cfg(test)]
+pub(crate) mod faults;
+pub mod pack;
+mod packs;
+mod runtime;
+mod store;
+
 use bytes::Bytes;
 use std::ops::Range;
+
+pub use self::runtime::runtime;
+pub(crate) use self::store::condense;
+pub use self::store::{Health, Store, StoreError, StoreOptions, explain};
 
 use crate::meta::records::PackId;
 

@@ -3,7 +3,14 @@
 //! The one trait that every engine implements. It knows keys and values as bytes; what they mean is
 //! [`records`]. It must not know trees, rings or packs.
 
+mod cache;
 pub mod records;
+mod slate;
+
+#[cfg(test)]
+mod conformance;
+
+pub use self::slate::open;
 
 use bytes::Bytes;
 use crossbeam::channel::Receiver;
@@ -50,7 +57,8 @@ pub type Result<T> = std::result::Result<T, MetaError>;
 
 /// A volume's metadata engine, opened as the writer. Blocking; callable from any plain (non-tokio) thread.
 pub trait Meta: Send + Sync {
-    /// The value of `key`.
+    /// The value of `key`. Reads show durable commits only, never one that could still be lost; a commit is shown from
+    /// the moment on at which its submission is answered.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
 
     /// Calls `each` with every pair whose key starts with `prefix`, in key order, until it returns `false`.

@@ -10,11 +10,16 @@
 //! c <hash:32>                      Chunk: where its bytes are, how many extents use it
 //! p <pack:16>                      Pack: size and live bytes
 //! g <pack:16>                      a pack without live bytes, to be deleted   (empty value)
+//! 0x00                             reserved for the engine
 //! ```
 //! Numbers in keys are big-endian, so that ranges are in their order. Values are postcard, led by one byte of
 //! record version.
 
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use super::{MetaError, Result};
 
 /// Version of everything in this module; a volume with another one is refused.
 pub const FORMAT_VERSION: u32 = 1;
@@ -135,3 +140,60 @@ pub struct Pack {
     /// Bytes of chunks that are in use.
     pub live: u64,
 }
+
+/// The version byte that leads every value.
+const RECORD_VERSION: u8 = 1;
+
+/// A record's value.
+///
+/// # Errors
+/// `Refused` when a record is too large to encode, which none is.
+pub fn encode<T: Serialize>(record: &T) -> Result<Bytes> {
+    postcard::to_extend(record, vec![RECORD_VERSION]).map(Bytes::from).map_err(|error| {
+        MetaError::Refused(format!("a metadata record cannot be encoded ({error}); this is a bug, report it"))
+    })
+}
+
+/// The record in `value`, which was stored at `key`.
+///
+/// # Errors
+/// `Damaged`, naming the key, when the value is of an unknown version, malformed, or longer than the record.
+pub fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T> {
+    let damaged = |what: &str| {
+        MetaError::Damaged(format!(
+            "the metadata record {} {what}; use the agent that wrote it, or restore the backend from a copy",
+            key::show(key)
+        ))
+    };
+    match value.split_first() {
+        None => Err(damaged("is empty")),
+        Some((&RECORD_VERSION, body)) => match postcard::take_from_bytes(body) {
+            Ok((record, [])) => Ok(record),
+            Ok(_) => Err(damaged("has bytes behind its end")),
+            Err(_) => Err(damaged("is malformed")),
+        },
+        Some((version, _)) => Err(damaged(&format!("has the unknown version {version}"))),
+    }
+}
+
+/// The value of a directory entry: the child's inode number.
+#[must_use]
+pub fn encode_child(inode: u64) -> Bytes {
+    Bytes::copy_from_slice(&inode.to_be_bytes())
+}
+
+/// See [`encode_child`].
+///
+/// # Errors
+/// `Damaged`, naming the key, when the value does not have 8 bytes.
+pub fn decode_child(key: &[u8], value: &[u8]) -> Result<u64> {
+    value.try_into().map(u64::from_be_bytes).map_err(|_| {
+        MetaError::Damaged(format!(
+            "the directory entry {} has {} bytes instead of 8; restore the backend from a copy",
+            key::show(key),
+            value.len()
+        ))
+    })
+}
+
+pub mod key;

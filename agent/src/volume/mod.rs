@@ -1,8 +1,34 @@
 //! The commit engine of one volume: dirty set, cut, commit, audit, restore. It drives `meta` and `blob`, looks at
 //! the tree, and must not know sockets, configuration files, or how a ring is laid out.
+//!
+//! ```text
+//! intents ─▶ dirty ─▶ cut (freeze, look, double collect) ─▶ plan ─▶ commit (packs, batch, acknowledge)
+//!                      │       tree, capture                 │ index
+//!                      └──────────── audit ◀─────────────────┘
+//! ```
+
+mod audit;
+mod capture;
+mod chunks;
+mod commit;
+mod cut;
+mod dirty;
+mod engine;
+mod index;
+mod look;
+mod open;
+mod plan;
+mod restore;
+mod status;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+pub use dirty::DirtySet;
+pub use engine::Volume;
+pub use status::Shared;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +43,8 @@ pub trait Gatekeeper: Send + Sync {
     fn freeze<'a>(&'a self, sink: &mut dyn IntentSink) -> Box<dyn Frozen + 'a>;
     /// Drains the rings now, without a freeze.
     fn drain(&self, sink: &mut dyn IntentSink);
+    /// Process ids of the attached programs, each in its own pid namespace.
+    fn attached(&self) -> Vec<u32>;
     /// Shows clients the mount's state.
     fn set_state(&self, state: MountState);
     /// Shows clients whether the whole tree is resident.
@@ -46,6 +74,8 @@ pub enum Durability {
 pub struct VolumeOptions {
     /// Root of the tree; must exist.
     pub tree: PathBuf,
+    /// Logical prefix under which apps see it.
+    pub prefix: PathBuf,
     /// Directory of the index and other state of this mount; must exist, private to the agent.
     pub state: PathBuf,
     /// When fsync returns.
@@ -119,15 +149,22 @@ pub enum VolumeError {
     Failed(String),
 }
 
-/// Never used outside of contracts: what the engine offers to `mounts` (see `engine.rs`).
-///
-/// ```ignore
-/// Volume::open(options: VolumeOptions, meta: Arc<dyn Meta>, blob: Arc<dyn Blob>, gate: Arc<dyn Gatekeeper>,
-///              sink: Arc<Mutex<DirtySet>>) -> Result<Arc<Volume>, VolumeError>   // restores or audits, then Ready; blocking
-/// volume.barrier(ino: u64, reply: Box<dyn Reply>)      // never blocks
-/// volume.flush() -> Result<u64 /* seq */, VolumeError> // audit everything, commit, wait; blocking
-/// volume.status() -> VolumeStatus                      // cheap; also while open() is still running (VolumeStatusCell)
-/// volume.shutdown()                                    // drain what is dirty, close; blocking
-/// DirtySet: IntentSink + Default                       // the accumulating dirty set that sessions feed
-/// ```
-pub type Contract = Arc<dyn Gatekeeper>;
+impl VolumeError {
+    /// What a barrier answers.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Fenced => libc::ESTALE,
+            Self::Failed(_) => libc::EIO,
+        }
+    }
+}
+
+impl From<crate::meta::MetaError> for VolumeError {
+    fn from(e: crate::meta::MetaError) -> Self {
+        match e {
+            crate::meta::MetaError::Fenced => Self::Fenced,
+            other => Self::Failed(other.to_string()),
+        }
+    }
+}
+

@@ -1,0 +1,162 @@
+//! A store that misbehaves on demand, over memory. The fault model of the tests:
+//! - a PUT is refused before it does anything, or is done and its answer is lost, or hangs for a while;
+//! - a PUT is answered with a conflict although nothing conflicts (a server that is still busy with our first attempt);
+//! - conditions are ignored, or checked without a lock; writing, deleting or everything is forbidden.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+
+/// What becomes of one PUT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nothing is done, an error is answered.
+    Refuse,
+    /// It is done, an error is answered.
+    LoseAnswer,
+    /// It is done after a while.
+    Hang(Duration),
+    /// Nothing is done, "exists already" is answered.
+    FalseConflict,
+}
+
+/// Chooses the fault of a PUT.
+type Plan = Box<dyn FnMut(&Path) -> Option<Fault> + Send>;
+
+#[derive(Default)]
+pub(crate) struct Faulty {
+    pub(crate) inner: Arc<InMemory>,
+    plan: Mutex<Option<Plan>>,
+    pub(crate) ignore_conditions: AtomicBool,
+    pub(crate) check_without_lock: AtomicBool,
+    pub(crate) forbid_writes: AtomicBool,
+    pub(crate) forbid_deletes: AtomicBool,
+    pub(crate) forbid_reads: AtomicBool,
+    pub(crate) no_bucket: AtomicBool,
+}
+
+impl std::fmt::Debug for Faulty {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Faulty")
+    }
+}
+
+impl std::fmt::Display for Faulty {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("faulty memory")
+    }
+}
+
+impl Faulty {
+    pub(crate) fn plan(&self, plan: impl FnMut(&Path) -> Option<Fault> + Send + 'static) {
+        *self.plan.lock().unwrap() = Some(Box::new(plan));
+    }
+
+    pub(crate) fn behave(&self) {
+        *self.plan.lock().unwrap() = None;
+    }
+
+    fn is(flag: &AtomicBool) -> bool {
+        flag.load(Ordering::Relaxed)
+    }
+}
+
+fn broken() -> Error {
+    Error::Generic { store: "faulty", source: "503 SlowDown".into() }
+}
+
+fn denied(path: &Path) -> Error {
+    Error::PermissionDenied { path: path.to_string(), source: "403 <Code>AccessDenied</Code>".into() }
+}
+
+fn no_bucket(path: &Path) -> Error {
+    Error::NotFound { path: path.to_string(), source: "404 <Code>NoSuchBucket</Code>".into() }
+}
+
+fn conflict(path: &Path) -> Error {
+    Error::AlreadyExists { path: path.to_string(), source: "409".into() }
+}
+
+#[async_trait]
+impl ObjectStore for Faulty {
+    async fn put_opts(&self, path: &Path, payload: PutPayload, mut options: PutOptions) -> Result<PutResult> {
+        if Self::is(&self.no_bucket) {
+            return Err(no_bucket(path));
+        }
+        if Self::is(&self.forbid_writes) {
+            return Err(denied(path));
+        }
+        if Self::is(&self.ignore_conditions) {
+            options.mode = PutMode::Overwrite;
+        }
+        if Self::is(&self.check_without_lock) && options.mode == PutMode::Create {
+            if self.inner.get_opts(path, GetOptions::default()).await.is_ok() {
+                return Err(conflict(path));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            options.mode = PutMode::Overwrite;
+        }
+        let fault = self.plan.lock().unwrap().as_mut().and_then(|plan| plan(path));
+        match fault {
+            None => self.inner.put_opts(path, payload, options).await,
+            Some(Fault::Refuse) => Err(broken()),
+            Some(Fault::FalseConflict) => Err(conflict(path)),
+            Some(Fault::LoseAnswer) => {
+                let _ = self.inner.put_opts(path, payload, options).await;
+                Err(broken())
+            }
+            Some(Fault::Hang(pause)) => {
+                tokio::time::sleep(pause).await;
+                self.inner.put_opts(path, payload, options).await
+            }
+        }
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        path: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(path, options).await
+    }
+
+    async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
+        if Self::is(&self.no_bucket) {
+            return Err(no_bucket(path));
+        }
+        if Self::is(&self.forbid_reads) {
+            return Err(denied(path));
+        }
+        self.inner.get_opts(path, options).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        if Self::is(&self.forbid_deletes) {
+            return locations.map(|path| Err(denied(&path?))).boxed();
+        }
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}

@@ -1,0 +1,208 @@
+//! What is particular to SlateDB: ambiguous answers of the store, foreign prefixes, and the number of requests.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use object_store::ObjectStore;
+use object_store::ObjectStoreExt;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use proptest::prelude::*;
+
+use crate::blob::faults::{Fault, Faulty};
+use crate::blob::{Store, StoreOptions};
+use crate::meta::records::{self, Format};
+use crate::meta::{Batch, Meta, MetaError};
+
+fn over(objects: Arc<dyn ObjectStore>) -> Store {
+    Store::over(objects, "test:").unwrap()
+}
+
+fn put(meta: &dyn Meta, key: &[u8], value: &[u8]) -> crossbeam::channel::Receiver<crate::meta::Result<()>> {
+    meta.submit(Batch { ops: vec![(key.to_vec(), Some(Bytes::copy_from_slice(value)))] })
+}
+
+fn contents(meta: &dyn Meta) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    meta.scan(b"k", &mut |key, value| {
+        found.insert(key.to_vec(), value.to_vec());
+        true
+    })
+    .unwrap();
+    found
+}
+
+/// Commits under faults of the WAL's PUTs, then reads back through a healthy store.
+fn survives(mut fault: impl FnMut(u32) -> Option<Fault> + Send + 'static) {
+    let store = Arc::new(Faulty::default());
+    let meta = super::open(&over(Arc::clone(&store) as Arc<dyn ObjectStore>)).unwrap();
+    let mut count = 0;
+    store.plan(move |path| {
+        if !path.as_ref().contains("/wal/") {
+            return None;
+        }
+        count += 1;
+        fault(count)
+    });
+    let mut model = BTreeMap::new();
+    for round in 0..3_u8 {
+        // Several in flight, and each round overwrites, so that a batch written again out of order would show.
+        let answers: Vec<_> = (0..4_u8)
+            .map(|number| {
+                model.insert(vec![b'k', number % 2], vec![round, number]);
+                put(&*meta, &[b'k', number % 2], &[round, number])
+            })
+            .collect();
+        for answer in answers {
+            answer.recv_timeout(Duration::from_secs(60)).unwrap().unwrap();
+        }
+        assert_eq!(contents(&*meta), model);
+    }
+    store.behave();
+    let again = super::open(&over(Arc::clone(&store.inner) as Arc<dyn ObjectStore>)).unwrap();
+    assert_eq!(contents(&*again), model);
+    assert!(matches!(put(&*meta, b"k", b"stale").recv().unwrap(), Err(MetaError::Fenced)));
+}
+
+#[test]
+fn lost_answers_are_no_conflicts() {
+    survives(|count| (count % 2 == 1).then_some(Fault::LoseAnswer));
+}
+
+#[test]
+fn refusals_are_tried_again() {
+    survives(|count| (count % 4 != 0).then_some(Fault::Refuse));
+}
+
+#[test]
+fn a_false_conflict_is_not_taken_for_a_fence() {
+    survives(|count| (count % 3 == 1).then_some(Fault::FalseConflict));
+}
+
+#[test]
+fn a_slow_store_is_waited_for() {
+    survives(|_| Some(Fault::Hang(Duration::from_millis(100))));
+}
+
+#[test]
+fn a_dead_store_keeps_commits_waiting_and_says_why() {
+    let faulty = Arc::new(Faulty::default());
+    let store = over(Arc::clone(&faulty) as Arc<dyn ObjectStore>);
+    let meta = super::open(&store).unwrap();
+    faulty.plan(|_| Some(Fault::Refuse));
+    let answer = put(&*meta, b"k", b"1");
+    assert!(answer.recv_timeout(Duration::from_millis(500)).is_err(), "no false success, no false failure");
+    assert!(store.health().last_error().unwrap().contains("503"));
+    assert_eq!(meta.get(b"k").unwrap(), None, "what is not durable is not shown");
+    faulty.behave();
+    answer.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
+    assert_eq!(meta.get(b"k").unwrap().as_deref(), Some(&b"1"[..]));
+    meta.close().unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() })]
+    /// Any mixture of faults on any object, with crashes in between: what was acknowledged is there, in order.
+    #[test]
+    fn nothing_acknowledged_is_lost(seed in any::<u64>(), rounds in 1_u8..4) {
+        let store = Arc::new(Faulty::default());
+        let mut state = seed | 1;
+        store.plan(move |_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            match state >> 60 {
+                0 | 1 => Some(Fault::LoseAnswer),
+                2 => Some(Fault::Refuse),
+                3 => Some(Fault::Hang(Duration::from_millis(20))),
+                _ => None,
+            }
+        });
+        let mut acknowledged = 0_u64;
+        for _ in 0..rounds {
+            let meta = super::open(&over(Arc::clone(&store) as Arc<dyn ObjectStore>)).unwrap();
+            let seen = meta.get(b"k").unwrap().map_or(0, |value| u64::from_be_bytes(value.as_ref().try_into().unwrap()));
+            // A commit in flight at the crash may have become durable.
+            prop_assert!(seen == acknowledged || seen == acknowledged + 1, "{} after {}", seen, acknowledged);
+            acknowledged = seen;
+            for _ in 0..3 {
+                put(&*meta, b"k", &(acknowledged + 1).to_be_bytes()).recv().unwrap().unwrap();
+                acknowledged += 1;
+            }
+            let _in_flight = put(&*meta, b"k", &(acknowledged + 1).to_be_bytes());
+        }
+    }
+}
+
+#[test]
+fn a_foreign_prefix_is_refused_and_left_alone() {
+    let refusal = |name: &str| {
+        let objects = Arc::new(InMemory::new());
+        let store = over(Arc::clone(&objects) as Arc<dyn ObjectStore>);
+        store.handle().block_on(objects.put(&Path::from(name), "mine".into())).unwrap();
+        let error = super::open(&store).map(|_| ()).unwrap_err();
+        let left = store.handle().block_on(objects.list_with_delimiter(None)).unwrap();
+        assert_eq!(left.objects.len() + left.common_prefixes.len(), 1, "nothing was written");
+        error
+    };
+    assert!(
+        matches!(refusal("holiday/photo.jpg"), MetaError::Refused(text) if text.contains("holiday/photo.jpg"))
+    );
+    assert!(matches!(refusal("packs/ab/abcd"), MetaError::Damaged(text) if text.contains("no metadata")));
+    assert!(matches!(refusal("meta/x"), MetaError::Refused(_)));
+    let garbage = refusal("meta/manifest/00000000000000000001.manifest");
+    assert!(matches!(&garbage, MetaError::Damaged(_)), "{garbage:?}");
+}
+
+#[test]
+fn another_format_version_is_refused() {
+    let store = Store::open("memory:other-format", &StoreOptions { probe: false, ..StoreOptions::default() })
+        .unwrap();
+    let meta = super::open(&store).unwrap();
+    let key = records::key::format();
+    let format: Format = records::decode(&key, &meta.get(&key).unwrap().unwrap()).unwrap();
+    let newer = records::encode(&Format { version: 99, ..format }).unwrap();
+    meta.submit(Batch { ops: vec![(key.clone(), Some(newer))] }).recv().unwrap().unwrap();
+    meta.close().unwrap();
+    let error = super::open(&store).map(|_| ()).unwrap_err();
+    assert!(matches!(&error, MetaError::Damaged(text) if text.contains("version 99")), "{error}");
+}
+
+#[test]
+fn ten_thousand_small_files_cost_few_requests() {
+    let store = over(Arc::new(InMemory::new()));
+    let meta = super::open(&store).unwrap();
+    for part in 0..5_u64 {
+        let mut ops = Vec::new();
+        for file in 0..2000 {
+            let inode = part * 2000 + file + 2;
+            ops.push((records::key::inode(inode), Some(Bytes::from(vec![7; 60]))));
+            ops.push((
+                records::key::dentry(1, format!("file-{inode}").as_bytes()),
+                Some(records::encode_child(inode)),
+            ));
+            ops.push((records::key::block(inode, 0), Some(Bytes::from(vec![8; 50]))));
+            ops.push((
+                records::key::chunk(blake3::hash(&inode.to_be_bytes()).as_bytes()),
+                Some(Bytes::from(vec![9; 1500])),
+            ));
+        }
+        meta.submit(Batch { ops }).recv().unwrap().unwrap();
+    }
+    meta.close().unwrap();
+    let puts = store.health().counters()[0].1;
+    assert!(puts <= 40, "{puts} PUTs for opening, 5 commits and closing");
+    let before = store.health().counters()[1].1;
+    let again = super::open(&store).unwrap();
+    let mut found = 0;
+    again
+        .scan(b"", &mut |_, _| {
+            found += 1;
+            true
+        })
+        .unwrap();
+    assert_eq!(found, 40_001);
+    let gets = store.health().counters()[1].1 - before;
+    assert!(gets <= 100, "{gets} GETs to open and read the whole volume");
+    eprintln!("{puts} PUTs, {gets} GETs");
+}

@@ -1,0 +1,284 @@
+//! The cut: the tree as it stood at one instant. Rounds of freeze, drain and look: what is too much for a freeze is
+//! looked at outside of it, and the next freeze looks only at what changed meanwhile, as a live migration copies
+//! memory. In the last freeze, what can change without passing the gate (stdio, mappings) is looked at until two
+//! looks in a row agree (double collect). It must not know what becomes of the look.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use storeshim_protocol::OpenFlags;
+use storeshim_protocol::control::THROTTLE_BLOCK;
+
+use super::audit::Pace;
+use super::capture::{CaptureError, Piece, PieceSink};
+use super::chunks::ChunkStore;
+use super::dirty::{DirtySet, Names};
+use super::look::{Context, Found, Look};
+use super::status::Shared;
+use super::{VolumeError, index::Index, tree::Tree};
+
+/// Freezes of one cut.
+const ROUNDS: u32 = 6;
+/// From this round on writers are held up, so that the last freeze has little to look at.
+const CROWDED: u32 = 4;
+/// What one freeze may look at, and the bytes that it may read: about a millisecond's worth.
+const FREEZE_ENTRIES: u64 = 64;
+const FREEZE_BYTES: u64 = 1 << 20;
+const FREEZE_BYTES_MAX: u64 = 32 << 20;
+/// How long a freeze may look before it gives up and another round is made.
+const FREEZE_TIME: Duration = Duration::from_millis(100);
+/// Looks of a double collect.
+const COLLECTS: u32 = 6;
+
+/// Inodes that may change without an intent, by kernel inode number, and how.
+pub type Suspects = HashMap<u64, OpenFlags>;
+
+/// What a cut is made with.
+pub struct Cutter<'a> {
+    /// See the types.
+    pub index: &'a Index,
+    /// The tree.
+    pub tree: &'a Tree,
+    /// Its device.
+    pub dev: u64,
+    /// Where sessions put intents.
+    pub sink: &'a std::sync::Mutex<DirtySet>,
+    /// Counters, gate.
+    pub shared: &'a Shared,
+    /// Kept from cut to cut.
+    pub suspects: &'a mut Suspects,
+}
+
+/// How a cut looks everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audit {
+    /// It does not, unless something was lost.
+    No,
+    /// At once.
+    Now,
+    /// Slowly.
+    Background,
+}
+
+/// A finished cut.
+pub struct Cut<'a> {
+    /// The tree as it stood.
+    pub look: Look<'a>,
+    /// Bytes that intents told of.
+    pub bytes: u64,
+    /// When the oldest change was noticed.
+    pub since: Option<Instant>,
+    /// Wall clock of the instant.
+    pub at: std::time::SystemTime,
+}
+
+impl<'a> Cutter<'a> {
+    /// Makes a cut. On an error nothing is lost: what was to be looked at is looked at by the next one.
+    pub fn cut(&mut self, audit: Audit, store: &mut ChunkStore<'_>) -> Result<Cut<'a>, VolumeError> {
+        let mut told = Told::default();
+        match self.rounds(audit, store, &mut told) {
+            Ok(cut) => Ok(cut),
+            Err(error) => {
+                let mut sink = self.sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                sink.everywhere.get_or_insert_with(|| "a cut failed".into());
+                sink.since.get_or_insert_with(Instant::now);
+                Err(match error {
+                    CaptureError::Store(error) => error,
+                    CaptureError::Io(e) => VolumeError::Failed(format!(
+                        "the tree {} cannot be read: {e}; check the disk, then start the agent again",
+                        self.tree.path().display()
+                    )),
+                    CaptureError::TooMuch => VolumeError::Failed("a cut did not end".into()),
+                })
+            }
+        }
+    }
+
+    fn rounds(
+        &mut self,
+        audit: Audit,
+        store: &mut ChunkStore<'_>,
+        told: &mut Told,
+    ) -> Result<Cut<'a>, CaptureError> {
+        let mut look = Look::new(Context { index: self.index, tree: self.tree, dev: self.dev })?;
+        let mut audit_now = audit != Audit::No;
+        let mut audited = false;
+        let mut counted = audit != Audit::No;
+        let (mut bytes, mut since) = (0u64, None::<Instant>);
+        let mut round = 0;
+        let at = loop {
+            round += 1;
+            let last = round >= ROUNDS;
+            if round == CROWDED {
+                // They write faster than we read: the engine opens the throttle again after the cut.
+                self.shared.gate().set_throttle(THROTTLE_BLOCK);
+            }
+            let closed = Instant::now();
+            let mut fresh = DirtySet::default();
+            let frozen = self.shared.gate().freeze(&mut fresh);
+            let at = std::time::SystemTime::now();
+            let mut work = std::mem::take(&mut *self.sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+            work.merge(fresh);
+            bytes = bytes.saturating_add(work.bytes);
+            since = since.into_iter().chain(work.since).min();
+            self.note(&work);
+            told.add(&work);
+            if let Some(why) = work.everywhere.take() {
+                tracing::info!(%why, "looking at the whole tree");
+                // Expected to find what was not told: nobody is to blame for it.
+                (audit_now, counted) = (true, false);
+            }
+            for (ino, flags) in self.suspects.iter() {
+                work.add_inode(*ino).opened = Some(*flags);
+            }
+            let small = !audit_now && work.entries() <= FREEZE_ENTRIES && work.bytes <= FREEZE_BYTES;
+            if !small && !last {
+                drop(frozen);
+                self.shared.paused(closed.elapsed());
+                if audit_now {
+                    (audit_now, audited) = (false, true);
+                    look.found.clear();
+                    let mut pace = Pace::new(audit == Audit::Background);
+                    look.take_everything(store, &mut || {
+                        pace.tick();
+                        self.shared.failure().is_none()
+                    })?;
+                    told.found = std::mem::take(&mut look.found);
+                }
+                look.take(&work, store)?;
+                continue;
+            }
+            let limit = if last { None } else { Some(frozen.deadline().min(closed + FREEZE_TIME)) };
+            look.deadline = limit;
+            let mut keep = Keep { room: if last { u64::MAX } else { FREEZE_BYTES_MAX } };
+            let looked = look.take(&work, &mut keep).and_then(|()| self.double_collect(&mut look, &mut keep));
+            look.deadline = None;
+            let expired = Instant::now() >= frozen.deadline();
+            drop(frozen);
+            self.shared.paused(closed.elapsed());
+            match looked {
+                Ok(()) if !expired => break at,
+                Ok(()) if last => {
+                    self.shared.count("cuts_past_the_deadline", 1);
+                    tracing::warn!("a cut took longer than writers wait: its files may stand at slightly different instants");
+                    break at;
+                }
+                // Looked at again, without hurry, before the next freeze.
+                Ok(()) | Err(CaptureError::TooMuch) => look.take(&work, store)?,
+                Err(error) => return Err(error),
+            }
+        };
+        if counted {
+            let missed = told.missed(&look);
+            self.shared.count("missed_changes", missed.len() as u64);
+            for found in missed.iter().take(10) {
+                tracing::warn!(?found, "the audit found a change that no intent had told: a program without the shim?");
+            }
+        }
+        if audited {
+            self.shared.count("audits", 1);
+        }
+        self.settle(&mut look, told)?;
+        Ok(Cut { look, bytes, since, at })
+    }
+
+    /// Remembers who may go on writing unseen.
+    fn note(&mut self, work: &DirtySet) {
+        for (ino, dirty) in &work.inodes {
+            let unseen = |f: &OpenFlags| f.has(OpenFlags::UNSEEN) || f.has(OpenFlags::MAPPED);
+            if let Some(flags) = dirty.opened.filter(unseen) {
+                let known = self.suspects.entry(*ino).or_insert(flags);
+                // Appends only while every opener appends.
+                let append = known.0 & flags.0 & OpenFlags::APPEND.0;
+                *known = OpenFlags((known.0 | flags.0) & !OpenFlags::APPEND.0 | append);
+            }
+        }
+        for who in &work.stragglers {
+            self.shared.count("stragglers", 1);
+            tracing::warn!(%who, "a call was still inside the gate when the cut went on");
+        }
+    }
+
+    fn double_collect(&self, look: &mut Look<'_>, keep: &mut Keep) -> Result<(), CaptureError> {
+        if self.suspects.is_empty() {
+            return Ok(());
+        }
+        for _ in 0..COLLECTS {
+            if !look.changed_again(self.suspects, keep)? {
+                return Ok(());
+            }
+        }
+        self.shared.count("unsettled_cuts", 1);
+        let names: Vec<u64> = self.suspects.keys().copied().take(5).collect();
+        tracing::warn!(inodes = ?names, "files went on changing during a cut, through stdio or mappings");
+        Ok(())
+    }
+
+    /// Lets go of suspects that nobody can write to any more, where a look after that has found them unchanged.
+    fn settle(&mut self, look: &mut Look<'_>, told: &Told) -> Result<(), CaptureError> {
+        let mut released = Vec::new();
+        for ino in self.suspects.keys() {
+            // Changed in this cut: perhaps again after it. The next cut asks.
+            let quiet = look.known(*ino)?.is_none_or(|inode| !look.inodes.contains_key(&inode));
+            if quiet && !told.inodes.contains(ino) && !look.has_writers(*ino)? {
+                released.push(*ino);
+            }
+        }
+        // A writer may have written and gone between the look and the question: one more look, then they are free.
+        for ino in released {
+            self.suspects.remove(&ino);
+            let mut sink = self.sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            sink.add_inode(ino);
+            sink.since.get_or_insert_with(Instant::now);
+        }
+        Ok(())
+    }
+}
+
+/// What intents told in this cut, to tell what the audit alone has found.
+#[derive(Default)]
+pub struct Told {
+    names: HashMap<u64, Names>,
+    inodes: HashSet<u64>,
+    found: HashSet<Found>,
+}
+
+impl Told {
+    fn add(&mut self, work: &DirtySet) {
+        let mut all = DirtySet { names: std::mem::take(&mut self.names), ..DirtySet::default() };
+        all.merge(DirtySet { names: work.names.clone(), ..DirtySet::default() });
+        self.names = all.names;
+        self.inodes.extend(work.inodes.keys());
+    }
+
+    fn missed(&self, look: &Look<'_>) -> Vec<&Found> {
+        let told = |found: &&Found| match found {
+            Found::Name(dir, name) => match self.names.get(dir) {
+                Some(Names::All) => true,
+                Some(Names::Some(names)) => names.contains(name.as_slice()),
+                // Everything in a new directory was found with it.
+                None => look.kernel.contains_key(dir),
+            },
+            Found::Inode(ino) => {
+                self.inodes.contains(ino) || self.names.contains_key(ino) || look.kernel.contains_key(ino)
+            }
+        };
+        self.found.iter().filter(|found| !told(found)).collect()
+    }
+}
+
+/// Keeps what a freeze reads in memory.
+struct Keep {
+    room: u64,
+}
+
+impl PieceSink for Keep {
+    fn piece(&mut self, bytes: Vec<u8>) -> Result<Piece, CaptureError> {
+        self.room = self.room.checked_sub(bytes.len() as u64).ok_or(CaptureError::TooMuch)?;
+        Ok(Piece::Raw(bytes))
+    }
+}
+
+/// The dirty set behind a lock, for the engine.
+pub type Sink = std::sync::Arc<std::sync::Mutex<DirtySet>>;
+

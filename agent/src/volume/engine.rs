@@ -1,0 +1,395 @@
+//! A volume at work: one thread that decides when to cut and hands every cut to the pipeline. It must not know how
+//! a cut is made or a commit travels.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use storeshim_protocol::control::{THROTTLE_BLOCK, THROTTLE_SLOW};
+use storeshim_protocol::{MountState, OpenFlags};
+
+use super::chunks::ChunkStore;
+use super::commit::{Job, Pipeline, Uploader, Waiter};
+use super::cut::{Audit, Cut, Cutter, Sink, Suspects};
+use super::index::{Base, Index};
+use super::open::{self, Opened};
+use super::plan::{self, Plan};
+use super::status::{Mutex, Shared};
+use super::tree::Tree;
+use super::{Durability, VolumeError, VolumeOptions, VolumeStatus, audit};
+use crate::blob::Blob;
+use crate::meta::records::{self, PackId, key};
+use crate::meta::{Batch, Head, Meta};
+use crate::session::Reply;
+
+/// How often the engine looks at the dirty set's age and size.
+const TICK: Duration = Duration::from_millis(10);
+/// A background cut rests this many times as long as the last one took.
+const REST: u32 = 5;
+
+enum Command {
+    Wait(Waiter, Audit),
+    Stop(Sender<()>),
+}
+
+/// An open volume.
+pub struct Volume {
+    shared: Arc<Shared>,
+    sink: Sink,
+    commands: Sender<Command>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Volume {
+    /// Opens a volume and starts its engine: populates the tree where it must, shows the mount ready, audits. Intents
+    /// come in through `sink` from before this call. Blocking.
+    pub fn open(
+        options: VolumeOptions,
+        meta: Arc<dyn Meta>,
+        blob: Arc<dyn Blob>,
+        shared: Arc<Shared>,
+        sink: Sink,
+    ) -> Result<Arc<Self>, VolumeError> {
+        let Opened { index, tree, head } = open::open(&options, &*meta, &*blob, &shared)?;
+        let threads = |e: std::io::Error| VolumeError::Failed(format!("no thread could be started: {e}"));
+        let index = Arc::new(index);
+        let dev = tree.stat(tree.root()).map_err(|e| VolumeError::Failed(e.to_string()))?.dev;
+        count_files(&index, &shared)?;
+        shared.set_seq(head.map_or(0, |h| h.seq));
+        let (commands, inbox) = unbounded();
+        let engine = Engine {
+            uploader: Arc::new(Uploader::start(&blob, &shared, options.upload_parallelism).map_err(threads)?),
+            pipeline: Pipeline::start(meta, Arc::clone(&blob), Arc::clone(&index), Arc::clone(&shared))
+                .map_err(threads)?,
+            garbage: leftover_garbage(&index)?,
+            next_audit: Instant::now() + options.audit_interval,
+            options,
+            index,
+            tree,
+            dev,
+            shared: Arc::clone(&shared),
+            sink: Arc::clone(&sink),
+            suspects: Suspects::new(),
+            troubled: Vec::new(),
+            seq: head.map_or(0, |h| h.seq),
+            next_cut: Instant::now(),
+            last_suspicion: Instant::now(),
+        };
+        // What programs did while no agent looked: found by the first cut, which no barrier can overtake.
+        sink.lock().unwrap_or_else(PoisonError::into_inner).everywhere = Some("the agent has started".into());
+        shared.set_ready();
+        shared.gate().set_complete(true);
+        shared.gate().set_state(MountState::Ready);
+        let thread = std::thread::Builder::new()
+            .name("volume".into())
+            .spawn(move || engine.run(&inbox, &blob))
+            .map_err(threads)?;
+        Ok(Arc::new(Self { shared, sink, commands, thread: Mutex::new(Some(thread)) }))
+    }
+
+    /// Answers when everything done before is durable in the backend. Never blocks.
+    pub fn barrier(&self, _ino: u64, reply: Box<dyn Reply>) {
+        self.send(Command::Wait(Waiter::Barrier(reply), Audit::No));
+    }
+
+    /// Looks at the whole tree, commits, and waits until that is durable; the commit's number.
+    pub fn flush(&self) -> Result<u64, VolumeError> {
+        let (to, answer) = bounded(1);
+        self.send(Command::Wait(Waiter::Flush(to), Audit::Now));
+        answer.recv().unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    /// Cheap, at any time.
+    pub fn status(&self) -> VolumeStatus {
+        let dirty = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.status(dirty.bytes, dirty.entries(), dirty.since)
+    }
+
+    /// Commits what is dirty, waits for it and ends the engine. Blocking; waits for as long as the backend only
+    /// refuses for now.
+    pub fn shutdown(&self) {
+        let (done, ended) = bounded(1);
+        self.send(Command::Stop(done));
+        // An engine that has ended already answers by hanging up.
+        let _ = ended.recv();
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+
+    fn send(&self, command: Command) {
+        if let Err(crossbeam::channel::SendError(Command::Wait(waiter, _))) = self.commands.send(command) {
+            waiter.failed(&self.closed());
+        }
+    }
+
+    fn closed(&self) -> VolumeError {
+        self.shared.failure().unwrap_or_else(|| VolumeError::Failed("the volume is closed".into()))
+    }
+}
+
+fn count_files(index: &Index, shared: &Shared) -> Result<(), VolumeError> {
+    let (mut files, mut bytes) = (0, 0);
+    index.scan(key::INODES, |key, value| {
+        let record: records::Inode = records::decode(key, value)?;
+        if record.mode & libc::S_IFMT == libc::S_IFREG {
+            files += 1;
+            bytes += record.size as i64;
+        }
+        Ok(())
+    })?;
+    shared.files.store(files, Ordering::Relaxed);
+    shared.bytes.store(bytes, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Packs that an earlier agent found dead but may not have deleted.
+fn leftover_garbage(index: &Index) -> Result<Vec<PackId>, VolumeError> {
+    let mut found = Vec::new();
+    index.scan(key::GARBAGE, |key, _| {
+        if let key::Key::Garbage(id) = key::parse(key)? {
+            found.push(id);
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+struct Engine {
+    options: VolumeOptions,
+    index: Arc<Index>,
+    tree: Tree,
+    dev: u64,
+    shared: Arc<Shared>,
+    sink: Sink,
+    uploader: Arc<Uploader>,
+    pipeline: Pipeline,
+    suspects: Suspects,
+    /// Kernel inodes that could not be read: no barrier succeeds until they can.
+    troubled: Vec<u64>,
+    /// Packs of earlier agents, to be deleted once.
+    garbage: Vec<PackId>,
+    seq: u64,
+    next_cut: Instant,
+    next_audit: Instant,
+    last_suspicion: Instant,
+}
+
+impl Engine {
+    fn run(mut self, inbox: &Receiver<Command>, blob: &Arc<dyn Blob>) {
+        // A lease that is broken while we hold it raises SIGIO, which would kill a process that does not care.
+        // SAFETY: ignoring a signal touches no memory.
+        unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+        self.garbage.retain(|id| blob.delete(id).is_ok());
+        let mut stop = None;
+        while stop.is_none() {
+            let mut waiters = Vec::new();
+            let mut audit = Audit::No;
+            match inbox.recv_timeout(TICK) {
+                Ok(first) => {
+                    for command in std::iter::once(first).chain(inbox.try_iter()) {
+                        match command {
+                            Command::Wait(waiter, asked) => {
+                                waiters.push(waiter);
+                                audit = if asked == Audit::Now { asked } else { audit };
+                            }
+                            Command::Stop(done) => stop = Some(done),
+                        }
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if let Some(error) = self.shared.failure() {
+                waiters.into_iter().for_each(|w| w.failed(&error));
+                continue;
+            }
+            self.throttle();
+            let now = Instant::now();
+            if audit == Audit::No && now >= self.next_audit {
+                audit = Audit::Background;
+            }
+            if !waiters.is_empty() || stop.is_some() || audit != Audit::No || self.is_due(now) {
+                self.cut(waiters, audit);
+            }
+        }
+        self.close(inbox);
+        if let Some(done) = stop {
+            let _ = done.send(());
+        }
+    }
+
+    /// Whether the dirty set is old enough for a cut of its own.
+    fn is_due(&mut self, now: Instant) -> bool {
+        if now < self.next_cut {
+            return false;
+        }
+        let since = self.sink.lock().unwrap_or_else(PoisonError::into_inner).since;
+        // Half of the promise is for the way to the backend.
+        let lag = self.options.max_lag / 2;
+        if since.is_some_and(|t| now.duration_since(t) >= lag) {
+            return true;
+        }
+        let suspicious = !self.suspects.is_empty() && now.duration_since(self.last_suspicion) >= lag;
+        if suspicious {
+            self.last_suspicion = now;
+        }
+        suspicious
+    }
+
+    /// Slows writers down, then blocks them, as what is not in the backend yet nears the limit.
+    fn throttle(&self) {
+        let dirty = self.sink.lock().unwrap_or_else(PoisonError::into_inner).bytes;
+        let at_risk = dirty.saturating_add(self.shared.in_flight_bytes.load(Ordering::Relaxed));
+        let limit = self.options.dirty_limit;
+        let throttle = if at_risk >= limit {
+            THROTTLE_BLOCK
+        } else if at_risk >= limit / 2 {
+            THROTTLE_SLOW
+        } else {
+            0
+        };
+        self.shared.gate().set_throttle(throttle);
+    }
+
+    fn cut(&mut self, waiters: Vec<Waiter>, audit: Audit) {
+        let started = Instant::now();
+        if let Err((error, waiters)) = self.try_cut(waiters, audit) {
+            self.shared.fail(error.clone());
+            waiters.into_iter().for_each(|w| w.failed(&error));
+        }
+        if audit != Audit::No {
+            let attached = self.shared.gate().attached();
+            *self.shared.foreign.lock() = audit::foreign(self.tree.path(), self.dev, &attached);
+            self.next_audit = Instant::now() + self.options.audit_interval.max(started.elapsed());
+        }
+        self.next_cut = Instant::now() + (started.elapsed() * REST).min(Duration::from_secs(10));
+    }
+
+    fn try_cut(&mut self, waiters: Vec<Waiter>, audit: Audit) -> Result<(), (VolumeError, Vec<Waiter>)> {
+        if !self.troubled.is_empty() {
+            let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+            for ino in self.troubled.drain(..) {
+                sink.add_inode(ino).ranges.add(0, u64::MAX);
+            }
+        }
+        let (index, uploader) = (Arc::clone(&self.index), Arc::clone(&self.uploader));
+        let mut chunks = ChunkStore::new(&index, &uploader);
+        let cut = Cutter {
+            index: &index,
+            tree: &self.tree,
+            dev: self.dev,
+            sink: &self.sink,
+            shared: &self.shared,
+            suspects: &mut self.suspects,
+        }
+        .cut(audit, &mut chunks);
+        let Cut { mut look, bytes, since, at, .. } = match cut {
+            Ok(cut) => cut,
+            Err(error) => return Err((error, waiters)),
+        };
+        let trouble = std::mem::take(&mut look.trouble);
+        self.troubled = trouble.iter().map(|(ino, _)| *ino).collect();
+        let trouble = trouble.into_iter().next().map(|(_, why)| VolumeError::Failed(why));
+        if let Some(error) = &trouble {
+            tracing::error!(%error, "a change cannot be committed");
+        }
+        *self.shared.trouble.lock() = trouble.as_ref().map(ToString::to_string);
+        match plan::plan(&index, look, &mut chunks) {
+            Ok(plan) => self.commit(plan, &mut chunks, waiters, trouble, bytes, since, at),
+            Err(error) => Err((error, waiters)),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of a cut, once")]
+    fn commit(
+        &mut self,
+        mut plan: Plan,
+        chunks: &mut ChunkStore<'_>,
+        waiters: Vec<Waiter>,
+        trouble: Option<VolumeError>,
+        bytes: u64,
+        since: Option<Instant>,
+        at: std::time::SystemTime,
+    ) -> Result<(), (VolumeError, Vec<Waiter>)> {
+        for id in self.pipeline.deleted.try_iter().chain(self.garbage.drain(..)) {
+            plan.changes.insert(key::garbage(&id), None);
+        }
+        let mut job = Job {
+            seq: self.seq,
+            nonce: 0,
+            batch: None,
+            uploads: chunks.take_uploads(),
+            waiters,
+            trouble,
+            dead_packs: std::mem::take(&mut plan.dead_packs),
+            bytes: bytes.max(chunks.stored),
+            since: since.unwrap_or_else(Instant::now),
+        };
+        if plan.is_empty() {
+            if let Err(error) = self.index.apply_local(&plan.changes) {
+                return Err((error, job.waiters));
+            }
+            // Kept in order behind the commits that are on their way, whose changes they may wait for.
+            if !job.waiters.is_empty() {
+                job.bytes = 0;
+                self.pipeline.push(job, &self.shared);
+            }
+            return Ok(());
+        }
+        (job.seq, job.nonce) = (self.seq + 1, rand::random());
+        let prepared = self.prepare(&plan, job.seq, job.nonce, at);
+        match prepared {
+            Ok(batch) => job.batch = Some(batch),
+            Err(error) => return Err((error, job.waiters)),
+        }
+        self.seq = job.seq;
+        self.shared.files.fetch_add(plan.files, Ordering::Relaxed);
+        self.shared.bytes.fetch_add(plan.bytes, Ordering::Relaxed);
+        self.pipeline.push(job, &self.shared);
+        Ok(())
+    }
+
+    fn prepare(
+        &self,
+        plan: &Plan,
+        seq: u64,
+        nonce: u128,
+        at: std::time::SystemTime,
+    ) -> Result<Batch, VolumeError> {
+        let cut_at_ns = at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+        let mut ops = plan.operations();
+        ops.push((key::head(), Some(records::encode(&Head { seq, nonce, cut_at_ns })?)));
+        // Before the backend moves, so that an agent that starts after us knows its own commit.
+        self.index.apply(seq, nonce, &plan.changes)?;
+        if self.options.durability == Durability::Local {
+            self.index.sync()?;
+        }
+        Ok(Batch { ops })
+    }
+
+    /// The last cut, then the pipeline's end; a clean mark where everything is on the disk.
+    fn close(mut self, inbox: &Receiver<Command>) {
+        if self.shared.failure().is_none() {
+            self.cut(Vec::new(), Audit::No);
+        }
+        self.shared.gate().set_throttle(0);
+        self.pipeline.finish();
+        let error = self.shared.failure();
+        if error.is_none() && !self.suspects.values().any(|f| f.has(OpenFlags::MAPPED)) {
+            let synced = nix::unistd::syncfs(self.tree.root()).is_ok();
+            if let (true, Ok(Some(base))) = (synced, self.index.base()) {
+                // Without the mark the next start is only more careful.
+                let _ = self.index.set_base(&Base { clean: true, ..base });
+            }
+        }
+        let closed = error.unwrap_or_else(|| VolumeError::Failed("the volume is closed".into()));
+        for command in inbox.try_iter() {
+            if let Command::Wait(waiter, _) = command {
+                waiter.failed(&closed);
+            }
+        }
+    }
+}

@@ -1,0 +1,597 @@
+//! A look at the tree: what the names and inodes of a dirty set are now, kept as an overlay over the index. One look
+//! may take several rounds, each seeing what changed since the one before; the last is made in a freeze, and the
+//! overlay is then the tree as it stood at that instant. It must not know how the overlay becomes a commit
+//! (`plan`) or where captured bytes go.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use storeshim_protocol::OpenFlags;
+
+use super::VolumeError;
+use super::capture::{self, Before, CaptureError, Captured, Edit, PieceSink};
+use super::dirty::{DirtyInode, DirtySet, Names};
+use super::index::{Fingerprints, Index, Kernel, Seen};
+use super::tree::{COARSE_TICK_NS, FileId, Stat, Tree};
+use crate::meta::records::{Block, Inode, ROOT_INODE};
+
+/// An inode as it was looked at.
+#[derive(Debug)]
+pub struct Looked {
+    /// Its record; `links` is filled in from the names when the commit is planned.
+    pub inode: Inode,
+    /// What to compare the next look with.
+    pub seen: Seen,
+    /// Changes of its data since the index, in order.
+    pub edits: Vec<Edit>,
+    /// New fingerprints of blocks; `None` where the old ones do not hold any more.
+    pub fingerprints: BTreeMap<u64, Option<Fingerprints>>,
+}
+
+/// A change that a look has found, by kernel inode numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Found {
+    /// An entry of a directory.
+    Name(u64, Vec<u8>),
+    /// An inode's attributes or data.
+    Inode(u64),
+}
+
+/// What a look needs of the world.
+pub struct Context<'a> {
+    /// The last cut.
+    pub index: &'a Index,
+    /// The tree.
+    pub tree: &'a Tree,
+    /// Device of the tree: what is mounted inside it is not part of the volume.
+    pub dev: u64,
+}
+
+/// An overlay over the index. See the module.
+pub struct Look<'a> {
+    cx: Context<'a>,
+    /// Directory entries that are not as in the index, by directory and name.
+    pub dentries: BTreeMap<(u64, Vec<u8>), Option<u64>>,
+    /// Inodes that were looked at and had changed.
+    pub inodes: HashMap<u64, Looked>,
+    /// Kernel inodes that the index does not know (by number).
+    pub kernel: HashMap<u64, Kernel>,
+    /// What could not be looked at: the kernel inode, and the sentence that the log and a failing barrier get.
+    pub trouble: Vec<(u64, String)>,
+    added_links: HashMap<u64, BTreeSet<(u64, Vec<u8>)>>,
+    dir_paths: HashMap<u64, Vec<u8>>,
+    next_inode: u64,
+    /// Past this, a look in a freeze gives up.
+    pub deadline: Option<Instant>,
+    /// What was found changed, for the audit to tell what no intent had named.
+    pub found: HashSet<Found>,
+    ids: HashMap<u64, FileId>,
+    first_new: u64,
+}
+
+/// Work of one round, by volume inode.
+#[derive(Default)]
+struct Todo {
+    inodes: BTreeMap<u64, DirtyInode>,
+    /// Looked at in this round already: told ranges add nothing.
+    done: HashSet<u64>,
+    dirs: Vec<(u64, Names)>,
+    /// By kernel inode: directories that no look has met yet.
+    unknown: Vec<(u64, Names)>,
+}
+
+type Result<T> = std::result::Result<T, CaptureError>;
+
+impl From<VolumeError> for CaptureError {
+    fn from(e: VolumeError) -> Self {
+        Self::Store(e)
+    }
+}
+
+impl<'a> Look<'a> {
+    /// An empty overlay.
+    pub fn new(cx: Context<'a>) -> std::result::Result<Self, VolumeError> {
+        let next_inode = cx.index.next_inode()?;
+        Ok(Self {
+            cx,
+            dentries: BTreeMap::new(),
+            inodes: HashMap::new(),
+            kernel: HashMap::new(),
+            trouble: Vec::new(),
+            added_links: HashMap::new(),
+            dir_paths: HashMap::new(),
+            next_inode,
+            deadline: None,
+            found: HashSet::new(),
+            ids: HashMap::new(),
+            first_new: next_inode,
+        })
+    }
+
+    /// The next free inode number after this look.
+    pub fn next_inode(&self) -> u64 {
+        self.next_inode
+    }
+
+    /// Looks at all that `work` names. Idempotent: the same work may be looked at again, in a later round.
+    pub fn take(&mut self, work: &DirtySet, sink: &mut dyn PieceSink) -> Result<()> {
+        let mut todo = Todo::default();
+        for (kino, names) in &work.names {
+            if let Some(dir) = self.known(*kino)? {
+                todo.dirs.push((dir, names.clone()));
+            } else {
+                todo.unknown.push((*kino, names.clone()));
+            }
+        }
+        self.look_dirs(&mut todo)?;
+        for (kino, dirty) in &work.inodes {
+            if let Some(inode) = self.known(*kino)? {
+                let mine = todo.inodes.entry(inode).or_default();
+                mine.clone_from(dirty);
+            }
+        }
+        while let Some((inode, dirty)) = todo.inodes.pop_first() {
+            if !todo.done.contains(&inode) {
+                self.look_inode(inode, &dirty, sink)?;
+                todo.done.insert(inode);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at everything: lists every directory and compares every entry with the index. `tick` is called now and
+    /// then, to be slow on purpose or to give up (`false`).
+    pub fn take_everything(&mut self, sink: &mut dyn PieceSink, tick: &mut dyn FnMut() -> bool) -> Result<bool> {
+        let mut stack = vec![ROOT_INODE];
+        let mut visited = HashSet::new();
+        while let Some(dir) = stack.pop() {
+            if !visited.insert(dir) {
+                continue;
+            }
+            let mut todo = Todo::default();
+            let known: HashMap<Vec<u8>, u64> = self.cx.index.children(dir)?.into_iter().collect();
+            self.look_dir(dir, &Names::All, &mut todo)?;
+            // New directories were put on the list; those that stand as they did must be gone into, too.
+            todo.dirs.clear();
+            while let Some((inode, dirty)) = todo.inodes.pop_first() {
+                self.look_inode(inode, &dirty, sink)?;
+            }
+            for child in self.children(dir, known).into_values() {
+                if self.is_dir(child)? {
+                    stack.push(child);
+                }
+                if !tick() {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the inode's file is still open or mapped for writing somewhere.
+    pub fn has_writers(&mut self, kino: u64) -> Result<bool> {
+        let Some(inode) = self.known(kino)? else { return Ok(false) };
+        let Some(path) = self.path_of(inode)? else { return Ok(false) };
+        let Some(file) = self.cx.tree.open_file(&path)? else { return Ok(false) };
+        Ok(self.cx.tree.stat(file.as_fd())?.id.ino != kino || !self.cx.tree.no_writers(&file))
+    }
+
+    /// Looks at suspects again; whether any had changed. Two rounds in a row without a change are a double collect.
+    pub fn changed_again(&mut self, suspects: &HashMap<u64, OpenFlags>, sink: &mut dyn PieceSink) -> Result<bool> {
+        let mut any = false;
+        for (kino, flags) in suspects {
+            if let Some(inode) = self.known(*kino)? {
+                let dirty = DirtyInode { opened: Some(*flags), ..DirtyInode::default() };
+                any |= self.look_inode(inode, &dirty, sink)?;
+            }
+        }
+        Ok(any)
+    }
+
+    /// The volume inode behind a kernel inode, new ones of this look included.
+    pub fn known(&self, kino: u64) -> std::result::Result<Option<u64>, VolumeError> {
+        if let Some(kernel) = self.kernel.get(&kino) {
+            return Ok(Some(kernel.inode));
+        }
+        Ok(self.cx.index.kernel(kino)?.map(|k| k.inode))
+    }
+
+    fn children(&self, dir: u64, mut known: HashMap<Vec<u8>, u64>) -> HashMap<Vec<u8>, u64> {
+        for ((_, name), child) in self.dentries.range((dir, Vec::new())..).take_while(|((d, _), _)| *d == dir) {
+            match child {
+                Some(child) => known.insert(name.clone(), *child),
+                None => known.remove(name),
+            };
+        }
+        known
+    }
+
+    fn is_dir(&self, inode: u64) -> Result<bool> {
+        let mode = match self.inodes.get(&inode) {
+            Some(looked) => Some(looked.inode.mode),
+            None => self.cx.index.inode(inode)?.map(|i| i.mode),
+        };
+        Ok(mode.is_some_and(|m| m & libc::S_IFMT == libc::S_IFDIR))
+    }
+
+    /// Looks at all listed directories. One may be reachable only once the look at another has found where it is
+    /// now, so this goes on while it gets anywhere. A directory that stays unreachable was deleted (its names are
+    /// looked at once more, in case that was not told), or is new and was listed as a whole from its parent.
+    fn look_dirs(&mut self, todo: &mut Todo) -> Result<()> {
+        let mut rechecked = HashSet::new();
+        loop {
+            let mut progress = false;
+            let mut later = Vec::new();
+            while let Some((dir, names)) = todo.dirs.pop() {
+                if self.look_dir(dir, &names, todo)? {
+                    progress = true;
+                } else {
+                    later.push((dir, names));
+                }
+            }
+            for (kino, names) in std::mem::take(&mut todo.unknown) {
+                match self.known(kino)? {
+                    Some(dir) => todo.dirs.push((dir, names)),
+                    None => todo.unknown.push((kino, names)),
+                }
+            }
+            if !progress {
+                for (dir, _) in &later {
+                    if rechecked.insert(*dir) {
+                        self.recheck_links(*dir, None, todo)?;
+                    }
+                }
+                if todo.dirs.is_empty() {
+                    return Ok(());
+                }
+            }
+            todo.dirs.append(&mut later);
+        }
+    }
+
+    /// Looks at entries of a directory; `false` where the directory is not to be found.
+    fn look_dir(&mut self, dir: u64, names: &Names, todo: &mut Todo) -> Result<bool> {
+        let Some(fd) = self.open_dir(dir)? else { return Ok(false) };
+        match names {
+            Names::Some(set) => {
+                for name in set {
+                    self.look_name(dir, fd.as_fd(), name, todo)?;
+                }
+            }
+            Names::All => {
+                let mut gone = self.children(dir, self.cx.index.children(dir)?.into_iter().collect());
+                for name in self.cx.tree.list(fd.as_fd())? {
+                    gone.remove(&name);
+                    self.look_name(dir, fd.as_fd(), &name, todo)?;
+                }
+                for name in gone.into_keys() {
+                    self.set_dentry(dir, &name, None)?;
+                }
+            }
+        }
+        // Its own times have changed with its entries.
+        todo.inodes.entry(dir).or_default();
+        Ok(true)
+    }
+
+    fn look_name(&mut self, dir: u64, fd: BorrowedFd<'_>, name: &[u8], todo: &mut Todo) -> Result<()> {
+        let stat = self.cx.tree.stat_at(fd, name)?.filter(|s| s.dev == self.cx.dev);
+        let Some(stat) = stat else { return self.set_dentry(dir, name, None) };
+        let (inode, new) = self.inode_of(&stat)?;
+        let was = self.child(dir, name)?;
+        self.set_dentry(dir, name, Some(inode))?;
+        if new {
+            todo.inodes.entry(inode).or_default();
+            if stat.is_dir() {
+                todo.dirs.push((inode, Names::All));
+            }
+            return Ok(());
+        }
+        if was != Some(inode) {
+            // It has another name from before: does that still stand? (A rename that was not told, a hard link.)
+            self.recheck_links(inode, Some((dir, name)), todo)?;
+        }
+        if self.seen(inode)?.is_none_or(|seen| !same(&seen, &stat) || seen.racy) {
+            todo.inodes.entry(inode).or_default();
+        } else if stat.is_symlink() {
+            self.through_symlink(dir, fd, name, todo)?;
+        }
+        Ok(())
+    }
+
+    /// An intent that names a link which has not changed may mean the file that was created through it.
+    fn through_symlink(&mut self, dir: u64, fd: BorrowedFd<'_>, name: &[u8], todo: &mut Todo) -> Result<()> {
+        let target = self.cx.tree.to_physical(&self.cx.tree.read_link(fd, name)?);
+        let Some(mut path) = self.path_of(dir)? else { return Ok(()) };
+        let root = std::os::unix::ffi::OsStrExt::as_bytes(self.cx.tree.path().as_os_str());
+        match target.strip_prefix(root).and_then(|rest| rest.strip_prefix(b"/")) {
+            Some(inside) => path = inside.to_vec(),
+            None if target.starts_with(b"/") => return Ok(()),
+            None => path = join(&path, &target),
+        }
+        let cut = path.iter().rposition(|b| *b == b'/');
+        let (parent, last) = cut.map_or((&[][..], &path[..]), |at| (&path[..at], path.get(at + 1..).unwrap_or(&[])));
+        if let Some(parent) = self.cx.tree.open_dir(parent)?
+            && let Some(parent) = self.known(self.cx.tree.stat(parent.as_fd())?.id.ino)?
+            && self.child(parent, last)?.is_none()
+        {
+            todo.dirs.push((parent, Names::Some(HashSet::from([last.into()]))));
+        }
+        Ok(())
+    }
+
+    /// Has the other names of an inode looked at: do they still stand?
+    fn recheck_links(&mut self, inode: u64, but: Option<(u64, &[u8])>, todo: &mut Todo) -> Result<()> {
+        for (dir, name) in self.links_of(inode)? {
+            if but.is_none_or(|(d, n)| d != dir || n != name) {
+                todo.dirs.push((dir, Names::Some(HashSet::from([name.into()]))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at one inode and takes over what has changed; whether anything had.
+    fn look_inode(&mut self, inode: u64, dirty: &DirtyInode, sink: &mut dyn PieceSink) -> Result<bool> {
+        if self.deadline.is_some_and(|d| Instant::now() > d) {
+            return Err(CaptureError::TooMuch);
+        }
+        let Some(path) = self.path_of(inode)? else { return Ok(false) };
+        match self.look_path(inode, &path, dirty, sink) {
+            Err(CaptureError::Io(e)) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => Ok(false),
+            Err(CaptureError::Io(e)) => {
+                let path = String::from_utf8_lossy(&path).into_owned();
+                let ino = self.id_of(inode)?.map_or(0, |id| id.ino);
+                self.trouble.push((ino, format!("the agent cannot read {path:?} in the tree: {e}")));
+                Ok(false)
+            }
+            other => other,
+        }
+    }
+
+    fn look_path(&mut self, inode: u64, path: &[u8], dirty: &DirtyInode, sink: &mut dyn PieceSink) -> Result<bool> {
+        let tree = self.cx.tree;
+        let handle = tree.open_at(path, libc::O_PATH)?;
+        let stat = tree.stat(handle.as_fd())?;
+        if self.id_of(inode)?.is_some_and(|id| id != stat.id) {
+            return Ok(false);
+        }
+        let before = self.seen(inode)?;
+        let unchanged = before.is_some_and(|seen| same(&seen, &stat));
+        let flags = dirty.opened.unwrap_or_default();
+        let again = flags.has(OpenFlags::MAPPED) || before.is_some_and(|seen| seen.racy);
+        if unchanged && dirty.ranges.is_empty() && !again {
+            return Ok(false);
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
+        let mut target = Vec::new();
+        let mut xattrs = Vec::new();
+        let mut captured = Captured::default();
+        if stat.is_file() {
+            let Some(file) = tree.open_file(path)? else { return Ok(false) };
+            xattrs = tree.xattrs(file.as_fd())?;
+            captured = self.capture(inode, &file, &stat, before, dirty, sink)?;
+        } else if stat.is_dir() {
+            xattrs = tree.xattrs(handle.as_fd())?;
+        } else if stat.is_symlink() {
+            target = tree.read_link(handle.as_fd(), b"")?;
+        }
+        let age = now - (stat.ctime.secs.wrapping_mul(1_000_000_000) + i64::from(stat.ctime.nanos));
+        let record = Inode {
+            mode: stat.mode,
+            uid: stat.uid,
+            gid: stat.gid,
+            rdev: if matches!(stat.mode & libc::S_IFMT, libc::S_IFBLK | libc::S_IFCHR) { stat.rdev } else { 0 },
+            size: if stat.is_dir() { 0 } else if stat.is_symlink() { target.len() as u64 } else { stat.size },
+            mtime: stat.mtime,
+            links: 0,
+            target,
+            xattrs,
+        };
+        let changed = !unchanged || !captured.edits.is_empty();
+        if !changed && self.inodes.get(&inode).is_none() && captured.fingerprints.is_empty() {
+            return Ok(false);
+        }
+        let seen = Seen {
+            id: stat.id,
+            size: stat.size,
+            mtime: stat.mtime,
+            ctime: stat.ctime,
+            racy: tree.coarse_clock() && age < COARSE_TICK_NS,
+        };
+        if changed {
+            self.found.insert(Found::Inode(stat.id.ino));
+        }
+        let slot = self.inodes.entry(inode).or_insert_with(|| Looked {
+            inode: record.clone(),
+            seen,
+            edits: Vec::new(),
+            fingerprints: BTreeMap::new(),
+        });
+        slot.inode = record;
+        slot.seen = seen;
+        slot.edits.extend(captured.edits);
+        slot.fingerprints.extend(captured.fingerprints);
+        Ok(changed)
+    }
+
+    fn capture(
+        &self,
+        inode: u64,
+        file: &std::fs::File,
+        stat: &Stat,
+        before: Option<Seen>,
+        dirty: &DirtyInode,
+        sink: &mut dyn PieceSink,
+    ) -> Result<Captured> {
+        let Some(seen) = before else { return capture::tail(file, 0, stat.size, sink) };
+        let known = Known { look: self, inode };
+        let flags = dirty.opened.unwrap_or_default();
+        let unseen = flags.has(OpenFlags::UNSEEN) || flags.has(OpenFlags::MAPPED);
+        // Of two sizes within one cut the data beyond the smaller is new.
+        let shrunk = stat.size < seen.size;
+        if !unseen && !dirty.ranges.is_empty() {
+            let mut ranges = dirty.ranges.clone();
+            ranges.add(seen.size.min(stat.size), stat.size);
+            return capture::ranges(file, stat.size, &ranges, &known, sink);
+        }
+        let data_changed = stat.size != seen.size || stat.mtime != seen.mtime || stat.ctime != seen.ctime || seen.racy;
+        if !data_changed && !flags.has(OpenFlags::MAPPED) {
+            return Ok(Captured::default());
+        }
+        if unseen && flags.has(OpenFlags::APPEND) && !flags.has(OpenFlags::MAPPED) && !shrunk && !seen.racy {
+            let from = dirty.ranges.iter().next().map_or(seen.size, |(start, _)| start.min(seen.size));
+            return capture::tail(file, from.min(stat.size), stat.size, sink);
+        }
+        capture::compare(file, stat.size, &known, sink)
+    }
+
+    fn seen(&self, inode: u64) -> std::result::Result<Option<Seen>, VolumeError> {
+        match self.inodes.get(&inode) {
+            Some(looked) => Ok(Some(looked.seen)),
+            None => self.cx.index.seen(inode),
+        }
+    }
+
+    fn id_of(&self, inode: u64) -> std::result::Result<Option<FileId>, VolumeError> {
+        if let Some(looked) = self.inodes.get(&inode) {
+            return Ok(Some(looked.seen.id));
+        }
+        if let Some(seen) = self.cx.index.seen(inode)? {
+            return Ok(Some(seen.id));
+        }
+        Ok(self.ids.get(&inode).copied())
+    }
+
+    /// The volume inode of a kernel inode that was just seen, and whether it is new.
+    fn inode_of(&mut self, stat: &Stat) -> Result<(u64, bool)> {
+        if let Some(kernel) = self.kernel.get(&stat.id.ino)
+            && kernel.id == stat.id
+        {
+            return Ok((kernel.inode, !self.inodes.contains_key(&kernel.inode)));
+        }
+        if let Some(kernel) = self.cx.index.kernel(stat.id.ino)?
+            && kernel.id == stat.id
+        {
+            self.kernel.remove(&stat.id.ino);
+            return Ok((kernel.inode, false));
+        }
+        let inode = self.next_inode;
+        self.next_inode += 1;
+        self.kernel.insert(stat.id.ino, Kernel { id: stat.id, inode });
+        self.ids.insert(inode, stat.id);
+        Ok((inode, true))
+    }
+
+    fn child(&self, dir: u64, name: &[u8]) -> Result<Option<u64>> {
+        match self.dentries.get(&(dir, name.to_vec())) {
+            Some(child) => Ok(*child),
+            None => Ok(self.cx.index.child(dir, name)?),
+        }
+    }
+
+    fn set_dentry(&mut self, dir: u64, name: &[u8], child: Option<u64>) -> Result<()> {
+        let old = self.child(dir, name)?;
+        if old == child {
+            return Ok(());
+        }
+        if let Some(old) = old {
+            if let Some(links) = self.added_links.get_mut(&old) {
+                links.remove(&(dir, name.to_vec()));
+            }
+            self.dir_paths.clear();
+        }
+        if let Some(child) = child {
+            self.added_links.entry(child).or_default().insert((dir, name.to_vec()));
+        }
+        if let Some(id) = self.id_of(dir)? {
+            self.found.insert(Found::Name(id.ino, name.to_vec()));
+        }
+        self.dentries.insert((dir, name.to_vec()), child);
+        Ok(())
+    }
+
+    /// The names of an inode, by the overlay and the index together.
+    pub fn links_of(&self, inode: u64) -> std::result::Result<BTreeSet<(u64, Vec<u8>)>, VolumeError> {
+        let mut links = self.added_links.get(&inode).cloned().unwrap_or_default();
+        if inode >= self.first_new {
+            return Ok(links);
+        }
+        for (dir, name) in self.cx.index.links(inode)? {
+            let link = (dir, name);
+            if self.dentries.get(&link).is_none_or(|child| *child == Some(inode)) {
+                links.insert(link);
+            }
+        }
+        Ok(links)
+    }
+
+    /// A path of the inode from the root; `None` where no name of it is left.
+    fn path_of(&mut self, inode: u64) -> Result<Option<Vec<u8>>> {
+        let mut parts: Vec<Vec<u8>> = Vec::new();
+        let mut at = inode;
+        let mut head = Vec::new();
+        while at != ROOT_INODE {
+            if at != inode && let Some(path) = self.dir_paths.get(&at) {
+                head.clone_from(path);
+                break;
+            }
+            // A cycle can only come from renames that were not told, looked at half way.
+            if parts.len() > 8192 {
+                return Ok(None);
+            }
+            let Some((dir, name)) = self.links_of(at)?.pop_first() else { return Ok(None) };
+            parts.push(name);
+            at = dir;
+        }
+        let name = if parts.is_empty() { None } else { Some(parts.remove(0)) };
+        let mut path = head;
+        for part in parts.iter().rev() {
+            path = join(&path, part);
+        }
+        Ok(Some(match name {
+            Some(name) => {
+                if let Some(parent) = self.links_of(inode)?.pop_first() {
+                    self.dir_paths.insert(parent.0, path.clone());
+                }
+                join(&path, &name)
+            }
+            None => path,
+        }))
+    }
+
+    fn open_dir(&mut self, dir: u64) -> Result<Option<OwnedFd>> {
+        let Some(path) = self.path_of(dir)? else { return Ok(None) };
+        let Some(fd) = self.cx.tree.open_dir(&path)? else { return Ok(None) };
+        let id = self.cx.tree.stat(fd.as_fd())?.id;
+        Ok(self.id_of(dir)?.is_none_or(|known| known == id).then_some(fd))
+    }
+}
+
+/// The data of a file as the index has it, as far as this look has not edited it.
+struct Known<'l, 'a> {
+    look: &'l Look<'a>,
+    inode: u64,
+}
+
+impl Before for Known<'_, '_> {
+    fn block(&self, block: u64) -> Result<Option<Block>> {
+        let edited = self.look.inodes.get(&self.inode).is_some_and(|l| l.fingerprints.contains_key(&block));
+        if edited { Ok(None) } else { Ok(self.look.cx.index.block(self.inode, block)?) }
+    }
+
+    fn fingerprints(&self, block: u64) -> Result<Option<Fingerprints>> {
+        match self.look.inodes.get(&self.inode).and_then(|l| l.fingerprints.get(&block)) {
+            Some(prints) => Ok(prints.clone()),
+            None => Ok(self.look.cx.index.fingerprints(self.inode, block)?),
+        }
+    }
+}
+
+fn same(seen: &Seen, stat: &Stat) -> bool {
+    seen.id == stat.id && seen.size == stat.size && seen.mtime == stat.mtime && seen.ctime == stat.ctime
+}
+
+fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
+}

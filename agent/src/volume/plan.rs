@@ -1,0 +1,393 @@
+//! Turns a look into a commit: the records that change, the chunks' reference counts, the packs' live bytes. Pure
+//! bookkeeping over the index and the overlay; it must not touch the tree or the backend.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+
+use bytes::Bytes;
+
+use super::VolumeError;
+use super::capture::{Edit, Piece};
+use super::index::{self, Changes, Index};
+use super::look::{Look, Looked};
+use crate::meta::records::{self, BLOCK_SIZE, Block, Chunk, ChunkHash, Extent, PackId, Pack, ROOT_INODE, key};
+
+type Result<T> = std::result::Result<T, VolumeError>;
+
+/// The chunks that a cut brought.
+pub trait NewChunks {
+    /// Stores a piece that is still in memory.
+    fn store(&mut self, bytes: &[u8]) -> Result<ChunkHash>;
+    /// All bytes are there: decides what goes inline and what into packs.
+    fn finish(&mut self) -> Result<()>;
+    /// The record of a new chunk, with no references; `None` where it is not new.
+    fn record(&self, hash: &ChunkHash) -> Option<Chunk>;
+    /// The packs that were begun in this cut, with their sizes.
+    fn packs(&self) -> Vec<(PackId, u64)>;
+}
+
+/// What a commit is made of.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Everything that changes in the index; the backend's records among it are the batch.
+    pub changes: Changes,
+    /// Packs without live bytes after this commit: to be deleted once it is durable.
+    pub dead_packs: Vec<PackId>,
+    /// Regular files more (or fewer) than before.
+    pub files: i64,
+    /// Bytes of regular files more (or fewer) than before.
+    pub bytes: i64,
+}
+
+impl Plan {
+    /// Whether nothing of the volume changes.
+    pub fn is_empty(&self) -> bool {
+        !self.changes.keys().any(|k| key::is_record(k))
+    }
+
+    /// The operations of the metadata batch.
+    pub fn operations(&self) -> Vec<(Vec<u8>, Option<Bytes>)> {
+        self.changes
+            .iter()
+            .filter(|(k, _)| key::is_record(k))
+            .map(|(key, value)| (key.clone(), value.clone().map(Bytes::from)))
+            .collect()
+    }
+}
+
+/// Plans the commit of a finished look.
+pub fn plan(index: &Index, mut look: Look<'_>, chunks: &mut dyn NewChunks) -> Result<Plan> {
+    let mut planner =
+        Planner { index, plan: Plan::default(), refs: HashMap::new(), chunks, dead: HashSet::new() };
+    let touched = planner.bury(&mut look)?;
+    planner.names(&look)?;
+    let mut looked = std::mem::take(&mut look.inodes);
+    for inode in &touched {
+        if !planner.dead.contains(inode) && !looked.contains_key(inode) {
+            planner.links(*inode, &look)?;
+        }
+    }
+    let mut inodes: Vec<(u64, Looked)> = looked.drain().collect();
+    inodes.sort_by_key(|(inode, _)| *inode);
+    for (inode, seen) in inodes {
+        if !planner.dead.contains(&inode) {
+            planner.inode(inode, seen, &look)?;
+        }
+    }
+    let dead: Vec<u64> = planner.dead.iter().copied().collect();
+    for inode in dead {
+        planner.delete(inode)?;
+    }
+    planner.references()?;
+    let mut plan = planner.plan;
+    // What ends as it was is no change.
+    let mut same = Vec::new();
+    for (key, value) in &plan.changes {
+        if index.raw(key)? == *value {
+            same.push(key.clone());
+        }
+    }
+    same.iter().for_each(|key| drop(plan.changes.remove(key)));
+    if look.next_inode() != index.next_inode()? {
+        index::set_next_inode(&mut plan.changes, look.next_inode())?;
+    }
+    Ok(plan)
+}
+
+fn encode<T: serde::Serialize>(record: &T) -> Result<Vec<u8>> {
+    Ok(records::encode(record)?.to_vec())
+}
+
+struct Planner<'a> {
+    index: &'a Index,
+    plan: Plan,
+    /// Change of each chunk's reference count.
+    refs: HashMap<ChunkHash, i64>,
+    chunks: &'a mut dyn NewChunks,
+    dead: HashSet<u64>,
+}
+
+impl Planner<'_> {
+    /// Finds the inodes that have no name left, and everything below such directories. Returns all inodes whose names
+    /// changed.
+    fn bury(&mut self, look: &mut Look<'_>) -> Result<BTreeSet<u64>> {
+        let mut touched = BTreeSet::new();
+        let mut queue = VecDeque::new();
+        for ((dir, name), child) in &look.dentries {
+            let old = self.index.child(*dir, name)?;
+            for inode in [old, *child].into_iter().flatten() {
+                if touched.insert(inode) {
+                    queue.push_back(inode);
+                }
+            }
+        }
+        // Inodes that were met under a name which is not theirs any more.
+        queue.extend(look.inodes.keys().filter(|inode| !touched.contains(inode)));
+        while let Some(inode) = queue.pop_front() {
+            if inode == ROOT_INODE || self.dead.contains(&inode) {
+                continue;
+            }
+            let alive = look.links_of(inode)?.iter().any(|(dir, _)| !self.dead.contains(dir));
+            if alive {
+                continue;
+            }
+            self.dead.insert(inode);
+            let mut children: BTreeMap<Vec<u8>, u64> = self.index.children(inode)?.into_iter().collect();
+            let from = (inode, Vec::new());
+            for ((_, name), child) in look.dentries.range(from..).take_while(|((dir, _), _)| *dir == inode) {
+                match child {
+                    Some(child) => children.insert(name.clone(), *child),
+                    None => children.remove(name),
+                };
+            }
+            for (name, child) in children {
+                look.dentries.insert((inode, name), None);
+                touched.insert(child);
+                queue.push_back(child);
+            }
+        }
+        Ok(touched)
+    }
+
+    fn names(&mut self, look: &Look<'_>) -> Result<()> {
+        for ((dir, name), child) in &look.dentries {
+            let child = child.filter(|c| !self.dead.contains(c) && !self.dead.contains(dir));
+            let old = self.index.child(*dir, name)?;
+            if let Some(old) = old.filter(|old| Some(*old) != child) {
+                self.set(index::link_key(old, *dir, name), None);
+            }
+            match child {
+                Some(child) => {
+                    self.set(key::dentry(*dir, name), Some(records::encode_child(child).to_vec()));
+                    self.set(index::link_key(child, *dir, name), Some(Vec::new()));
+                }
+                None => self.set(key::dentry(*dir, name), None),
+            }
+        }
+        Ok(())
+    }
+
+    /// An inode of which only the number of names changed.
+    fn links(&mut self, inode: u64, look: &Look<'_>) -> Result<()> {
+        if let Some(mut record) = self.index.inode(inode)? {
+            record.links = self.count_links(inode, look)?;
+            self.set(key::inode(inode), Some(encode(&record)?));
+        }
+        Ok(())
+    }
+
+    fn count_links(&self, inode: u64, look: &Look<'_>) -> Result<u32> {
+        let links = look.links_of(inode)?.iter().filter(|(dir, _)| !self.dead.contains(dir)).count();
+        Ok(links.max(1) as u32)
+    }
+
+    fn inode(&mut self, inode: u64, looked: Looked, look: &Look<'_>) -> Result<()> {
+        let mut record = looked.inode;
+        record.links = self.count_links(inode, look)?;
+        let old = self.index.inode(inode)?;
+        let is_file = record.mode & libc::S_IFMT == libc::S_IFREG;
+        if is_file {
+            self.plan.files += i64::from(old.is_none());
+            self.plan.bytes += record.size as i64 - old.as_ref().map_or(0, |o| o.size as i64);
+            self.extents(inode, record.size, old.as_ref().map_or(0, |o| o.size), looked.edits)?;
+        }
+        for (block, prints) in looked.fingerprints {
+            let value = prints.filter(|_| block * BLOCK_SIZE < record.size).map(|p| index::encode(&p)).transpose()?;
+            self.set(index::fingerprints_key(inode, block), value);
+        }
+        self.set(key::inode(inode), Some(encode(&record)?));
+        self.set(index::seen_key(inode), Some(index::encode(&looked.seen)?));
+        let kernel = index::Kernel { id: looked.seen.id, inode };
+        self.set(index::kernel_key(looked.seen.id.ino), Some(index::encode(&kernel)?));
+        Ok(())
+    }
+
+    /// Applies edits to a file's extents.
+    fn extents(&mut self, inode: u64, size: u64, old_size: u64, edits: Vec<Edit>) -> Result<()> {
+        let mut blocks: BTreeMap<u64, Block> = BTreeMap::new();
+        for edit in edits {
+            let (start, end, piece) = match edit {
+                Edit::Hole { start, end } => (start, end, None),
+                Edit::Data { start, piece } => {
+                    let (chunk, len) = match piece {
+                        Piece::Stored { chunk, len } => (chunk, len),
+                        Piece::Raw(bytes) => (self.chunks.store(&bytes)?, bytes.len() as u32),
+                    };
+                    (start, start + u64::from(len), Some((chunk, len)))
+                }
+            };
+            let number = start / BLOCK_SIZE;
+            let base = number * BLOCK_SIZE;
+            let block = match blocks.entry(number) {
+                std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::btree_map::Entry::Vacant(entry) => {
+                    entry.insert(self.index.block(inode, number)?.unwrap_or_default())
+                }
+            };
+            cut_out(&mut block.extents, (start - base) as u32, (end - base) as u32);
+            if let Some((chunk, len)) = piece {
+                let at = block.extents.partition_point(|e| u64::from(e.start) < start - base);
+                let extent = Extent { start: (start - base) as u32, len, chunk, chunk_offset: 0 };
+                block.extents.insert(at, extent);
+            }
+        }
+        if size < old_size {
+            // The block with the new end, and all beyond it.
+            for number in size / BLOCK_SIZE..old_size.div_ceil(BLOCK_SIZE) {
+                if let std::collections::btree_map::Entry::Vacant(entry) = blocks.entry(number)
+                    && let Some(block) = self.index.block(inode, number)?
+                {
+                    entry.insert(block);
+                    self.set(index::fingerprints_key(inode, number), None);
+                }
+            }
+        }
+        for (number, mut block) in blocks {
+            let end = size.saturating_sub(number * BLOCK_SIZE).min(BLOCK_SIZE) as u32;
+            cut_out(&mut block.extents, end, u32::MAX);
+            let old = self.index.block(inode, number)?.unwrap_or_default();
+            old.extents.iter().for_each(|e| *self.refs.entry(e.chunk).or_default() -= 1);
+            block.extents.iter().for_each(|e| *self.refs.entry(e.chunk).or_default() += 1);
+            let value = (!block.extents.is_empty()).then(|| encode(&block)).transpose()?;
+            self.set(key::block(inode, number), value);
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, inode: u64) -> Result<()> {
+        let Some(record) = self.index.inode(inode)? else { return Ok(()) };
+        if record.mode & libc::S_IFMT == libc::S_IFREG {
+            self.plan.files -= 1;
+            self.plan.bytes -= record.size as i64;
+        }
+        for (number, block) in self.index.blocks(inode)? {
+            block.extents.iter().for_each(|e| *self.refs.entry(e.chunk).or_default() -= 1);
+            self.set(key::block(inode, number), None);
+        }
+        for key in self.index.fingerprint_keys(inode)? {
+            self.set(key, None);
+        }
+        if let Some(seen) = self.index.seen(inode)? {
+            let kernel = index::kernel_key(seen.id.ino);
+            // The number may stand for a new inode already.
+            let ours = self.index.kernel(seen.id.ino)?.is_some_and(|k| k.inode == inode);
+            if ours && !self.plan.changes.contains_key(&kernel) {
+                self.set(kernel, None);
+            }
+        }
+        self.set(index::seen_key(inode), None);
+        self.set(key::inode(inode), None);
+        Ok(())
+    }
+
+    /// Brings chunks and packs up to date with the changed references.
+    fn references(&mut self) -> Result<()> {
+        self.chunks.finish()?;
+        let mut packs: BTreeMap<PackId, Pack> = BTreeMap::new();
+        for (id, size) in self.chunks.packs() {
+            packs.insert(id, Pack { size, live: 0 });
+        }
+        for (hash, delta) in std::mem::take(&mut self.refs) {
+            if delta == 0 {
+                continue;
+            }
+            let old = self.index.chunk(&hash)?;
+            let Some(mut chunk) = old.clone().or_else(|| self.chunks.record(&hash)) else {
+                let name = blake3::Hash::from_bytes(hash).to_hex();
+                return Err(VolumeError::Failed(format!("chunk {name} is used but neither stored nor new")));
+            };
+            chunk.refs = i64::from(chunk.refs).saturating_add(delta).clamp(0, i64::from(u32::MAX)) as u32;
+            if let records::Location::Pack { pack, .. } = chunk.location {
+                let record = match packs.entry(pack) {
+                    std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+                    std::collections::btree_map::Entry::Vacant(entry) => {
+                        entry.insert(self.index.pack(&pack)?.unwrap_or(Pack { size: 0, live: 0 }))
+                    }
+                };
+                let stored = u64::from(chunk.stored_len);
+                match (old.is_some(), chunk.refs > 0) {
+                    (false, true) => record.live += stored,
+                    (true, false) => record.live = record.live.saturating_sub(stored),
+                    _ => {}
+                }
+            }
+            let value = (chunk.refs > 0).then(|| encode(&chunk)).transpose()?;
+            self.set(key::chunk(&hash), value);
+        }
+        for (id, pack) in packs {
+            if pack.live > 0 {
+                self.set(key::pack(&id), Some(encode(&pack)?));
+            } else {
+                self.set(key::pack(&id), None);
+                self.set(key::garbage(&id), Some(Vec::new()));
+                self.plan.dead_packs.push(id);
+            }
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        self.plan.changes.insert(key, value);
+    }
+}
+
+/// Removes `start..end` from a block's extents, splitting those that cross its borders.
+fn cut_out(extents: &mut Vec<Extent>, start: u32, end: u32) {
+    let mut kept = Vec::with_capacity(extents.len() + 1);
+    for extent in extents.drain(..) {
+        let extent_end = extent.start.saturating_add(extent.len);
+        if extent_end <= start || extent.start >= end {
+            kept.push(extent);
+            continue;
+        }
+        if extent.start < start {
+            kept.push(Extent { len: start - extent.start, ..extent.clone() });
+        }
+        if extent_end > end {
+            let skip = end - extent.start;
+            kept.push(Extent {
+                start: end,
+                len: extent_end - end,
+                chunk_offset: extent.chunk_offset + skip,
+                ..extent
+            });
+        }
+    }
+    *extents = kept;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Extents against an array of bytes, each naming the chunk and the offset that it should come from.
+        #[test]
+        fn extents_read_as_the_last_writer_left_them(
+            writes in prop::collection::vec((0u32..100, 1u32..40, any::<bool>()), 1..20)
+        ) {
+            let mut extents: Vec<Extent> = Vec::new();
+            let mut model = [None; 160];
+            for (i, (start, len, hole)) in writes.into_iter().enumerate() {
+                cut_out(&mut extents, start, start + len);
+                if !hole {
+                    let at = extents.partition_point(|e| e.start < start);
+                    extents.insert(at, Extent { start, len, chunk: [i as u8; 32], chunk_offset: 0 });
+                }
+                for k in 0..len {
+                    model[(start + k) as usize] = (!hole).then_some((i as u8, k));
+                }
+            }
+            let mut read = [None; 160];
+            let mut last = 0;
+            for e in &extents {
+                prop_assert!(e.start >= last && e.len > 0);
+                last = e.start + e.len;
+                for k in 0..e.len {
+                    read[(e.start + k) as usize] = Some((e.chunk[0], e.chunk_offset + k));
+                }
+            }
+            prop_assert_eq!(model, read);
+        }
+    }
+}

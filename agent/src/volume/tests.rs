@@ -1,0 +1,385 @@
+//! The engine as a whole, over a real tree and an in-memory backend: what is committed is what was there.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use storeshim_protocol::{Intent, MountState, OpenFlags};
+
+use super::*;
+use crate::blob::{Blob, Store, StoreOptions};
+use crate::session::{IntentSink, Reply};
+
+/// A gate without anybody behind it: intents are put into the sink by the test.
+#[derive(Default)]
+struct OpenGate {
+    state: AtomicU32,
+}
+
+struct Open;
+impl Frozen for Open {
+    fn deadline(&self) -> Instant {
+        Instant::now() + Duration::from_secs(2)
+    }
+}
+
+impl Gatekeeper for OpenGate {
+    fn freeze<'a>(&'a self, _: &mut dyn IntentSink) -> Box<dyn Frozen + 'a> {
+        Box::new(Open)
+    }
+    fn drain(&self, _: &mut dyn IntentSink) {}
+    fn attached(&self) -> Vec<u32> {
+        Vec::new()
+    }
+    fn set_state(&self, state: MountState) {
+        self.state.store(state as u32, Ordering::Relaxed);
+    }
+    fn set_complete(&self, _: bool) {}
+    fn set_throttle(&self, _: u32) {}
+}
+
+struct Answer(crossbeam::channel::Sender<i32>);
+impl Reply for Answer {
+    fn reply(self: Box<Self>, errno: i32) {
+        let _ = self.0.send(errno);
+    }
+}
+
+struct Node {
+    dir: tempfile::TempDir,
+    sink: Arc<Mutex<DirtySet>>,
+    volume: Option<Arc<Volume>>,
+    url: String,
+}
+
+impl Node {
+    fn new(url: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("tree")).unwrap();
+        fs::create_dir_all(dir.path().join("state")).unwrap();
+        let mut node = Self { dir, sink: Arc::default(), volume: None, url: url.into() };
+        node.start().unwrap();
+        node
+    }
+
+    fn start(&mut self) -> Result<(), VolumeError> {
+        let store = Store::open(&self.url, &StoreOptions::default()).map_err(|e| VolumeError::Failed(e.to_string()))?;
+        let meta = crate::meta::open(&store)?;
+        let options = VolumeOptions {
+            tree: self.tree(),
+            prefix: "/storage".into(),
+            state: self.dir.path().join("state"),
+            durability: Durability::Remote,
+            max_lag: Duration::from_millis(50),
+            dirty_limit: 1 << 30,
+            audit_interval: Duration::from_secs(3600),
+            upload_parallelism: 2,
+        };
+        let shared = Shared::new(Arc::new(OpenGate::default()));
+        let blob: Arc<dyn Blob> = Arc::new(store);
+        self.volume = Some(Volume::open(options, meta, blob, shared, Arc::clone(&self.sink))?);
+        Ok(())
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.dir.path().join("tree")
+    }
+
+    fn volume(&self) -> &Volume {
+        self.volume.as_ref().unwrap()
+    }
+
+    fn tell(&self, intent: Intent<'_>) {
+        self.sink.lock().unwrap().intent(intent);
+    }
+
+    fn barrier(&self) -> i32 {
+        let (to, answer) = crossbeam::channel::bounded(1);
+        self.volume().barrier(0, Box::new(Answer(to)));
+        answer.recv_timeout(Duration::from_secs(30)).unwrap()
+    }
+
+    fn ino(&self, path: &str) -> u64 {
+        fs::symlink_metadata(self.tree().join(path)).unwrap().ino()
+    }
+
+    fn tell_name(&self, path: &str) {
+        let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+        self.tell(Intent::Name { dir: self.ino(dir), name: name.as_bytes() });
+    }
+}
+
+/// Path → what a restored tree must have in common with the original.
+type Snapshot = BTreeMap<PathBuf, (u32, u64, i64, i64, u64, Vec<u8>)>;
+
+fn snapshot(root: &Path) -> Snapshot {
+    fn walk(dir: &Path, root: &Path, out: &mut Snapshot) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let m = fs::symlink_metadata(&path).unwrap();
+            let data = match m.mode() & libc::S_IFMT {
+                libc::S_IFREG => fs::read(&path).unwrap(),
+                libc::S_IFLNK => fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes(),
+                _ => Vec::new(),
+            };
+            let links = if m.is_dir() { 1 } else { m.nlink() };
+            out.insert(
+                path.strip_prefix(root).unwrap().into(),
+                (m.mode(), links, m.mtime(), m.mtime_nsec(), if m.is_dir() { 0 } else { m.size() }, data),
+            );
+            if m.is_dir() {
+                walk(&path, root, out);
+            }
+        }
+    }
+    let mut out = Snapshot::new();
+    walk(root, root, &mut out);
+    out
+}
+
+fn same_elsewhere(node: &mut Node) {
+    let here = snapshot(&node.tree());
+    let there = Node::new(&node.url);
+    let restored = snapshot(&there.tree());
+    for (path, what) in &here {
+        assert_eq!(restored.get(path), Some(what), "{}", path.display());
+    }
+    assert_eq!(here.len(), restored.len());
+}
+
+#[test]
+fn a_tree_comes_back_as_it_was() {
+    let mut node = Node::new("memory:comes-back");
+    let tree = node.tree();
+    fs::create_dir_all(tree.join("a/b/empty")).unwrap();
+    fs::write(tree.join("a/hello"), "hello").unwrap();
+    fs::write(tree.join("a/big"), vec![7u8; 9 << 20]).unwrap();
+    let sparse = fs::File::create(tree.join("sparse")).unwrap();
+    sparse.set_len(64 << 20).unwrap();
+    sparse.write_at(b"x", 40 << 20).unwrap();
+    fs::hard_link(tree.join("a/hello"), tree.join("a/b/link")).unwrap();
+    std::os::unix::fs::symlink("a/hello", tree.join("sym")).unwrap();
+    std::os::unix::fs::symlink(tree.canonicalize().unwrap().join("a"), tree.join("inside")).unwrap();
+    fs::set_permissions(tree.join("a/b"), fs::Permissions::from_mode(0o500)).unwrap();
+    assert!(node.volume().flush().unwrap() > 0);
+    let status = node.volume().status();
+    assert_eq!((status.files, status.dirty_entries), (3, 0));
+    let restored = Node::new("memory:comes-back");
+    let mut here = snapshot(&tree);
+    let mut there = snapshot(&restored.tree());
+    // An absolute link into the tree leads into the tree of each node.
+    let (a, b) = (here.remove(Path::new("inside")).unwrap(), there.remove(Path::new("inside")).unwrap());
+    assert_eq!((a.0, a.2, a.3), (b.0, b.2, b.3));
+    assert!(restored.tree().join("inside/hello").exists());
+    assert_eq!(here, there);
+    assert!(fs::metadata(restored.tree().join("sparse")).unwrap().blocks() < 100);
+    // The older of the two is fenced, once the newer is there.
+    fs::write(restored.tree().join("newer"), "n").unwrap();
+    restored.volume().flush().unwrap();
+    fs::write(tree.join("late"), "late").unwrap();
+    node.tell_name("late");
+    assert_eq!(node.barrier(), libc::ESTALE);
+    assert_eq!(node.volume().status().state, "fenced");
+    node.volume().shutdown();
+    // Its disk holds the late file, which the volume does not: set aside, not lost.
+    node.start().unwrap();
+    assert!(!tree.join("late").exists() && tree.join("a/hello").exists() && tree.join("newer").exists());
+    assert!(node.volume().status().reason.unwrap().contains("set aside"));
+}
+
+#[test]
+fn told_ranges_are_all_that_is_read() {
+    let mut node = Node::new("memory:ranges");
+    let path = node.tree().join("db");
+    let file = fs::File::create(&path).unwrap();
+    file.write_all_at(&vec![1; 20 << 20], 0).unwrap();
+    node.volume().flush().unwrap();
+    let before = node.volume().status().counters.get("pack_bytes").copied();
+    let ino = node.ino("db");
+    for i in 0..50u64 {
+        let at = i * 7919 * 41 % (20 << 20);
+        file.write_all_at(&i.to_le_bytes(), at).unwrap();
+        node.tell(Intent::Written { ino, offset: at, length: 8 });
+        assert_eq!(node.barrier(), 0);
+    }
+    assert_eq!(node.volume().status().counters.get("pack_bytes").copied(), before, "small commits are inline");
+    same_elsewhere(&mut node);
+}
+
+#[test]
+fn renames_and_links_end_where_they_end() {
+    let mut node = Node::new("memory:renames");
+    let tree = node.tree();
+    fs::create_dir_all(tree.join("x/y")).unwrap();
+    fs::create_dir_all(tree.join("z")).unwrap();
+    fs::write(tree.join("x/y/f"), "f").unwrap();
+    fs::hard_link(tree.join("x/y/f"), tree.join("z/g")).unwrap();
+    node.volume().flush().unwrap();
+    // All within one interval: a directory moves, something appears in it, a link of a file in it goes elsewhere.
+    for path in ["x", "z/moved", "z/moved/y/new", "x/y/f", "z/g", "z/h"] {
+        if let Some((dir, _)) = path.rsplit_once('/')
+            && tree.join(dir).exists()
+        {
+            node.tell_name(path);
+        } else if !path.contains('/') {
+            node.tell_name(path);
+        }
+    }
+    fs::rename(tree.join("x"), tree.join("z/moved")).unwrap();
+    node.tell_name("z/moved/y/new");
+    fs::write(tree.join("z/moved/y/new"), "new").unwrap();
+    fs::rename(tree.join("z/g"), tree.join("z/h")).unwrap();
+    assert_eq!(node.barrier(), 0);
+    same_elsewhere(&mut node);
+}
+
+#[test]
+fn an_agent_that_died_finds_what_it_missed() {
+    let mut node = Node::new("memory:died");
+    fs::write(node.tree().join("kept"), "1").unwrap();
+    node.volume().flush().unwrap();
+    node.volume().shutdown();
+    fs::write(node.tree().join("kept"), "2").unwrap();
+    fs::write(node.tree().join("new"), "n").unwrap();
+    node.start().unwrap();
+    assert_eq!(node.barrier(), 0);
+    assert_eq!(node.volume().status().counters.get("missed_changes"), None, "nobody was to tell of these");
+    same_elsewhere(&mut node);
+}
+
+#[test]
+fn a_lost_disk_is_populated_again_and_not_committed_as_emptiness() {
+    let mut node = Node::new("memory:lost");
+    fs::write(node.tree().join("f"), "1").unwrap();
+    node.volume().flush().unwrap();
+    node.volume().shutdown();
+    fs::remove_file(node.tree().join("f")).unwrap();
+    node.start().unwrap();
+    assert_eq!(fs::read(node.tree().join("f")).unwrap(), b"1");
+}
+
+#[test]
+fn what_no_intent_tells_is_found_by_the_audit() {
+    let node = Node::new("memory:untold");
+    node.volume().flush().unwrap();
+    fs::write(node.tree().join("untold"), "u").unwrap();
+    node.volume().flush().unwrap();
+    assert!(node.volume().status().counters.get("missed_changes").copied() > Some(0));
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Create(u8),
+    Write(u8, u32, u16),
+    Stdio(u8, u32, u16),
+    Truncate(u8, u32),
+    Unlink(u8),
+    Rename(u8, u8),
+    Link(u8, u8),
+    Mkdir(u8),
+    Rmdir(u8),
+    Chmod(u8, u16),
+    Barrier,
+    Restart,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let name = 0u8..18;
+    let size = 0u32..9 << 20;
+    prop_oneof![
+        4 => name.clone().prop_map(Op::Create),
+        6 => (name.clone(), size.clone(), any::<u16>()).prop_map(|(n, o, l)| Op::Write(n, o, l)),
+        3 => (name.clone(), size.clone(), any::<u16>()).prop_map(|(n, o, l)| Op::Stdio(n, o, l)),
+        2 => (name.clone(), size).prop_map(|(n, s)| Op::Truncate(n, s)),
+        2 => name.clone().prop_map(Op::Unlink),
+        4 => (name.clone(), name.clone()).prop_map(|(a, b)| Op::Rename(a, b)),
+        2 => (name.clone(), name.clone()).prop_map(|(a, b)| Op::Link(a, b)),
+        3 => name.clone().prop_map(Op::Mkdir),
+        1 => name.clone().prop_map(Op::Rmdir),
+        1 => (name, 0u16..0o777).prop_map(|(n, m)| Op::Chmod(n, m | 0o600)),
+        3 => Just(Op::Barrier),
+        1 => Just(Op::Restart),
+    ]
+}
+
+/// Names form a small tree: 0..6 at the top, 6..12 in d0, 12..18 in d0/d1.
+fn path(n: u8) -> String {
+    match n {
+        0..6 => format!("d{n}"),
+        6..12 => format!("d0/d{}", n - 6),
+        _ => format!("d0/d1/d{}", n - 12),
+    }
+}
+
+/// Does an operation as a hooked program would: intents first, the call after. Calls may fail, as they may there.
+fn apply(node: &mut Node, op: &Op) {
+    let tree = node.tree();
+    let name = |n: &u8| {
+        let path = path(*n);
+        let (dir, _) = path.rsplit_once('/').unwrap_or(("", &path));
+        if tree.join(dir).is_dir() {
+            node.tell_name(&path);
+        }
+        tree.join(&path)
+    };
+    let write = |n: &u8, at: u32, len: u16, flags: Option<OpenFlags>| {
+        let path = path(*n);
+        let Ok(file) = fs::OpenOptions::new().write(true).open(tree.join(&path)) else { return };
+        let ino = node.ino(&path);
+        node.tell(Intent::Opened { ino, flags: flags.unwrap_or_default() });
+        if flags.is_none() {
+            node.tell(Intent::Written { ino, offset: at.into(), length: len.into() });
+        }
+        file.write_all_at(&vec![at as u8 | 1; len.into()], at.into()).unwrap();
+    };
+    match op {
+        Op::Create(n) => _ = fs::File::create_new(name(n)),
+        Op::Write(n, at, len) => write(n, *at, *len, None),
+        Op::Stdio(n, at, len) => write(n, *at, *len, Some(OpenFlags::UNSEEN)),
+        Op::Truncate(n, size) => {
+            let path = path(*n);
+            let Ok(file) = fs::OpenOptions::new().write(true).open(tree.join(&path)) else { return };
+            node.tell(Intent::Written { ino: node.ino(&path), offset: (*size).into(), length: u64::MAX });
+            file.set_len((*size).into()).unwrap();
+        }
+        Op::Unlink(n) => _ = fs::remove_file(name(n)),
+        Op::Rename(a, b) => _ = fs::rename(name(a), name(b)),
+        Op::Link(a, b) => _ = fs::hard_link(tree.join(path(*a)), name(b)),
+        Op::Mkdir(n) => _ = fs::create_dir(name(n)),
+        Op::Rmdir(n) => _ = fs::remove_dir(name(n)),
+        Op::Chmod(n, mode) => {
+            let path = path(*n);
+            if tree.join(&path).is_file() {
+                node.tell(Intent::Attributes { ino: node.ino(&path) });
+                fs::set_permissions(tree.join(path), fs::Permissions::from_mode((*mode).into())).unwrap();
+            }
+        }
+        Op::Barrier => assert_eq!(node.barrier(), 0),
+        Op::Restart => {
+            node.volume().shutdown();
+            node.start().unwrap();
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Any sequence of told operations, cut anywhere, restores to what the tree is.
+    #[test]
+    fn told_changes_are_committed(ops in prop::collection::vec(op(), 1..40), id in any::<u64>()) {
+        let mut node = Node::new(&format!("memory:prop-{id}"));
+        for op in &ops {
+            apply(&mut node, op);
+        }
+        prop_assert_eq!(node.barrier(), 0);
+        let missed = node.volume().status().counters.get("missed_changes").copied();
+        prop_assert_eq!(missed, None);
+        same_elsewhere(&mut node);
+    }
+}

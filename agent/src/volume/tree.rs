@@ -1,0 +1,415 @@
+//! The system's edge: how the agent looks at a tree. Every path is resolved below the root's descriptor and
+//! through no symbolic link, so nothing that an app does can lead the agent out of its tree. It must not know
+//! what anything that it returns is used for.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::dir::Dir;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+
+use crate::meta::records::Time;
+
+/// What tells an inode from a later one with the same number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct FileId {
+    /// Kernel inode number.
+    pub ino: u64,
+    /// Birth time in nanoseconds since 1970, 0 where the filesystem keeps none.
+    pub btime_ns: i64,
+}
+
+/// A look at an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Which inode.
+    pub id: FileId,
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device node.
+    pub rdev: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Last modification of data.
+    pub mtime: Time,
+    /// Last change of anything.
+    pub ctime: Time,
+    /// Names.
+    pub links: u32,
+    /// Device of the filesystem.
+    pub dev: u64,
+}
+
+impl Stat {
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFDIR
+    }
+
+    /// Whether it is a regular file.
+    pub fn is_file(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFREG
+    }
+
+    /// Whether it is a symbolic link.
+    pub fn is_symlink(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFLNK
+    }
+}
+
+/// A tree, held by a descriptor of its root.
+pub struct Tree {
+    root: OwnedFd,
+    path: PathBuf,
+    /// The logical prefix, where it differs from the tree's own path.
+    prefix: Option<PathBuf>,
+    coarse_clock: bool,
+}
+
+/// Nanoseconds within which two changes can carry the same timestamp on a filesystem with jiffy timestamps.
+pub const COARSE_TICK_NS: i64 = 20_000_000;
+
+impl Tree {
+    /// Opens the tree at `path`; `prefix` is the logical prefix under which apps see it.
+    pub fn open(path: &Path, prefix: &Path) -> io::Result<Self> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
+        let root = nix::fcntl::open(path, flags, Mode::empty())?;
+        let path = path.canonicalize()?;
+        let translated = prefix.canonicalize().map_or(true, |real| real != path);
+        let prefix = translated.then(|| prefix.to_path_buf());
+        Ok(Self { root, path, prefix, coarse_clock: coarse_clock() })
+    }
+
+    /// The canonical path of the root.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The root's descriptor.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Whether timestamps are so coarse that a change may leave them as they were.
+    pub fn coarse_clock(&self) -> bool {
+        self.coarse_clock
+    }
+
+    /// Looks at `name` in `dir`, not following it; `None` where there is no such entry.
+    pub fn stat_at(&self, dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<Stat>> {
+        match statx(dir, &cstring(name)?, libc::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(e) if is_absent(&e) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Looks at an open file.
+    pub fn stat(&self, file: BorrowedFd<'_>) -> io::Result<Stat> {
+        statx(file, c"", libc::AT_EMPTY_PATH)
+    }
+
+    /// Opens the directory at `path` (relative to the root; empty is the root); `None` where it is gone or is
+    /// something else by now.
+    pub fn open_dir(&self, path: &[u8]) -> io::Result<Option<OwnedFd>> {
+        absent_as_none(self.open_at(path, libc::O_RDONLY | libc::O_DIRECTORY))
+    }
+
+    /// Opens the regular file at `path` for reading; `None` as for [`Tree::open_dir`]. A file that its owner may
+    /// not read is made readable for a moment where the agent is its owner.
+    pub fn open_file(&self, path: &[u8]) -> io::Result<Option<File>> {
+        let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
+        match self.open_at(path, flags) {
+            Err(e) if e.raw_os_error() == Some(libc::EACCES) => absent_as_none(self.open_unreadable(path, flags)),
+            other => absent_as_none(other),
+        }
+        .map(|fd| fd.map(File::from))
+    }
+
+    fn open_unreadable(&self, path: &[u8], flags: i32) -> io::Result<OwnedFd> {
+        let handle = self.open_at(path, libc::O_PATH)?;
+        let mode = self.stat(handle.as_fd())?.mode & 0o7777;
+        let link = cstring(format!("/proc/self/fd/{}", handle.as_raw_fd()).as_bytes())?;
+        let chmod = |bits| {
+            // SAFETY: a valid C string and no other memory.
+            check(unsafe { libc::chmod(link.as_ptr(), bits) })
+        };
+        chmod(mode | 0o400)?;
+        let opened = self.open_at(path, flags);
+        chmod(mode)?;
+        opened
+    }
+
+    /// Opens `path` below the root, in steps where it is longer than the kernel takes at once.
+    pub fn open_at(&self, path: &[u8], flags: i32) -> io::Result<OwnedFd> {
+        const STEP: usize = 3800;
+        let mut base: Option<OwnedFd> = None;
+        let mut rest = path;
+        while rest.len() > STEP {
+            let cut = rest.iter().take(STEP).rposition(|b| *b == b'/').ok_or(io::ErrorKind::InvalidFilename)?;
+            let (head, tail) = rest.split_at(cut);
+            let at = base.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
+            base = Some(open_beneath(at, head, libc::O_PATH | libc::O_DIRECTORY)?);
+            rest = tail.get(1..).unwrap_or(&[]);
+        }
+        let at = base.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
+        open_beneath(at, if rest.is_empty() { b"." } else { rest }, flags)
+    }
+
+    /// The names in a directory, without `.` and `..`.
+    pub fn list(&self, dir: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
+        let own = nix::fcntl::openat(dir, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let mut names = Vec::new();
+        for entry in Dir::from_fd(own)?.iter() {
+            let name = entry?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// The target of the link `name` in `dir`, as the app wrote it: one that leads into this tree by its real
+    /// path is given by the logical prefix.
+    pub fn read_link(&self, dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Vec<u8>> {
+        let target = nix::fcntl::readlinkat(dir, OsStr::from_bytes(name))?;
+        Ok(self.to_logical(target.as_bytes()))
+    }
+
+    fn to_logical(&self, target: &[u8]) -> Vec<u8> {
+        let Some(prefix) = &self.prefix else { return target.to_vec() };
+        swap_prefix(target, self.path.as_os_str().as_bytes(), prefix.as_os_str().as_bytes())
+    }
+
+    /// The inverse: what to write on this disk for a link whose target the app gave as `target`.
+    pub fn to_physical(&self, target: &[u8]) -> Vec<u8> {
+        let Some(prefix) = &self.prefix else { return target.to_vec() };
+        swap_prefix(target, prefix.as_os_str().as_bytes(), self.path.as_os_str().as_bytes())
+    }
+
+    /// The extended attributes that a volume keeps (user.* and POSIX ACLs) of an open file or directory, sorted by
+    /// name.
+    pub fn xattrs(&self, file: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        // By the descriptor's path, since a descriptor that only names (O_PATH) cannot be asked itself.
+        let path = cstring(format!("/proc/self/fd/{}", file.as_raw_fd()).as_bytes())?;
+        let mut list = Vec::new();
+        let names = match read_sized(&mut list, |p, n| {
+            // SAFETY: `p` points to `n` writable bytes.
+            unsafe { libc::listxattr(path.as_ptr(), p.cast(), n) }
+        }) {
+            Ok(()) => list,
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOTSUP | libc::ENOENT)) => return Ok(Vec::new()),
+            Err(e) => return Err(e),
+        };
+        let mut found = Vec::new();
+        for name in names.split(|b| *b == 0).filter(|n| kept_xattr(n)) {
+            let cname = cstring(name)?;
+            let mut value = Vec::new();
+            let got = read_sized(&mut value, |p, n| {
+                // SAFETY: `p` points to `n` writable bytes.
+                unsafe { libc::getxattr(path.as_ptr(), cname.as_ptr(), p.cast(), n) }
+            });
+            match got {
+                Ok(()) => found.push((name.to_vec(), value)),
+                // Removed meanwhile.
+                Err(e) if e.raw_os_error() == Some(libc::ENODATA) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Whether nobody can write to the inode behind `file` any more, by any descriptor or mapping (the kernel's
+    /// own answer: a read lease is refused while a writer exists, fcntl(2) F_SETLEASE).
+    pub fn no_writers(&self, file: &File) -> bool {
+        // SAFETY: no memory is passed.
+        let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) } == 0;
+        if taken {
+            // SAFETY: no memory is passed.
+            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
+        }
+        taken
+    }
+}
+
+/// Whether an extended attribute is part of a volume.
+pub fn kept_xattr(name: &[u8]) -> bool {
+    name.starts_with(b"user.") || name == b"system.posix_acl_access" || name == b"system.posix_acl_default"
+}
+
+/// Bytes as a C string; a NUL inside is an error that no entry of a tree can cause.
+pub fn cstring(bytes: &[u8]) -> io::Result<CString> {
+    CString::new(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidFilename))
+}
+
+/// Turns a C return value into a result.
+pub fn check(ret: libc::c_int) -> io::Result<libc::c_int> {
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
+}
+
+fn swap_prefix(path: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    match path.strip_prefix(from) {
+        Some(rest) if rest.is_empty() || rest.starts_with(b"/") => [to, rest].concat(),
+        _ => path.to_vec(),
+    }
+}
+
+fn is_absent(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::EXDEV | libc::ENXIO))
+}
+
+fn absent_as_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if is_absent(&e) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// openat2(2) with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS; plain openat(2) with O_NOFOLLOW on kernels before 5.6.
+fn open_beneath(dir: BorrowedFd<'_>, path: &[u8], flags: i32) -> io::Result<OwnedFd> {
+    let path = cstring(path)?;
+    let flags = flags | libc::O_CLOEXEC | libc::O_NOFOLLOW;
+    // SAFETY: open_how is plain integers, for which all zeros is a valid value.
+    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    how.flags = flags as u64;
+    how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS;
+    // SAFETY: the path is a C string and `how` lives across the call; its true size is passed.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_openat2, dir.as_raw_fd(), path.as_ptr(), &raw const how, size_of_val(&how))
+    };
+    let fd = if fd < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS) {
+        // SAFETY: the path is a C string.
+        unsafe { libc::openat(dir.as_raw_fd(), path.as_ptr(), flags) }
+    } else {
+        fd as i32
+    };
+    check(fd)?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn statx(dir: BorrowedFd<'_>, path: &CStr, flags: i32) -> io::Result<Stat> {
+    // SAFETY: statx is plain integers, for which all zeros is a valid value.
+    let mut x: libc::statx = unsafe { std::mem::zeroed() };
+    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
+    // SAFETY: the path is a C string and `x` lives across the call.
+    check(unsafe { libc::statx(dir.as_raw_fd(), path.as_ptr(), flags, mask, &raw mut x) })?;
+    let time = |t: libc::statx_timestamp| Time { secs: t.tv_sec, nanos: t.tv_nsec };
+    let btime_ns = if x.stx_mask & libc::STATX_BTIME == 0 {
+        0
+    } else {
+        x.stx_btime.tv_sec.wrapping_mul(1_000_000_000).wrapping_add(i64::from(x.stx_btime.tv_nsec))
+    };
+    Ok(Stat {
+        id: FileId { ino: x.stx_ino, btime_ns },
+        mode: u32::from(x.stx_mode),
+        uid: x.stx_uid,
+        gid: x.stx_gid,
+        rdev: libc::makedev(x.stx_rdev_major, x.stx_rdev_minor),
+        size: x.stx_size,
+        mtime: time(x.stx_mtime),
+        ctime: time(x.stx_ctime),
+        links: x.stx_nlink,
+        dev: libc::makedev(x.stx_dev_major, x.stx_dev_minor),
+    })
+}
+
+/// Calls a "size, then value" function until the value fits.
+fn read_sized(buffer: &mut Vec<u8>, mut call: impl FnMut(*mut u8, usize) -> isize) -> io::Result<()> {
+    loop {
+        let need = call(std::ptr::null_mut(), 0);
+        if need < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        buffer.resize(need as usize, 0);
+        if need == 0 {
+            return Ok(());
+        }
+        let got = call(buffer.as_mut_ptr(), buffer.len());
+        if got >= 0 {
+            buffer.truncate(got as usize);
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        // Grown between the two calls: once more.
+        if error.raw_os_error() != Some(libc::ERANGE) {
+            return Err(error);
+        }
+    }
+}
+
+/// Kernels from 6.13 give a change after a look a timestamp of its own (multigrain timestamps).
+fn coarse_clock() -> bool {
+    let Ok(uts) = nix::sys::utsname::uname() else { return true };
+    let release = uts.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) < (Some(6), Some(13))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_never_leave_the_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("tree")).unwrap();
+        std::fs::write(dir.path().join("secret"), "s").unwrap();
+        std::os::unix::fs::symlink("..", dir.path().join("tree/up")).unwrap();
+        let tree = Tree::open(&dir.path().join("tree"), Path::new("/storage")).unwrap();
+        assert!(tree.open_file(b"up/secret").unwrap().is_none());
+        assert!(tree.open_file(b"../secret").unwrap().is_none());
+        assert!(tree.open_dir(b"up").unwrap().is_none());
+        assert!(tree.open_dir(b"").unwrap().is_some());
+    }
+
+    #[test]
+    fn link_targets_are_stored_as_the_app_wrote_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::open(dir.path(), Path::new("/storage")).unwrap();
+        let real = tree.path().join("a/b");
+        assert_eq!(tree.to_logical(real.as_os_str().as_bytes()), b"/storage/a/b");
+        assert_eq!(tree.to_physical(b"/storage/a/b"), real.as_os_str().as_bytes());
+        assert_eq!(tree.to_physical(b"/storage2"), b"/storage2");
+    }
+
+    #[test]
+    fn a_lease_tells_whether_a_writer_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::open(dir.path(), dir.path()).unwrap();
+        let writer = File::create(dir.path().join("f")).unwrap();
+        let file = tree.open_file(b"f").unwrap().unwrap();
+        assert!(!tree.no_writers(&file));
+        drop(writer);
+        assert!(tree.no_writers(&file));
+    }
+
+    #[test]
+    fn paths_longer_than_the_kernel_takes_are_opened_in_steps() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::open(dir.path(), dir.path()).unwrap();
+        let name = [b'n'; 200];
+        let mut path = Vec::new();
+        for _ in 0..30 {
+            let at = tree.open_dir(&path).unwrap().unwrap();
+            nix::sys::stat::mkdirat(&at, OsStr::from_bytes(&name), Mode::S_IRWXU).unwrap();
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(&name);
+        }
+        assert!(path.len() > 4096);
+        assert!(tree.open_dir(&path).unwrap().is_some());
+    }
+}
