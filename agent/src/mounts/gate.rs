@@ -28,6 +28,10 @@ impl Gatekeeper for MountGate {
         self.sessions.drain(self.index, sink);
     }
 
+    fn attached(&self) -> Vec<u32> {
+        self.sessions.list().iter().map(|session| session.pid).collect()
+    }
+
     fn set_state(&self, state: MountState) {
         match state {
             MountState::Fenced => self.router.refuse(self.index, libc::ESTALE),

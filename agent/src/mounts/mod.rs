@@ -309,6 +309,7 @@ impl OneMount {
             mount,
             VolumeOptions {
                 tree: place.tree.clone(),
+                prefix: PathBuf::from(&mount.prefix),
                 state: place.volume.clone(),
                 durability: mount.durability,
                 max_lag: mount.max_lag,
