@@ -128,8 +128,13 @@ impl Signals {
 }
 
 fn start_log(log: &Log) -> Result<(), Failure> {
+    // A plain level is for this program; what its libraries tell at the same level is not for its users.
+    let filter = match log.level.as_str() {
+        level @ ("trace" | "debug" | "info") => format!("warn,storeshim_agent={level}"),
+        other => other.to_owned(),
+    };
     // Checked when the settings were read.
-    let filter = EnvFilter::try_new(&log.level).map_err(|error| Failure::new(USAGE, error))?;
+    let filter = EnvFilter::try_new(filter).map_err(|error| Failure::new(USAGE, error))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log.format {
         LogFormat::Human => builder.with_ansi(std::io::stderr().is_terminal()).init(),

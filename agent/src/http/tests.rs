@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::mounts::{MountStatus, SessionStatus};
+use crate::mounts::MountStatus;
+use crate::session::SessionInfo;
 use crate::volume::{Durability, VolumeStatus};
 
 #[derive(Default)]
@@ -48,7 +49,7 @@ fn status() -> AgentStatus {
             durability: Durability::Remote,
             volume,
         }],
-        sessions: vec![SessionStatus { pid: 9, comm: "app".into(), uid: 1000, threads: 2 }],
+        sessions: vec![SessionInfo { pid: 9, comm: "app".into(), uid: 1000, threads: 2 }],
     }
 }
 

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ports::SessionStatus;
 use crate::config::{Age, Bytes};
+use crate::session::SessionInfo;
 use crate::volume::{Durability, VolumeStatus};
 
 /// The agent.
@@ -26,7 +26,7 @@ pub struct AgentStatus {
     /// Its mounts.
     pub mounts: Vec<MountStatus>,
     /// The attached processes.
-    pub sessions: Vec<SessionStatus>,
+    pub sessions: Vec<SessionInfo>,
 }
 
 /// A mount.
