@@ -13,7 +13,7 @@ use std::ops::Range;
 
 pub use self::runtime::runtime;
 pub(crate) use self::store::condense;
-pub use self::store::{Health, Store, StoreError, StoreOptions, explain};
+pub use self::store::{Health, Store, StoreError, StoreOptions, explain, redact};
 
 use crate::meta::records::PackId;
 

@@ -120,8 +120,9 @@ checked! {
 
 checked! {
     /// A volume's URL, as far as its shape goes; what is behind it is found out when the volume is opened.
-    Url(String => String), |text| match text.split_once("://") {
-        Some((scheme, rest)) if !scheme.is_empty() && (!rest.is_empty() || scheme == "memory") => Ok(text),
+    Url(String => String), |text| match text.split_once("://").or_else(|| text.split_once(':')) {
+        Some(("memory", _)) => Ok(text),
+        Some((scheme, rest)) if text.contains("://") && !scheme.is_empty() && !rest.is_empty() => Ok(text),
         _ => Err(format!("`{text}` is not a volume URL; write it like s3://bucket/path or file:///var/store")),
     }
 }

@@ -14,6 +14,7 @@ use storeshim_protocol::MAX_MOUNTS;
 pub use layer::{AbsolutePath, Layer, LogLayer, LogLevel, MountLayer};
 pub use units::{Age, Bytes, Size, Span};
 
+use crate::blob::redact;
 use crate::volume::Durability;
 
 /// What is wrong with the settings: one sentence that names the place (file and line, variable or flag).
@@ -111,32 +112,6 @@ impl Mount {
     pub fn public_url(&self) -> String {
         redact(&self.url)
     }
-}
-
-/// A URL without its user information and with the values of secret-looking query parameters taken out.
-pub fn redact(url: &str) -> String {
-    const SECRET: [&str; 8] =
-        ["key", "secret", "token", "password", "credential", "signature", "auth", "sas"];
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let (place, query) = match rest.split_once('?') {
-        Some((place, query)) => (place, Some(query)),
-        None => (rest, None),
-    };
-    let authority_end = place.find('/').unwrap_or(place.len());
-    let (authority, path) = place.split_at(authority_end);
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    let mut public = format!("{scheme}://{host}{path}");
-    for (index, pair) in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()).enumerate() {
-        public.push(if index == 0 { '?' } else { '&' });
-        match pair.split_once('=') {
-            Some((name, _)) if SECRET.iter().any(|word| name.to_ascii_lowercase().contains(word)) => {
-                public.push_str(name);
-                public.push_str("=…");
-            }
-            _ => public.push_str(pair),
-        }
-    }
-    public
 }
 
 /// Everything outside of the settings that defaults depend on; a value, so that tests can make one up.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::*;
-use crate::session::{IntentSink, Reply};
+use crate::session::{IntentSink, Reply, SessionInfo};
 use crate::volume::{Frozen, Gatekeeper};
 use storeshim_protocol::Intent;
 
@@ -54,7 +54,7 @@ impl Answer {
 pub struct FakeSessions {
     pub shown: Mutex<Vec<NewMount>>,
     pub states: Mutex<Vec<(usize, MountState)>>,
-    pub attached: Mutex<Vec<SessionStatus>>,
+    pub attached: Mutex<Vec<SessionInfo>>,
     pub stopped: AtomicBool,
 }
 
@@ -73,6 +73,8 @@ impl SessionPort for FakeSessions {
         Ok(shown.len() - 1)
     }
 
+    fn all_added(&self) {}
+
     fn set_state(&self, mount: usize, state: MountState) {
         self.states.lock().unwrap().push((mount, state));
     }
@@ -87,7 +89,7 @@ impl SessionPort for FakeSessions {
 
     fn drain(&self, _: usize, _: &mut dyn IntentSink) {}
 
-    fn list(&self) -> Vec<SessionStatus> {
+    fn list(&self) -> Vec<SessionInfo> {
         self.attached.lock().unwrap().clone()
     }
 

@@ -1,6 +1,7 @@
 //! All mounts of one agent: puts each volume, its tree and the sessions together, and answers for the agent as a
 //! whole (status, flush, end). It must not know how a volume commits or how a command line looks.
 
+mod bind;
 mod gate;
 mod place;
 mod ports;
@@ -17,11 +18,10 @@ use storeshim_protocol::MountState;
 use crate::config::{Age, Bytes, Config, Mount};
 use crate::session::RequestSink;
 use crate::volume::{Durability, VolumeError, VolumeOptions, VolumeStatus};
+pub use bind::open;
 use gate::MountGate;
 use place::Place;
-pub use ports::{
-    Engine, EngineFactory, NewMount, OpenError, PendingVolume, SessionPort, SessionStatus, SharedSink,
-};
+pub use ports::{Engine, EngineFactory, NewMount, OpenError, PendingVolume, SessionPort, SharedSink};
 pub use router::Router;
 pub use status::{AgentStatus, FlushStatus, MountStatus};
 
@@ -121,6 +121,7 @@ impl Mounts {
         }
         let served: Vec<usize> = mounts.iter().map(|one| one.index).collect();
         router.refuse_others(&served, libc::EIO);
+        sessions.all_added();
         for one in &mounts {
             let (one, gate) = (
                 one.clone(),
@@ -307,7 +308,7 @@ impl OneMount {
             mount,
             VolumeOptions {
                 tree: place.tree.clone(),
-                prefix: PathBuf::from(&mount.prefix),
+                prefix: mount.prefix.clone().into(),
                 state: place.volume.clone(),
                 durability: mount.durability,
                 max_lag: mount.max_lag,

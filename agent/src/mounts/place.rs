@@ -25,7 +25,8 @@ pub struct Place {
     _lock: Flock<File>,
 }
 
-/// Which tree the state was made for: the path alone does not say, a directory can be replaced.
+/// Which tree was ours before: the path alone does not say, a directory can be replaced. (Whether the index fits
+/// the tree is for the engine to judge.)
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Note {
     prefix: String,
@@ -97,15 +98,6 @@ impl Place {
                     "the mount's tree has moved; changes in the old tree that were not committed stay there"
                 );
             }
-            // An index of another tree would read as "everything was deleted".
-            match std::fs::remove_dir_all(&volume) {
-                Ok(()) => {
-                    tracing::info!(prefix = mount.prefix, "the tree is a new one: the index is made anew")
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(trouble("remove the old index", &volume, &error)),
-            }
-            make_dir(&volume, 0o700)?;
             write_note(&note_path, &now)?;
         }
         make_dir(&volume, 0o700)?;

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use storeshim_protocol::MountState;
 
 use crate::config;
-use crate::session::{IntentSink, Reply};
+use crate::session::{IntentSink, Reply, SessionInfo};
+
 use crate::volume::{Frozen, Gatekeeper, VolumeError, VolumeOptions, VolumeStatus};
 
 /// Where sessions put the intents of one mount.
@@ -30,23 +30,12 @@ pub struct NewMount {
     pub request_timeout: Duration,
 }
 
-/// An attached process, for people.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
-pub struct SessionStatus {
-    /// Process id, in the process's own pid namespace.
-    pub pid: u32,
-    /// Its short name.
-    pub comm: String,
-    /// Owner of its ring.
-    pub uid: u32,
-    /// Threads that hold a slot.
-    pub threads: u32,
-}
-
 /// The sessions of one run directory.
 pub trait SessionPort: Send + Sync {
     /// Shows a mount to clients in state `Restoring`; returns its index, which is the same over agents' restarts.
     fn add_mount(&self, mount: &NewMount, sink: SharedSink) -> Result<usize, String>;
+    /// Says that all mounts were added: what only a former agent served is served no more.
+    fn all_added(&self);
     /// Shows a mount's state.
     fn set_state(&self, mount: usize, state: MountState);
     /// Shows whether the whole tree is resident.
@@ -58,7 +47,7 @@ pub trait SessionPort: Send + Sync {
     /// See [`Gatekeeper::drain`].
     fn drain(&self, mount: usize, sink: &mut dyn IntentSink);
     /// The attached processes.
-    fn list(&self) -> Vec<SessionStatus>;
+    fn list(&self) -> Vec<SessionInfo>;
     /// Stops serving. Clients wait for the next agent.
     fn stop(&self);
 }

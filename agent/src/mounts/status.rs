@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::ports::SessionStatus;
 use crate::config::{Age, Bytes};
+use crate::session::SessionInfo;
 use crate::volume::{Durability, VolumeStatus};
 
 /// The agent.
@@ -26,7 +26,7 @@ pub struct AgentStatus {
     /// Its mounts.
     pub mounts: Vec<MountStatus>,
     /// The attached processes.
-    pub sessions: Vec<SessionStatus>,
+    pub sessions: Vec<SessionInfo>,
 }
 
 /// A mount.
@@ -57,7 +57,7 @@ pub struct FlushStatus {
 
 impl MountStatus {
     /// A value that changes whenever the volume gets something done towards the backend.
-    pub(super) fn progress_mark(&self) -> (u64, u64, u64, u64) {
+    pub(crate) fn progress_mark(&self) -> (u64, u64, u64, u64) {
         let uploaded = self.volume.progress.as_ref().map_or(0, |progress| progress.bytes_done);
         let packs = self.volume.counters.get("packs").copied().unwrap_or(0);
         (self.volume.seq, self.volume.dirty_bytes, uploaded, packs)

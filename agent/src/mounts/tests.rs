@@ -2,6 +2,7 @@ use std::sync::atomic::Ordering;
 
 use super::fake::Fakes;
 use super::*;
+use crate::session::SessionInfo;
 
 fn until(what: &str, check: impl Fn() -> bool) {
     let began = Instant::now();
@@ -76,7 +77,7 @@ fn holds_and_sessions_keep_the_agent() {
     assert!(!mounts.stopping(), "nobody asked");
     mounts.stop_when_idle();
     assert!(!mounts.stopping() && mounts.in_use());
-    let daemon = SessionStatus { pid: 7, comm: "d".into(), uid: 0, threads: 1 };
+    let daemon = SessionInfo { pid: 7, comm: "d".into(), uid: 0, threads: 1 };
     fakes.sessions.attached.lock().unwrap().push(daemon);
     drop(hold);
     assert!(!mounts.stopping() && mounts.in_use());

@@ -25,6 +25,7 @@ use self::url::Address;
 pub(crate) use self::error::condense;
 pub use self::error::{StoreError, explain};
 pub use self::health::Health;
+pub use self::url::redact;
 
 /// How a backend is spoken to.
 #[derive(Clone, Debug)]

@@ -113,7 +113,7 @@ fn checked_endpoint(endpoint: String, shown: &str) -> Result<String, StoreError>
 }
 
 /// `url` as it may be shown: without user information and without values of unknown parameters.
-pub(super) fn redact(url: &str) -> String {
+pub fn redact(url: &str) -> String {
     let (location, query) = match url.split_once('?') {
         Some((location, query)) => (location, Some(query)),
         None => (url, None),

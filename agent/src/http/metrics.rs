@@ -1,0 +1,98 @@
+//! The status as Prometheus text.
+
+use std::fmt::Write;
+
+use crate::mounts::{AgentStatus, MountStatus};
+
+/// A gauge or counter per mount.
+struct Metric {
+    name: &'static str,
+    help: &'static str,
+    value: fn(&MountStatus) -> f64,
+}
+
+const GAUGES: [Metric; 9] = [
+    Metric { name: "up", help: "1 while the mount is ready", value: |m| flag(m.volume.state == "ready") },
+    Metric {
+        name: "dirty_bytes",
+        help: "Bytes of changes that are not in the backend",
+        value: |m| m.volume.dirty_bytes as f64,
+    },
+    Metric {
+        name: "dirty_entries",
+        help: "Names and inodes with changes that are not in the backend",
+        value: |m| m.volume.dirty_entries as f64,
+    },
+    Metric {
+        name: "dirty_age_seconds",
+        help: "Age of the oldest change that is not in the backend",
+        value: |m| m.volume.dirty_age_ms as f64 / 1e3,
+    },
+    Metric { name: "commit_seq", help: "Number of the last durable commit", value: |m| m.volume.seq as f64 },
+    Metric { name: "files", help: "Regular files in the volume", value: |m| m.volume.files as f64 },
+    Metric { name: "file_bytes", help: "Bytes in regular files", value: |m| m.volume.bytes as f64 },
+    Metric {
+        name: "backend_trouble",
+        help: "1 while the backend does not answer as it should",
+        value: |m| flag(m.volume.backend_error.is_some()),
+    },
+    Metric {
+        name: "foreign_programs",
+        help: "Programs in the tree without the shim, as the last audit saw them",
+        value: |m| m.volume.foreign.len() as f64,
+    },
+];
+
+fn flag(set: bool) -> f64 {
+    if set { 1.0 } else { 0.0 }
+}
+
+/// Renders everything that the status says in numbers; all names begin with `storeshim_`.
+pub fn render(status: &AgentStatus) -> String {
+    let mut out = String::new();
+    gauge(&mut out, "uptime_seconds", "Time since the agent started", status.uptime_ms as f64 / 1e3);
+    gauge(&mut out, "sessions", "Attached processes", status.sessions.len() as f64);
+    for metric in &GAUGES {
+        header(&mut out, metric.name, metric.help, "gauge");
+        for mount in &status.mounts {
+            sample(&mut out, metric.name, mount, "", (metric.value)(mount));
+        }
+    }
+    header(&mut out, "cut_pause_seconds", "Pause of writers in the last cuts", "gauge");
+    for mount in &status.mounts {
+        for (quantile, micros) in ["0.5", "0.99", "1"].iter().zip(mount.volume.cut_pause_us) {
+            let label = format!(",quantile=\"{quantile}\"");
+            sample(&mut out, "cut_pause_seconds", mount, &label, micros as f64 / 1e6);
+        }
+    }
+    let mut counters: Vec<&str> =
+        status.mounts.iter().flat_map(|mount| mount.volume.counters.keys().map(String::as_str)).collect();
+    counters.sort_unstable();
+    counters.dedup();
+    for counter in counters {
+        let name = format!("{counter}_total");
+        header(&mut out, &name, "Since the agent's start", "counter");
+        for mount in &status.mounts {
+            if let Some(count) = mount.volume.counters.get(counter) {
+                sample(&mut out, &name, mount, "", *count as f64);
+            }
+        }
+    }
+    out
+}
+
+// Writing to a String cannot fail; the results below say nothing.
+
+fn header(out: &mut String, name: &str, help: &str, kind: &str) {
+    let _ = writeln!(out, "# HELP storeshim_{name} {help}.\n# TYPE storeshim_{name} {kind}");
+}
+
+fn gauge(out: &mut String, name: &str, help: &str, value: f64) {
+    header(out, name, help, "gauge");
+    let _ = writeln!(out, "storeshim_{name} {value}");
+}
+
+fn sample(out: &mut String, name: &str, mount: &MountStatus, labels: &str, value: f64) {
+    let prefix = mount.prefix.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let _ = writeln!(out, "storeshim_{name}{{mount=\"{prefix}\"{labels}}} {value}");
+}

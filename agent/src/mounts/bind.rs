@@ -1,0 +1,161 @@
+//! Binds the real sessions and volumes to the ports. It must not decide anything.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use storeshim_protocol::MountState;
+
+use super::ports::{Engine, EngineFactory, NewMount, OpenError, PendingVolume, SessionPort, SharedSink};
+use super::{Mounts, MountsError};
+use crate::blob::{Store, StoreError, StoreOptions};
+use crate::config::{self, Config};
+use crate::meta::{self, MetaError};
+use crate::session::{Freeze, IntentSink, MountEntry, Reply, RequestSink, SessionInfo, Sessions};
+use crate::volume::{DirtySet, Frozen, Gatekeeper, Shared, Volume, VolumeError, VolumeOptions, VolumeStatus};
+
+/// Opens all mounts of `config`; see [`Mounts::open`].
+pub fn open(config: &Config) -> Result<Arc<Mounts>, MountsError> {
+    Mounts::open(config, &start_sessions, &Volumes)
+}
+
+fn start_sessions(run_dir: &Path, requests: Arc<dyn RequestSink>) -> Result<Arc<dyn SessionPort>, String> {
+    match Sessions::start(run_dir, requests) {
+        Ok(sessions) => Ok(sessions),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl SessionPort for Sessions {
+    fn add_mount(&self, mount: &NewMount, sink: SharedSink) -> Result<usize, String> {
+        let entry = MountEntry {
+            prefix: mount.prefix.clone().into(),
+            tree: mount.tree.clone(),
+            local: mount.local,
+            identity: mount.identity,
+            request_timeout: mount.request_timeout,
+        };
+        Sessions::add_mount(self, entry, sink).map_err(|error| error.to_string())
+    }
+
+    fn all_added(&self) {
+        self.retire_unclaimed();
+    }
+
+    fn set_state(&self, mount: usize, state: MountState) {
+        Sessions::set_state(self, mount, state);
+    }
+
+    fn set_complete(&self, mount: usize, complete: bool) {
+        Sessions::set_complete(self, mount, complete);
+    }
+
+    fn set_throttle(&self, mount: usize, throttle: u32) {
+        Sessions::set_throttle(self, mount, throttle);
+    }
+
+    fn freeze<'a>(&'a self, mount: usize, sink: &mut dyn IntentSink) -> Box<dyn Frozen + 'a> {
+        Box::new(Sessions::freeze(self, mount, sink))
+    }
+
+    fn drain(&self, mount: usize, sink: &mut dyn IntentSink) {
+        Sessions::drain(self, mount, sink);
+    }
+
+    fn list(&self) -> Vec<SessionInfo> {
+        Sessions::list(self)
+    }
+
+    fn stop(&self) {
+        Sessions::stop(self);
+    }
+}
+
+impl Frozen for Freeze<'_> {
+    fn deadline(&self) -> std::time::Instant {
+        Freeze::deadline(self)
+    }
+}
+
+/// Makes [`Volume`]s.
+struct Volumes;
+
+impl EngineFactory for Volumes {
+    fn prepare(&self, mount: &config::Mount, options: VolumeOptions) -> Arc<dyn PendingVolume> {
+        Arc::new(Pending { url: mount.url.clone(), options, sink: Arc::default(), shared: OnceLock::new() })
+    }
+}
+
+/// A [`Volume`] that is not open yet.
+struct Pending {
+    url: String,
+    options: VolumeOptions,
+    sink: Arc<Mutex<DirtySet>>,
+    shared: OnceLock<Arc<Shared>>,
+}
+
+impl PendingVolume for Pending {
+    fn sink(&self) -> SharedSink {
+        self.sink.clone()
+    }
+
+    fn status(&self) -> VolumeStatus {
+        self.shared.get().map(|shared| shared.status(0, 0, None)).unwrap_or_default()
+    }
+
+    fn open(&self, gate: Arc<dyn Gatekeeper>) -> Result<Arc<dyn Engine>, OpenError> {
+        let shared = self.shared.get_or_init(|| Shared::new(gate));
+        let store = Arc::new(Store::open(&self.url, &StoreOptions::default())?);
+        let meta = meta::open(&store)?;
+        let volume = Volume::open(
+            self.options.clone(),
+            meta.clone(),
+            store.clone(),
+            shared.clone(),
+            self.sink.clone(),
+        );
+        match volume {
+            Ok(volume) => Ok(volume),
+            Err(error) => {
+                // The next try opens the backend anew. That this one does not end well changes nothing.
+                let _ = meta.close();
+                Err(match (store.health().last_error(), error) {
+                    (Some(_), VolumeError::Failed(why)) => OpenError::Unavailable(why),
+                    (_, error) => OpenError::Final(error),
+                })
+            }
+        }
+    }
+}
+
+impl From<StoreError> for OpenError {
+    fn from(error: StoreError) -> Self {
+        MetaError::from(error).into()
+    }
+}
+
+impl From<MetaError> for OpenError {
+    fn from(error: MetaError) -> Self {
+        match error {
+            MetaError::Unavailable(why) => Self::Unavailable(why),
+            other => Self::Final(other.into()),
+        }
+    }
+}
+
+impl Engine for Volume {
+    fn barrier(&self, ino: u64, reply: Box<dyn Reply>) {
+        Volume::barrier(self, ino, reply);
+    }
+
+    fn flush(&self) -> Result<u64, VolumeError> {
+        Volume::flush(self)
+    }
+
+    fn status(&self) -> VolumeStatus {
+        Volume::status(self)
+    }
+
+    fn shutdown(&self) {
+        Volume::shutdown(self);
+    }
+}
