@@ -7,6 +7,9 @@
     reason = "what fails in the harness is a failed test, and says so best where it happens"
 )]
 
-pub mod s3;
+
+pub mod node;
+pub mod programs;
 pub mod proxy;
+pub mod s3;
 pub mod tree;

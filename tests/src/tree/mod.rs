@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, Metadata};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -77,8 +78,8 @@ impl Snapshot {
     /// Looks at everything below `root`. Where a file's mode forbids reading it, it is made readable for the
     /// moment, so no agent should be looking at the same time.
     pub fn of(root: &Path) -> Self {
-        let mut walk = Walk { root, entries: BTreeMap::new(), inodes: BTreeMap::new() };
-        walk.visit(PathBuf::new());
+        let mut walk = Walk { entries: BTreeMap::new(), inodes: BTreeMap::new() };
+        walk.visit(PathBuf::new(), root);
         let Walk { mut entries, inodes, .. } = walk;
         for mut names in inodes.into_values().filter(|names| names.len() > 1) {
             names.sort();
@@ -102,28 +103,30 @@ impl Snapshot {
     }
 }
 
-struct Walk<'a> {
-    root: &'a Path,
+struct Walk {
     entries: BTreeMap<Name, Entry>,
     inodes: BTreeMap<(u64, u64), Vec<Name>>,
 }
 
-impl Walk<'_> {
-    fn visit(&mut self, name: Name) {
-        let path = if name.as_os_str().is_empty() { self.root.to_owned() } else { self.root.join(&name) };
-        let metadata = fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("stat {path:?}: {error}"));
-        let readable = Readable::make(&path, &metadata);
-        let kind = kind(&path, &metadata);
+impl Walk {
+    /// Looks at `name`, which `path` leads to: each directory is reached through the descriptor of the one above, so
+    /// that a tree may be deeper than the longest path.
+    fn visit(&mut self, name: Name, path: &Path) {
+        let metadata = fs::symlink_metadata(path).unwrap_or_else(|error| panic!("stat {name:?}: {error}"));
+        let readable = Readable::make(path, &metadata);
+        let kind = kind(path, &metadata);
         if matches!(kind, Kind::Directory) {
-            let list = fs::read_dir(&path).unwrap_or_else(|error| panic!("list {path:?}: {error}"));
+            let folder = fs::File::open(path).unwrap_or_else(|error| panic!("open {name:?}: {error}"));
+            let inside = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+            let list = fs::read_dir(&inside).unwrap_or_else(|error| panic!("list {name:?}: {error}"));
             for child in list {
-                let child = child.unwrap_or_else(|error| panic!("list {path:?}: {error}"));
-                self.visit(name.join(child.file_name()));
+                let child = child.unwrap_or_else(|error| panic!("list {name:?}: {error}")).file_name();
+                self.visit(name.join(&child), &inside.join(&child));
             }
         } else {
             self.inodes.entry((metadata.dev(), metadata.ino())).or_default().push(name.clone());
         }
-        let attributes = attributes::user(&path);
+        let attributes = attributes::user(path);
         drop(readable);
         let entry = Entry {
             mode: metadata.mode() & 0o7777,
