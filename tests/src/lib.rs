@@ -13,3 +13,4 @@ pub mod programs;
 pub mod proxy;
 pub mod s3;
 pub mod tree;
+pub mod writer;

@@ -313,6 +313,27 @@ assert open(root + '/absolute').read() == 'relative'
     );
 }
 
+/// A tree may be deeper than the longest path: it is made by walking, and must come back.
+#[test]
+fn deeper_than_the_longest_path() {
+    let store = FileStore::new();
+    let setup = Setup::translated(store.url());
+    if setup.reference {
+        return; // cp -a cannot.
+    }
+    proves(setup, "deep tree", |node| {
+        node.python(
+            "
+for level in range(60):
+    name = f'{level:02}' + 'd' * 120
+    os.mkdir(name)
+    os.chdir(name)
+open('bottom', 'w').write('found')
+",
+        );
+    });
+}
+
 /// The store is all there is: a second machine in another place shows the same tree.
 #[test]
 fn another_machine_in_another_placement() {
