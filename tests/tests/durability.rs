@@ -297,3 +297,56 @@ fn a_fenced_volume_can_be_taken_back() {
     assert_ne!(second.bash("echo 4 > four; sync four").code, 0);
     second.await_state("fenced");
 }
+
+/// The checkers checked: a lost record and an impossible state must be found.
+mod canaries {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_lost_record_is_found() {
+        let store = FileStore::new();
+        let mut setup = Setup::identity(store.url());
+        setup.reference = true;
+        let node = Node::started(setup);
+        let mut writer = Writer::start(&node, "d");
+        writer.advances(40, Duration::from_secs(30));
+        writer.finish();
+        verify(&node, "d");
+        for victim in ["log.0", "stream", "synchronous", "vector", "current", "slots", "mapping"] {
+            let path = node.tree().join("d").join(victim);
+            let whole = fs::read(&path).unwrap();
+            let mut damaged = whole.clone();
+            // The last record of a log; the only one of the others.
+            match victim {
+                "slots" => damaged.fill(0),
+                "mapping" => damaged[0] = damaged[0].wrapping_sub(8),
+                _ => damaged.truncate(whole.len() - 64),
+            }
+            fs::write(&path, &damaged).unwrap();
+            let found = std::panic::catch_unwind(|| verify(&node, "d"));
+            assert!(found.is_err(), "the loss of {victim} was not noticed");
+            fs::write(&path, &whole).unwrap();
+        }
+        fs::remove_dir_all(node.tree().join("d/new")).unwrap();
+        assert!(std::panic::catch_unwind(|| verify(&node, "d")).is_err(), "the loss of new files was not noticed");
+    }
+
+    #[test]
+    fn an_impossible_state_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let check = |a: u64, b: u64, c: u64| {
+            for (name, value) in [("a", a), ("b", b), ("c", c)] {
+                fs::write(folder.path().join(name), value.to_le_bytes()).unwrap();
+            }
+            let mut command = Command::new(compiled("invariant"));
+            Said::from(command.args(["check", "write"]).arg(folder.path()).output().unwrap()).code
+        };
+        assert_eq!(check(5, 5, 4), 0);
+        assert_eq!(check(5, 4, 4), 0);
+        for (a, b, c) in [(4, 5, 4), (5, 4, 5), (6, 5, 4), (7, 5, 5)] {
+            assert_eq!(check(a, b, c), 1, "{a} {b} {c}");
+        }
+    }
+}
