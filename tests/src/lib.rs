@@ -8,6 +8,7 @@
 )]
 
 
+pub mod installed;
 pub mod node;
 pub mod programs;
 pub mod proxy;

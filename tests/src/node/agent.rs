@@ -40,8 +40,8 @@ impl Node {
     /// Runs an agent that is expected to refuse; returns what it said when it ended. Fails the test where it is
     /// still running after a while: then it did not refuse.
     #[track_caller]
-    pub fn start_refused(&mut self) -> Said {
-        self.run_to_end(self.agent_command("agent"), Duration::from_secs(30))
+    pub fn start_refused(&self) -> Said {
+        self.run_to_end(self.agent_command("agent"), Duration::from_secs(90))
     }
 
     /// Runs `command` to its end and returns what it said; kills it and fails the test after `limit`.

@@ -57,14 +57,16 @@ impl Said {
         self.out
     }
 
-    /// Fails the test unless the program failed with an error that has all of `words` (in any case).
+    /// Fails the test unless the program failed with an error that has all of `words` (in any case; `a|b` is one of
+    /// several).
     #[track_caller]
     pub fn refused(&self, words: &[&str]) {
         let text = format!("{}{}", self.out, self.err).to_lowercase();
         assert!(self.code != 0, "it succeeded, but should have refused with {words:?}\n{text}");
         assert!(self.code < 128, "it died of a signal ({}) instead of saying {words:?}\n{text}", self.code);
         for word in words {
-            assert!(text.contains(&word.to_lowercase()), "the error does not say `{word}`:\n{text}");
+            let said = word.split('|').any(|choice| text.contains(&choice.to_lowercase()));
+            assert!(said, "the error does not say `{word}`:\n{text}");
         }
         assert!(!text.contains("panicked at"), "{text}");
     }
