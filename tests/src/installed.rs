@@ -34,7 +34,8 @@ impl Foreign {
     pub fn moto() -> Self {
         let program = venv("moto", &["moto[server]"]).join("bin/moto_server");
         let port = free_port();
-        let server = Self::run(Command::new(program).args(["-H", "127.0.0.1", "-p", &port.to_string()]), port);
+        let server =
+            Self::run(Command::new(program).args(["-H", "127.0.0.1", "-p", &port.to_string()]), port);
         // It checks no signatures, so that a bucket is made by a bare request.
         let made = plain_put(port, &format!("/{BUCKET}"));
         assert!(made.starts_with("HTTP/1.1 200"), "{made}");
@@ -47,7 +48,12 @@ impl Foreign {
         let program = npm("s3rver", "3.7.1").join("node_modules/.bin/s3rver");
         let (port, data) = (free_port(), tempfile::tempdir().expect("a temporary directory"));
         let mut command = Command::new(program);
-        command.arg("--directory").arg(data.path()).args(["--address", "127.0.0.1", "--port", &port.to_string()]);
+        command.arg("--directory").arg(data.path()).args([
+            "--address",
+            "127.0.0.1",
+            "--port",
+            &port.to_string(),
+        ]);
         command.args(["--configure-bucket", BUCKET]);
         Self::run_in(&mut command, port, data)
     }
@@ -91,7 +97,8 @@ fn free_port() -> u16 {
 fn plain_put(port: u16, path: &str) -> String {
     use std::io::{Read, Write};
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
-    let request = format!("PUT {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let request =
+        format!("PUT {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).expect("it reads");
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);
@@ -111,7 +118,9 @@ fn venv(name: &str, packages: &[&str]) -> PathBuf {
     let place = cache_dir().join(format!("venv-{name}"));
     install(&place, |fresh| {
         succeed(Command::new("/usr/bin/python3").args(["-m", "venv"]).arg(fresh));
-        succeed(Command::new(fresh.join("bin/python")).args(["-m", "pip", "install", "--quiet"]).args(packages));
+        succeed(
+            Command::new(fresh.join("bin/python")).args(["-m", "pip", "install", "--quiet"]).args(packages),
+        );
     });
     place
 }
@@ -124,7 +133,12 @@ fn npm(package: &str, version: &str) -> PathBuf {
     install(&place, |fresh| {
         std::fs::create_dir(fresh).expect("the target folder is writable");
         let package = format!("{package}@{version}");
-        succeed(Command::new("npm").args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]).arg(fresh).arg(package));
+        succeed(
+            Command::new("npm")
+                .args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"])
+                .arg(fresh)
+                .arg(package),
+        );
     });
     place
 }

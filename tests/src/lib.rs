@@ -7,7 +7,6 @@
     reason = "what fails in the harness is a failed test, and says so best where it happens"
 )]
 
-
 pub mod installed;
 pub mod node;
 pub mod programs;

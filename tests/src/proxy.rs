@@ -157,7 +157,12 @@ impl Line {
             let length = match self.from.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(length) => length,
-                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+                    ) =>
+                {
                     if self.stop.load(Ordering::Relaxed) {
                         break;
                     }

@@ -330,7 +330,10 @@ mod canaries {
             fs::write(&path, &whole).unwrap();
         }
         fs::remove_dir_all(node.tree().join("d/new")).unwrap();
-        assert!(std::panic::catch_unwind(|| verify(&node, "d")).is_err(), "the loss of new files was not noticed");
+        assert!(
+            std::panic::catch_unwind(|| verify(&node, "d")).is_err(),
+            "the loss of new files was not noticed"
+        );
     }
 
     #[test]

@@ -24,7 +24,13 @@ fn behind(proxy: &Proxy) -> Setup {
 
 /// A writer works through a time of faults that it must survive; then the node is lost, once with the faults still
 /// on, and once healthy.
-fn survives_faults(server: &S3Server, setup: Setup, on: impl Fn(), off: impl Fn(), happened: impl Fn() -> u64) {
+fn survives_faults(
+    server: &S3Server,
+    setup: Setup,
+    on: impl Fn(),
+    off: impl Fn(),
+    happened: impl Fn() -> u64,
+) {
     let mut node = Node::new(setup);
     if node.setup().reference {
         return; // The plain disk has no backend.
@@ -147,7 +153,11 @@ fn backend_vanishes_and_returns() {
     let before = writer.acknowledged();
     let start = Instant::now();
     assert_eq!(node.sh("cat resident; echo unsynced > unsynced; cat unsynced"), "resident\nunsynced\n");
-    assert!(start.elapsed() < Duration::from_secs(5), "local work waited for the backend: {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "local work waited for the backend: {:?}",
+        start.elapsed()
+    );
     seconds(4.0);
     writer.app().assert_running();
     assert_eq!(writer.acknowledged(), before, "a barrier succeeded while the backend was away");
@@ -231,7 +241,8 @@ with open(os.environ['STORAGE'] + '/big', 'wb', buffering=0) as f:
         f.write(os.urandom(1 << 18))",
     );
     let mut app = node.spawn(command);
-    let written = |node: &Node| std::fs::metadata(node.tree().join("big")).map_or(0, |metadata| metadata.len());
+    let written =
+        |node: &Node| std::fs::metadata(node.tree().join("big")).map_or(0, |metadata| metadata.len());
     let deadline = Instant::now() + LONG;
     let mut last = (written(&node), Instant::now());
     // Blocked: no byte more for two seconds.

@@ -247,7 +247,10 @@ fn truncated_pack() {
 
 #[test]
 fn missing_pack() {
-    damaged_packs(|pack| fs::remove_file(pack).unwrap(), &["pack", "missing|not found|not there|no such|gone"]);
+    damaged_packs(
+        |pack| fs::remove_file(pack).unwrap(),
+        &["pack", "missing|not found|not there|no such|gone"],
+    );
 }
 
 /// A damaged volume must not harm what is still on the disk of a node that has it.
@@ -481,8 +484,12 @@ fn program_that_does_not_exist() {
 /// The tools the tests of other servers need are there; a missing one is a failure by itself, not a silent pass.
 #[test]
 fn what_the_tests_need_is_there() {
-    for program in ["cc", "make", "git", "sqlite3", "python3", "rsync", "node", "npm", "flock", "setsid", "tar"] {
+    for program in
+        ["cc", "make", "git", "sqlite3", "python3", "rsync", "node", "npm", "flock", "setsid", "tar"]
+    {
         require(program);
     }
-    assert!(Command::new("/usr/bin/python3").args(["-m", "venv", "--help"]).output().unwrap().status.success());
+    assert!(
+        Command::new("/usr/bin/python3").args(["-m", "venv", "--help"]).output().unwrap().status.success()
+    );
 }

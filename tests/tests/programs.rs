@@ -146,8 +146,7 @@ fn python(node: &Node) {
 fn archives_and_copies(node: &Node) {
     require("tar");
     require("rsync");
-    node.sh(
-        "mkdir source; cp -r /usr/include/linux /usr/include/asm-generic source/
+    node.sh("mkdir source; cp -r /usr/include/linux /usr/include/asm-generic source/
          ln -s linux/fs.h source/link; ln source/linux/fs.h source/hard
          truncate -s 3M source/sparse; echo end >> source/sparse; mkdir source/empty; mkfifo source/pipe
          touch -d '2001-02-03 04:05:06.123456789' source/linux/stat.h source/empty
@@ -162,8 +161,7 @@ fn archives_and_copies(node: &Node) {
          diff -r --no-dereference --exclude pipe source synced
          diff -r source/linux back
          mv copy \"$OUTSIDE/moved\"; mv \"$OUTSIDE/moved\" returned
-         rm -rf untar/linux; cp -al returned hardlinked",
-    );
+         rm -rf untar/linux; cp -al returned hardlinked");
 }
 
 fn find_and_sed(node: &Node) {
@@ -214,8 +212,7 @@ END
 fn gcc_and_make(node: &Node) {
     require("gcc");
     require("make");
-    node.sh(
-        "mkdir -p project/src project/include; cd project
+    node.sh("mkdir -p project/src project/include; cd project
          for i in $(seq 12); do
              echo \"int f$i(void);\" >> include/all.h
              printf '#include \"all.h\"\\nint f%s(void) { return %s; }\\n' $i $i > src/f$i.c
@@ -240,8 +237,7 @@ END
          make -s -q
          sleep 0.01; touch include/all.h; ! make -q; make -s -j2
          gcc -shared -fPIC -Iinclude -o build/libf.so src/f1.c
-         \"$STORAGE/project/build/sum\" > result; test \"$(cat result)\" = 78",
-    );
+         \"$STORAGE/project/build/sum\" > result; test \"$(cat result)\" = 78");
 }
 
 fn node_fs(node: &Node) {
@@ -253,8 +249,7 @@ fn node_fs(node: &Node) {
 
 fn many_writers(node: &Node) {
     require("flock");
-    node.sh(
-        "mkdir queue done; echo 0 > counter
+    node.sh("mkdir queue done; echo 0 > counter
          worker() {
              for i in $(seq 25); do
                  ( flock 9; n=$(cat counter); echo $((n + 1)) > counter ) 9> lock
@@ -266,8 +261,7 @@ fn many_writers(node: &Node) {
          for w in $(seq 8); do worker $w & done; wait
          test \"$(cat counter)\" = 200
          test \"$(wc -l < log)\" = 200; test \"$(sort -u log | wc -l)\" = 200
-         test \"$(ls done | wc -l)\" = 200; test -z \"$(ls -A queue)\"",
-    );
+         test \"$(ls done | wc -l)\" = 200; test -z \"$(ls -A queue)\"");
 }
 
 fn weird_tree(node: &Node) {

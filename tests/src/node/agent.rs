@@ -234,7 +234,10 @@ fn built(name: &str, variable: &str) -> PathBuf {
     let profiles: &[&str] = if name.ends_with(".so") { &["release"] } else { &["debug", "release"] };
     let candidates = profiles.iter().map(|profile| target.join(profile).join(name));
     candidates.filter(|path| path.exists()).max_by_key(modified).unwrap_or_else(|| {
-        panic!("there is no {name} below {}: run the tests by `cargo xtask test`, or set {variable}", target.display())
+        panic!(
+            "there is no {name} below {}: run the tests by `cargo xtask test`, or set {variable}",
+            target.display()
+        )
     })
 }
 
@@ -246,4 +249,3 @@ pub fn find<'a>(value: &'a Value, key: &str) -> Option<&'a Value> {
         _ => None,
     }
 }
-

@@ -10,8 +10,8 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-pub use apps::App;
 pub use agent::find;
+pub use apps::App;
 pub use setup::{FileStore, Placement, Setup, User};
 
 use crate::tree::{self, Snapshot};
@@ -75,7 +75,8 @@ impl Said {
 impl Node {
     /// Makes the directories of a new machine; nothing runs yet.
     pub fn new(setup: Setup) -> Self {
-        let base = tempfile::Builder::new().prefix("storeshim-e2e-").tempdir().expect("a temporary directory");
+        let base =
+            tempfile::Builder::new().prefix("storeshim-e2e-").tempdir().expect("a temporary directory");
         fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
         let (prefix, tree) = match setup.placement {
             Placement::Identity => (base.path().join("storage"), base.path().join("storage")),
@@ -205,7 +206,11 @@ impl Drop for Node {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
             let end = lines.len().saturating_sub(60);
-            eprintln!("--- agent's log, last {} lines ---\n{}\n---", lines.len() - end, lines[end..].join("\n"));
+            eprintln!(
+                "--- agent's log, last {} lines ---\n{}\n---",
+                lines.len() - end,
+                lines[end..].join("\n")
+            );
         }
         if std::env::var_os("STORESHIM_E2E_KEEP").is_some() {
             self.base.disable_cleanup(true);

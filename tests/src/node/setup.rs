@@ -108,7 +108,9 @@ impl Setup {
         let mut mount = format!("{}={}", prefix.display(), self.url);
         match self.placement {
             Placement::Identity => mount.push_str(",placement=identity"),
-            Placement::Translated => mount.push_str(&format!(",placement=translated,tree={}", tree.display())),
+            Placement::Translated => {
+                mount.push_str(&format!(",placement=translated,tree={}", tree.display()))
+            }
         }
         for (key, value) in &self.settings {
             mount.push_str(&format!(",{key}={value}"));
@@ -124,7 +126,8 @@ impl FileStore {
     /// An empty store.
     pub fn new() -> Self {
         use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::Builder::new().prefix("storeshim-store-").tempdir().expect("a temporary directory");
+        let dir =
+            tempfile::Builder::new().prefix("storeshim-store-").tempdir().expect("a temporary directory");
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).expect("it is ours");
         Self(dir)
     }
@@ -151,7 +154,8 @@ impl FileStore {
     pub fn copy(&self) -> Self {
         let copy = Self::new();
         let from = format!("{}/.", self.path().display());
-        let done = std::process::Command::new("cp").args(["-a", &from]).arg(copy.path()).status().expect("cp runs");
+        let done =
+            std::process::Command::new("cp").args(["-a", &from]).arg(copy.path()).status().expect("cp runs");
         assert!(done.success(), "cp -a of the store");
         copy
     }

@@ -94,7 +94,6 @@ impl Checksums {
             sha1: self.sha1.as_ref().map(|_| Default::default()),
             sha256: self.sha256.as_ref().map(|_| Default::default()),
             crc64nvme: self.crc64nvme.as_ref().map(|_| Default::default()),
-            ..Default::default()
         };
         hasher.update(bytes);
         let sums = hasher.finalize();
@@ -114,7 +113,8 @@ mod tests {
 
     #[test]
     fn base64_pads() {
-        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")] {
+        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")]
+        {
             assert_eq!(base64(plain.as_bytes()), coded);
         }
     }

@@ -152,12 +152,18 @@ fn strong(etag: String) -> Option<ETag> {
 
 #[async_trait::async_trait]
 impl S3 for Service {
-    async fn create_bucket(&self, r: S3Request<CreateBucketInput>) -> S3Result<S3Response<CreateBucketOutput>> {
+    async fn create_bucket(
+        &self,
+        r: S3Request<CreateBucketInput>,
+    ) -> S3Result<S3Response<CreateBucketOutput>> {
         self.store.create_bucket(&r.input.bucket);
         done()
     }
 
-    async fn delete_bucket(&self, r: S3Request<DeleteBucketInput>) -> S3Result<S3Response<DeleteBucketOutput>> {
+    async fn delete_bucket(
+        &self,
+        r: S3Request<DeleteBucketInput>,
+    ) -> S3Result<S3Response<DeleteBucketOutput>> {
         self.store.delete_bucket(&r.input.bucket);
         done()
     }
@@ -295,7 +301,10 @@ impl S3 for Service {
         }))
     }
 
-    async fn delete_object(&self, r: S3Request<DeleteObjectInput>) -> S3Result<S3Response<DeleteObjectOutput>> {
+    async fn delete_object(
+        &self,
+        r: S3Request<DeleteObjectInput>,
+    ) -> S3Result<S3Response<DeleteObjectOutput>> {
         self.enter(Kind::Delete).await?;
         let i = r.input;
         let (matches, _) = self.conditions(i.if_match.as_ref(), None);

@@ -39,7 +39,11 @@ impl Object {
     }
 
     /// Conditions of a read.
-    pub(super) fn check(&self, matches: &Option<ETagCondition>, differs: &Option<ETagCondition>) -> S3Result<()> {
+    pub(super) fn check(
+        &self,
+        matches: &Option<ETagCondition>,
+        differs: &Option<ETagCondition>,
+    ) -> S3Result<()> {
         if let Some(etag) = matches.as_ref().and_then(ETagCondition::as_etag)
             && etag.value() != self.etag
         {

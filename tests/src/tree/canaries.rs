@@ -76,7 +76,10 @@ fn zeros_instead_of_data() {
             File::options().write(true).open(&path).unwrap().write_all_at(&[0; 65_536], 0).unwrap();
         });
     });
-    assert_only(&found, &["dir/file: content differs in 1 of 4 blocks, first within bytes 0..65536, which are zeros"]);
+    assert_only(
+        &found,
+        &["dir/file: content differs in 1 of 4 blocks, first within bytes 0..65536, which are zeros"],
+    );
 }
 
 #[test]

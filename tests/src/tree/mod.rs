@@ -194,7 +194,12 @@ pub struct Difference {
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.name.as_os_str().as_bytes().escape_ascii();
-        write!(f, "{}: {}", if self.name.as_os_str().is_empty() { "(root)".into() } else { name.to_string() }, self.what)
+        write!(
+            f,
+            "{}: {}",
+            if self.name.as_os_str().is_empty() { "(root)".into() } else { name.to_string() },
+            self.what
+        )
     }
 }
 
