@@ -29,14 +29,13 @@ pub struct Findings {
 pub fn scan(
     index: &Index,
     tree: &Tree,
-    dev: u64,
     limit: u64,
     tick: &mut dyn FnMut() -> bool,
 ) -> Result<Findings, VolumeError> {
     let mut findings = Findings::default();
     let mut dirs = vec![(ROOT_INODE, Vec::new())];
     while let Some((dir, path)) = dirs.pop() {
-        let scanned = scan_dir(index, tree, dev, (dir, &path), &mut findings.dirty, &mut dirs, tick);
+        let scanned = scan_dir(index, tree, (dir, &path), &mut findings.dirty, &mut dirs, tick);
         match scanned {
             Ok(true) => {}
             Ok(false) => {
@@ -77,7 +76,6 @@ impl From<VolumeError> for CannotScan {
 fn scan_dir(
     index: &Index,
     tree: &Tree,
-    dev: u64,
     (dir, path): (u64, &[u8]),
     dirty: &mut DirtySet,
     dirs: &mut Vec<(u64, Vec<u8>)>,
@@ -90,7 +88,7 @@ fn scan_dir(
         return Ok(true);
     }
     if seen.is_none_or(|seen| !same(&seen, &own)) {
-        dirty.add_inode(own.id.ino);
+        dirty.add_inode(own.id.ino).untold = true;
     }
     let mut known: HashMap<Vec<u8>, u64> = index.children(dir)?.into_iter().collect();
     for name in tree.list(fd.as_fd())? {
@@ -98,7 +96,7 @@ fn scan_dir(
             return Ok(false);
         }
         let child = known.remove(&name);
-        let Some(stat) = tree.stat_at(fd.as_fd(), &name)?.filter(|s| s.dev == dev) else {
+        let Some(stat) = tree.stat_at(fd.as_fd(), &name)? else {
             if child.is_some() {
                 dirty.add_name(own.id.ino, &name);
             }
@@ -111,7 +109,7 @@ fn scan_dir(
         match index.seen(child)? {
             Some(seen) if seen.id == stat.id => {
                 if !same(&seen, &stat) || seen.racy {
-                    dirty.add_inode(stat.id.ino);
+                    dirty.add_inode(stat.id.ino).untold = true;
                 }
                 if stat.is_dir() {
                     dirs.push((child, join(path, &name)));

@@ -39,8 +39,6 @@ pub struct Cutter<'a> {
     pub index: &'a Index,
     /// The tree.
     pub tree: &'a Tree,
-    /// Its device.
-    pub dev: u64,
     /// Where sessions put intents.
     pub sink: &'a std::sync::Mutex<DirtySet>,
     /// Counters, gate.
@@ -108,7 +106,7 @@ impl<'a> Cutter<'a> {
         store: &mut ChunkStore<'_>,
         told: &mut Told,
     ) -> Result<Cut<'a>, CaptureError> {
-        let mut look = Look::new(Context { index: self.index, tree: self.tree, dev: self.dev })?;
+        let mut look = Look::new(Context { index: self.index, tree: self.tree })?;
         let mut everywhere = matches!(audit, Audit::Everywhere | Audit::Adopt);
         let limit = if matches!(audit, Audit::Adopt) { ADOPT } else { u64::MAX };
         look.shallow = matches!(audit, Audit::Adopt);
@@ -152,7 +150,7 @@ impl<'a> Cutter<'a> {
                 self.shared.paused(closed.elapsed());
                 if everywhere {
                     everywhere = false;
-                    let findings = audit::scan(self.index, self.tree, self.dev, limit, &mut || {
+                    let findings = audit::scan(self.index, self.tree, limit, &mut || {
                         self.shared.failure().is_none()
                     })?;
                     more = findings.more;

@@ -28,8 +28,6 @@ use crate::session::{IntentSink, Reply};
 const FINDINGS: u64 = 20_000;
 /// How often the engine looks at the dirty set's age and size.
 const TICK: Duration = Duration::from_millis(10);
-/// A background cut rests this many times as long as the last one took.
-const REST: u32 = 5;
 
 enum Command {
     Barrier(Box<dyn Reply>),
@@ -70,7 +68,6 @@ impl Volume {
         let Opened { index, tree, head, adopt } = open::open(&options, &*meta, &*blob, &shared)?;
         let threads = |e: std::io::Error| VolumeError::Failed(format!("no thread could be started: {e}"));
         let (index, tree) = (Arc::new(index), Arc::new(tree));
-        let dev = tree.stat(tree.root()).map_err(|e| VolumeError::Failed(e.to_string()))?.dev;
         count_files(&index, &shared)?;
         shared.set_seq(head.map_or(0, |h| h.seq));
         let (commands, inbox) = unbounded();
@@ -82,7 +79,6 @@ impl Volume {
             options,
             index,
             tree,
-            dev,
             shared: Arc::clone(&shared),
             sink: Arc::clone(&sink),
             suspects: Suspects::new(),
@@ -186,7 +182,6 @@ struct Engine {
     options: VolumeOptions,
     index: Arc<Index>,
     tree: Arc<Tree>,
-    dev: u64,
     shared: Arc<Shared>,
     sink: Sink,
     uploader: Arc<Uploader>,
@@ -273,17 +268,17 @@ impl Engine {
     ) -> std::io::Result<(Sender<()>, JoinHandle<()>)> {
         let (end, ended) = bounded::<()>(0);
         let (index, tree, shared) = (Arc::clone(&self.index), Arc::clone(&self.tree), Arc::clone(&self.shared));
-        let (dev, interval) = (self.dev, self.options.audit_interval);
+        let interval = self.options.audit_interval;
         let is_over = move |wait| !matches!(ended.recv_timeout(wait), Err(RecvTimeoutError::Timeout));
         let thread = std::thread::Builder::new().name("audit".into()).spawn(move || {
             while !is_over(interval) {
                 let mut pace = audit::Pace::new();
-                let scanned = audit::scan(&index, &tree, dev, FINDINGS, &mut || {
+                let scanned = audit::scan(&index, &tree, FINDINGS, &mut || {
                     pace.tick();
                     shared.failure().is_none() && !is_over(Duration::ZERO)
                 });
                 shared.count("audits", 1);
-                *shared.foreign.lock() = audit::foreign(tree.path(), dev, &shared.gate().attached());
+                *shared.foreign.lock() = audit::foreign(tree.path(), tree.dev(), &shared.gate().attached());
                 match scanned {
                     Ok(findings) if !findings.dirty.is_empty() => {
                         if commands.send(Command::Found(findings.dirty)).is_err() {
@@ -326,7 +321,8 @@ impl Engine {
             waiters.into_iter().for_each(|w| w.failed(&error));
             false
         });
-        self.next_cut = Instant::now() + (started.elapsed() * REST).min(Duration::from_secs(10));
+        // At least as much rest as work, and never so much that the promised lag is lost to it.
+        self.next_cut = Instant::now() + started.elapsed().min(self.options.max_lag / 2);
         more
     }
 
@@ -342,7 +338,6 @@ impl Engine {
         let cut = Cutter {
             index: &index,
             tree: &self.tree,
-            dev: self.dev,
             sink: &self.sink,
             shared: &self.shared,
             suspects: &mut self.suspects,

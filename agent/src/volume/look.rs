@@ -35,8 +35,6 @@ pub struct Context<'a> {
     pub index: &'a Index,
     /// The tree.
     pub tree: &'a Tree,
-    /// Device of the tree: what is mounted inside it is not part of the volume.
-    pub dev: u64,
 }
 
 /// An overlay over the index. See the module.
@@ -230,7 +228,7 @@ impl<'a> Look<'a> {
     }
 
     fn look_name(&mut self, dir: u64, fd: BorrowedFd<'_>, name: &[u8], todo: &mut Todo) -> Result<()> {
-        let stat = self.cx.tree.stat_at(fd, name)?.filter(|s| s.dev == self.cx.dev);
+        let stat = self.cx.tree.stat_at(fd, name)?;
         let Some(stat) = stat else { return self.set_dentry(dir, name, None) };
         let (inode, new) = self.inode_of(&stat)?;
         let was = self.child(dir, name)?;
@@ -386,7 +384,10 @@ impl<'a> Look<'a> {
             ranges.add(seen.size.min(stat.size), stat.size);
             return capture::ranges(file, stat.size, &ranges, &known, sink);
         }
-        let data_changed = stat.size != seen.size || stat.mtime != seen.mtime || stat.ctime != seen.ctime || seen.racy;
+        // A rename, a link or a chmod moves ctime alone; so does who writes and then sets mtime back, but that one has
+        // opened the file, or no intent tells of anything at all.
+        let written = stat.ctime != seen.ctime && (dirty.opened.is_some() || dirty.untold);
+        let data_changed = stat.size != seen.size || stat.mtime != seen.mtime || written || seen.racy;
         if !data_changed && !flags.has(OpenFlags::MAPPED) {
             return Ok(Captured::default());
         }

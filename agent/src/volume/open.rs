@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::index::{self, Base, Index, Kernel, Standing};
 use super::restore::Restore;
 use super::status::Shared;
-use super::tree::Tree;
+use super::tree::{LOST_AND_FOUND, Tree};
 use super::{Durability, VolumeError, VolumeOptions};
 use crate::blob::Blob;
 use crate::meta::records::{self, Format, ROOT_INODE, key};
@@ -105,7 +105,7 @@ fn judge(
     boot_id: &str,
 ) -> Result<Verdict> {
     let names = tree.list(tree.root()).map_err(|e| disk(tree.path(), &e))?;
-    let is_empty = names.iter().all(|name| name == b"lost+found");
+    let is_empty = names.is_empty();
     let Some(base) = index.base()? else {
         return Ok(match (head, is_empty) {
             (None, _) => Verdict::Adopt,
@@ -147,7 +147,7 @@ fn set_aside(tree: &Tree, state: &Path) -> io::Result<PathBuf> {
     std::fs::create_dir_all(&aside)?;
     for entry in std::fs::read_dir(tree.path())? {
         let entry = entry?;
-        if entry.file_name() != "lost+found" {
+        if entry.file_name().as_encoded_bytes() != LOST_AND_FOUND {
             std::fs::rename(entry.path(), aside.join(entry.file_name()))?;
         }
     }
@@ -157,6 +157,9 @@ fn set_aside(tree: &Tree, state: &Path) -> io::Result<PathBuf> {
 fn empty(dir: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
+        if entry.file_name().as_encoded_bytes() == LOST_AND_FOUND {
+            continue;
+        }
         if entry.file_type()?.is_dir() {
             std::fs::remove_dir_all(entry.path())?;
         } else {
