@@ -1,2 +1,42 @@
-//! The one developer entry point.
-fn main() {}
+//! The one developer entry point: `cargo xtask <command>`.
+
+mod bench;
+mod build;
+mod lint;
+mod run;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Build, run, test and measure storeshim.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+enum Command {
+    /// Build the agent and the shim.
+    Build(build::Arguments),
+    /// Build, then run a program in /storage on a store below the target folder.
+    Run(run::Arguments),
+    /// Install what the tests need, then run everything.
+    Test(test::Arguments),
+    /// Check formatting, lints and tidiness.
+    Lint,
+    /// Measure.
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Command::parse() {
+        Command::Build(arguments) => build::main(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Run(arguments) => run::main(&arguments),
+        Command::Test(arguments) => test::main(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Lint => lint::main().map(|()| ExitCode::SUCCESS),
+        Command::Bench(arguments) => bench::main(&arguments).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -22,7 +22,7 @@ const FIRST_USER: Duration = Duration::from_secs(60);
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
-    settings: Settings,
+    pub(super) settings: Settings,
     /// End when the last program that used the agent has ended.
     #[arg(long)]
     exit_when_idle: bool,

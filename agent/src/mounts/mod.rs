@@ -27,7 +27,7 @@ pub use status::{AgentStatus, FlushStatus, MountStatus};
 
 /// How long a volume that has never been open here may fail to reach its backend before the agent gives up. A
 /// volume that was open before is tried for ever: apps may be waiting for it.
-const FIRST_OPEN_PATIENCE: Duration = Duration::from_secs(30);
+const FIRST_OPEN_PATIENCE: Duration = Duration::from_secs(10);
 /// First and longest pause between tries to open a volume.
 const OPEN_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 /// How often a shutdown that takes long says so.

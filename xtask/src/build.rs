@@ -1,0 +1,42 @@
+//! `cargo xtask build`: the agent, and the shim beside it.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use xshell::{Shell, cmd};
+
+use crate::workspace;
+
+/// Arguments of `cargo xtask build`.
+#[derive(Args)]
+pub struct Arguments {
+    /// Optimise the agent, too.
+    #[arg(long)]
+    pub release: bool,
+}
+
+/// What was built.
+pub struct Built {
+    /// The program `storeshim`.
+    pub program: PathBuf,
+    /// The library `libstoreshim.so`.
+    pub shim: PathBuf,
+}
+
+pub fn main(arguments: &Arguments) -> Result<()> {
+    let built = build(&workspace::shell()?, arguments.release)?;
+    println!("{}\n{}", built.program.display(), built.shim.display());
+    Ok(())
+}
+
+/// Builds both. The shim is always optimised: it runs inside of every call of the app. The agent's own code is only
+/// for `release`; its dependencies are in any case.
+pub fn build(sh: &Shell, release: bool) -> Result<Built> {
+    cmd!(sh, "cargo build --quiet --locked --release --package storeshim-shim").quiet().run()?;
+    let profile = release.then_some("--release");
+    cmd!(sh, "cargo build --quiet --locked --package storeshim-agent {profile...}").quiet().run()?;
+    let target = workspace::target()?;
+    let folder = if release { "release" } else { "debug" };
+    Ok(Built { program: target.join(folder).join("storeshim"), shim: target.join("release/libstoreshim.so") })
+}

@@ -1,0 +1,54 @@
+//! `cargo xtask test`: everything that must hold, from the models of the protocol to whole programs on real servers.
+
+mod needs;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use xshell::cmd;
+
+use crate::{build, workspace};
+
+/// What `--full` makes of the campaigns, whose size is a variable of theirs.
+const FULL: [(&str, &str); 4] = [
+    ("STORESHIM_ROUNDS", "1000"),
+    ("STORESHIM_KILLS", "100"),
+    ("STORESHIM_RESTORES", "200"),
+    ("STORESHIM_PROCESSES", "5000"),
+];
+
+/// Arguments of `cargo xtask test`.
+#[derive(Args)]
+pub struct Arguments {
+    /// Only the tests whose name contains this; no models.
+    #[arg(long, value_name = "NAME")]
+    filter: Option<String>,
+    /// Long campaigns instead of short ones.
+    #[arg(long)]
+    full: bool,
+}
+
+pub fn main(arguments: &Arguments) -> Result<()> {
+    let sh = workspace::shell()?;
+    needs::provide(&sh)?;
+    let target = workspace::target()?;
+    if arguments.filter.is_none() {
+        // A target folder of its own: the flag would rebuild everything, and the next build rebuild it back.
+        let models = target.join("loom");
+        cmd!(sh, "cargo test --quiet --locked --release --package storeshim-protocol --lib loom")
+            .env("CARGO_TARGET_DIR", models)
+            .env("RUSTFLAGS", "--cfg loom")
+            .run()
+            .context("the protocol's models do not hold")?;
+    }
+    let built = build::build(&sh, false)?;
+    let filter = arguments.filter.iter();
+    let mut tests = cmd!(sh, "cargo nextest run --locked --workspace --profile ci {filter...}")
+        .env("STORESHIM_BIN", built.program)
+        .env("STORESHIM_SHIM", built.shim)
+        .env("PATH", needs::path_with_tools()?);
+    if arguments.full {
+        tests = tests.envs(FULL);
+    }
+    // Ends with the runner's own summary.
+    tests.run().context("there are failed tests above")
+}

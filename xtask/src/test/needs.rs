@@ -1,0 +1,99 @@
+//! What the tests need of the machine: says what is missing, and installs it where it may.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use xshell::{Shell, cmd};
+
+use crate::workspace;
+
+/// A file that must be there, relative to a directory of PATH or absolute, and the Debian package that has it.
+const NEEDS: [(&str, &str); 17] = [
+    ("sqlite3", "sqlite3"),
+    ("git", "git"),
+    ("/usr/bin/python3", "python3"),
+    ("tar", "tar"),
+    ("rsync", "rsync"),
+    ("gcc", "gcc"),
+    ("make", "make"),
+    ("node", "nodejs"),
+    ("npm", "npm"),
+    ("strace", "strace"),
+    ("musl-gcc", "musl-tools"),
+    ("perl", "perl"),
+    ("flock", "util-linux"),
+    ("setsid", "util-linux"),
+    ("find", "findutils"),
+    ("/usr/include/linux/fs.h", "linux-libc-dev"),
+    ("/etc/ssl/certs/ca-certificates.crt", "ca-certificates"),
+];
+/// Package of Python's module `venv`, which is no file at a place of its own.
+const VENV: &str = "python3-venv";
+/// Version of the test runner that is installed where there is none.
+const NEXTEST: &str = "0.9.143";
+
+/// Makes sure that everything is there. As another user than root it only says what to type.
+pub fn provide(sh: &Shell) -> Result<()> {
+    let mut packages: Vec<&str> =
+        NEEDS.iter().filter(|(file, _)| !is_there(file)).map(|(_, package)| *package).collect();
+    if cmd!(sh, "/usr/bin/python3 -c 'import ensurepip, venv'")
+        .quiet()
+        .ignore_stdout()
+        .ignore_stderr()
+        .run()
+        .is_err()
+    {
+        packages.push(VENV);
+    }
+    packages.dedup();
+    if !packages.is_empty() {
+        let install = format!("apt-get update && apt-get install -y {}", packages.join(" "));
+        if !is_root(sh)? {
+            bail!("the tests need more than there is; type: sudo sh -c '{install}'");
+        }
+        cmd!(sh, "sh -c {install}")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .run()
+            .with_context(|| format!("cannot install {}", packages.join(" ")))?;
+    }
+    if cmd!(sh, "cargo nextest --version")
+        .env("PATH", path_with_tools()?)
+        .quiet()
+        .ignore_stdout()
+        .ignore_stderr()
+        .run()
+        .is_err()
+    {
+        let tools = tools()?;
+        // Not optimised: it waits for tests all day, and this builds in a fraction of the time.
+        cmd!(sh, "cargo install --quiet --locked --debug --root {tools} cargo-nextest@{NEXTEST}")
+            .run()
+            .context("cannot install the test runner")?;
+    }
+    Ok(())
+}
+
+/// PATH with our own tools in it.
+pub fn path_with_tools() -> Result<OsString> {
+    let before = std::env::var_os("PATH").unwrap_or_default();
+    let tools = tools()?.join("bin");
+    Ok(std::env::join_paths(std::env::split_paths(&before).chain([tools]))?)
+}
+
+/// Where tools are installed that the machine does not have.
+fn tools() -> Result<PathBuf> {
+    Ok(workspace::target()?.join("tools"))
+}
+
+fn is_there(file: &str) -> bool {
+    if Path::new(file).is_absolute() {
+        return Path::new(file).exists();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(file).exists())
+}
+
+fn is_root(sh: &Shell) -> Result<bool> {
+    Ok(cmd!(sh, "id -u").quiet().read()? == "0")
+}
