@@ -34,7 +34,7 @@ const COLLECTS: u32 = 6;
 pub type Suspects = HashMap<u64, OpenFlags>;
 
 /// What a cut is made with.
-pub struct Cutter<'a> {
+pub struct Cutter<'a, 's> {
     /// See the types.
     pub index: &'a Index,
     /// The tree.
@@ -44,7 +44,7 @@ pub struct Cutter<'a> {
     /// Counters, gate.
     pub shared: &'a Shared,
     /// Kept from cut to cut.
-    pub suspects: &'a mut Suspects,
+    pub suspects: &'s mut Suspects,
 }
 
 /// Where a cut looks beyond what intents tell.
@@ -78,7 +78,7 @@ pub struct Cut<'a> {
     pub more: bool,
 }
 
-impl<'a> Cutter<'a> {
+impl<'a> Cutter<'a, '_> {
     /// Makes a cut. On an error nothing is lost: what was to be looked at is looked at by the next one.
     pub fn cut(&mut self, audit: Audit, store: &mut ChunkStore<'_>) -> Result<Cut<'a>, VolumeError> {
         let mut told = Told::default();

@@ -30,7 +30,7 @@ const FINDINGS: u64 = 20_000;
 const TICK: Duration = Duration::from_millis(10);
 
 enum Command {
-    Barrier(Box<dyn Reply>),
+    Barrier(u64, Box<dyn Reply>),
     Flush(Sender<Result<u64, VolumeError>>),
     Found(DirtySet),
     Stop(Sender<()>),
@@ -39,7 +39,7 @@ enum Command {
 impl Command {
     fn refuse(self, error: &VolumeError) {
         match self {
-            Self::Barrier(reply) => Waiter::Barrier(reply).failed(error),
+            Self::Barrier(_, reply) => Waiter::Barrier(reply).failed(error),
             Self::Flush(to) => Waiter::Flush(to).failed(error),
             Self::Found(_) | Self::Stop(_) => {}
         }
@@ -71,6 +71,7 @@ impl Volume {
         count_files(&index, &shared)?;
         shared.set_seq(head.map_or(0, |h| h.seq));
         let (commands, inbox) = unbounded();
+        let suspects = index.suspects()?;
         let mut engine = Engine {
             uploader: Arc::new(Uploader::start(&blob, &shared, options.upload_parallelism).map_err(threads)?),
             pipeline: Pipeline::start(meta, Arc::clone(&blob), Arc::clone(&index), Arc::clone(&shared))
@@ -81,7 +82,7 @@ impl Volume {
             tree,
             shared: Arc::clone(&shared),
             sink: Arc::clone(&sink),
-            suspects: Suspects::new(),
+            suspects,
             troubled: Vec::new(),
             seq: head.map_or(0, |h| h.seq),
             next_cut: Instant::now(),
@@ -107,9 +108,10 @@ impl Volume {
         Ok(Arc::new(Self { shared, sink, commands, threads }))
     }
 
-    /// Answers when everything done before is durable in the backend. Never blocks.
-    pub fn barrier(&self, _ino: u64, reply: Box<dyn Reply>) {
-        self.send(Command::Barrier(reply));
+    /// Answers when everything done before is durable in the backend. Never blocks. `ino` is the kernel inode that
+    /// the barrier was asked for, 0 for all: it is looked at whether or not an intent named it.
+    pub fn barrier(&self, ino: u64, reply: Box<dyn Reply>) {
+        self.send(Command::Barrier(ino, reply));
     }
 
     /// Looks at the whole tree, commits, and waits until that is durable; the commit's number.
@@ -210,7 +212,13 @@ impl Engine {
                 Ok(first) => {
                     for command in std::iter::once(first).chain(inbox.try_iter()) {
                         match (command, &mut audit) {
-                            (Command::Barrier(reply), _) => waiters.push(Waiter::Barrier(reply)),
+                            (Command::Barrier(ino, reply), _) => {
+                                waiters.push(Waiter::Barrier(reply));
+                                if ino != 0 {
+                                    let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+                                    sink.add_inode(ino).opened.get_or_insert_default();
+                                }
+                            }
                             (Command::Flush(to), _) => {
                                 waiters.push(Waiter::Flush(to));
                                 // Covers whatever a background audit has found.
@@ -335,6 +343,7 @@ impl Engine {
         }
         let (index, uploader) = (Arc::clone(&self.index), Arc::clone(&self.uploader));
         let mut chunks = ChunkStore::new(&index, &uploader);
+        let suspects = self.suspects.clone();
         let cut = Cutter {
             index: &index,
             tree: &self.tree,
@@ -347,6 +356,9 @@ impl Engine {
             Ok(cut) => cut,
             Err(error) => return Err((error, waiters)),
         };
+        if let Err(error) = index.set_suspects(&suspects, &self.suspects) {
+            return Err((error, waiters));
+        }
         let trouble = std::mem::take(&mut look.trouble);
         self.troubled = trouble.iter().map(|(ino, _)| *ino).collect();
         let trouble = trouble.into_iter().next().map(|(_, why)| VolumeError::Failed(why));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -253,6 +254,22 @@ fn an_agent_that_died_finds_what_it_missed() {
     node.start().unwrap();
     assert_eq!(node.barrier(), 0);
     assert_eq!(missed(&node), 0, "nobody was to tell of these");
+    same_elsewhere(&mut node);
+}
+
+#[test]
+fn a_file_that_stays_open_is_looked_at_by_the_next_agent_too() {
+    let mut node = Node::new("memory:suspect");
+    let mut file = fs::File::create(node.tree().join("log")).unwrap();
+    node.tell_name("log");
+    node.tell(Intent::Opened { ino: node.ino("log"), flags: OpenFlags::UNSEEN });
+    assert_eq!(node.barrier(), 0);
+    node.volume().shutdown();
+    node.start().unwrap();
+    assert_eq!(node.barrier(), 0);
+    // As stdio does: no intent tells of it.
+    file.write_all(b"untold").unwrap();
+    assert_eq!(node.barrier(), 0);
     same_elsewhere(&mut node);
 }
 
