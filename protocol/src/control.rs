@@ -157,11 +157,11 @@ pub struct Control {
     pub agent_pid: AtomicU32,
     /// The agent's effective user id: a client whose ring that user could not read must not attach.
     pub agent_uid: AtomicU32,
-    /// Mounts in use: entries `0..mounts`.
+    /// Mounts in use: entries `0..mount_count`.
     pub mount_count: AtomicU32,
     /// CLOCK_MONOTONIC of the agent's last sign of life, in nanoseconds.
     pub heartbeat_ns: AtomicU64,
-    /// Non-zero while the agent sleeps on the doorbell and wants to be woken.
+    /// Non-zero while the agent sleeps, or is about to sleep, on the doorbell: ring it.
     pub sleeping: AtomicU32,
     reserved: AtomicU32,
     /// The mount table.
@@ -183,7 +183,12 @@ impl Control {
     }
 }
 
-/// The doorbell: clients add one to `word` and wake it. A hostile client can only wake the agent for nothing.
+/// The doorbell: where the agent sleeps. Clients map it read-only, so that none can cut it short under the others,
+/// and only wake it (FUTEX_WAKE needs no write access), when [`Control::sleeping`] says that it pays.
+///
+/// To ring: publish, `fence(SeqCst)`, read `sleeping`, wake one waiter of `word`. A wake that found nobody while
+/// `sleeping` is still set met an agent that was about to sleep: yield and ring once more. The agent looks at all
+/// rings every few milliseconds, so a bell that was not heard costs that, never an answer.
 #[repr(C, align(4096))]
 pub struct Doorbell {
     /// Futex word.

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! run/control    one [`Control`]   written by the agent, mapped read-only by clients
-//! run/doorbell   one [`Doorbell`]  a futex word that clients bump to wake the agent
+//! run/doorbell   one [`Doorbell`]  the futex word that the agent sleeps on, mapped read-only by clients
 //! run/rings/*    one [`RingFile`]  created and owned by a client, mapped by both
 //! ```
 #![cfg_attr(not(any(test, loom)), no_std)]

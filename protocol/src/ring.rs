@@ -11,8 +11,13 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Threads of a process that have a ring of their own; further ones share the overflow path.
 pub const SLOTS: usize = 64;
-/// Entries in a ring.
+/// Entries in a ring: a power of two, so that positions may wrap round the 32-bit counters.
+#[cfg(not(loom))]
 pub const ENTRIES: usize = 1024;
+/// Entries in a ring, few enough for the model checker.
+#[cfg(loom)]
+pub const ENTRIES: usize = 4;
+const _: () = assert!(ENTRIES.is_power_of_two());
 /// The agent is woken when a ring gets this full.
 pub const WAKE_AT: u32 = ENTRIES as u32 / 2;
 
@@ -72,6 +77,8 @@ impl Slot {
 
     /// Consumer: hands every published record to `f`, then frees the entries. `Err` where the ring holds what no
     /// producer of ours writes; it is then emptied, and the caller looks everywhere.
+    ///
+    /// Bounded: it goes no further than `head` was at the call, and never hands over more than [`ENTRIES`] records.
     pub fn drain(&self, mut f: impl FnMut(&[Entry])) -> Result<(), Corrupt> {
         let head = self.head.load(Ordering::Acquire);
         let mut tail = self.tail.0.load(Ordering::Relaxed);
@@ -133,11 +140,39 @@ pub struct RingFile {
     pub fenced: AtomicU32,
     /// `comm` of the process at attach: for messages only.
     pub comm: [AtomicU64; 2],
+    /// Slots `0..slots_used` may have been in use; 0 says nothing, and all are looked at. Spares the agent the
+    /// untouched slots, which a mere read would allocate on a tmpfs.
+    pub slots_used: AtomicU32,
+    reserved: AtomicU32,
     /// The threads' slots.
     pub slots: [Slot; SLOTS],
 }
 
 impl RingFile {
+    /// Client: takes a free slot for the thread that `owner` (not 0) stands for; returns its index, too. `None`
+    /// where all are taken: the thread uses the overflow path. To give it back, store 0 to its `owner`.
+    pub fn claim(&self, owner: u64) -> Option<(usize, &Slot)> {
+        for (index, slot) in self.slots.iter().enumerate() {
+            if slot.owner.load(Ordering::Relaxed) == 0
+                && slot.owner.compare_exchange(0, owner, Ordering::Acquire, Ordering::Relaxed).is_ok()
+            {
+                // Before the slot's first gate: what the agent looks at after its membarrier includes it.
+                self.slots_used.fetch_max(index as u32 + 1, Ordering::SeqCst);
+                return Some((index, slot));
+            }
+        }
+        None
+    }
+
+    /// Agent: the slots that may have been in use.
+    pub fn used(&self) -> &[Slot] {
+        let used = match self.slots_used.load(Ordering::Acquire) as usize {
+            0 => SLOTS,
+            used => used.min(SLOTS),
+        };
+        self.slots.get(..used).unwrap_or(&[])
+    }
+
     /// Whether a client of our version made this file.
     pub fn compatible(&self) -> bool {
         self.magic.load(Ordering::Acquire) == crate::RING_MAGIC
