@@ -231,20 +231,21 @@ fn from_base(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Res
         Class::In(index) => {
             let Some(entry) = table.get(index) else { return Ok(same) };
             let Match::Below(rest) = paths::below(entry.tree(), base) else { return Ok(same) };
-            whole.push(entry.prefix())?;
-            whole.push(rest)?;
+            paths::join(&mut whole, rest, b"/")?;
+            whole.push(path)?;
+            if paths::climbs(whole.bytes()).is_none() {
+                // It stays in the mount: the kernel walks it best from where the app stands.
+                return Ok(Place { mount: Some(index), ..same });
+            }
+            paths::join(&mut whole, entry.prefix(), rest)?;
         }
         _ => whole.push(base)?,
     }
     whole.push(b"/")?;
     whole.push(path)?;
     let found = absolute(table, Place { mount: None, dirfd: CWD, path: same.path }, whole.bytes(), room)?;
-    match (class, found.mount) {
-        // Still the same mount: the kernel walks it best from where the app stands.
-        (Class::In(from), Some(to)) if from == to => Ok(Place { mount: Some(to), ..same }),
-        (Class::In(_), _) | (_, Some(_)) if core::ptr::eq(found.path, room.c_str()) => Ok(found),
-        _ => Ok(same),
-    }
+    // Nothing was translated: it starts and ends outside.
+    if core::ptr::eq(found.path, room.c_str()) { Ok(found) } else { Ok(same) }
 }
 
 /// As [`at`], but the path always stands in `room`: for those who must take it apart.
