@@ -172,7 +172,7 @@ pub fn known_control() -> Option<&'static Control> {
 
 #[cold]
 fn look_now_and_then() -> Option<&'static Control> {
-    if CALLS.fetch_add(1, Ordering::Relaxed) % RETRY_CALLS != 0 {
+    if !CALLS.fetch_add(1, Ordering::Relaxed).is_multiple_of(RETRY_CALLS) {
         return None;
     }
     let now = sys::now_ns();
@@ -199,8 +199,10 @@ fn look() -> Option<&'static Control> {
         if control.magic.load(Ordering::Acquire) == storeshim_protocol::CONTROL_MAGIC
             && !MISMATCH_TOLD.swap(true, Ordering::Relaxed)
         {
-            complain(b"storeshim: the agent in the run directory speaks another version than this library: the \
-                program runs without it; install the library and the agent of one release\n");
+            complain(
+                b"storeshim: the agent in the run directory speaks another version than this library: the \
+                program runs without it; install the library and the agent of one release\n",
+            );
         }
         // SAFETY: nobody has seen the mapping.
         unsafe { sys::unmap(at.cast(), size) };
@@ -255,7 +257,8 @@ fn copy_table(control: &'static Control, old: Option<&'static Table>) -> Option<
         if mount.state() == MountState::Absent {
             continue;
         }
-        let (Some(prefix), Some(tree)) = (mount.prefix(&mut entry.prefix), mount.tree(&mut entry.tree)) else {
+        let (Some(prefix), Some(tree)) = (mount.prefix(&mut entry.prefix), mount.tree(&mut entry.tree))
+        else {
             continue;
         };
         entry.prefix_len = prefix;
