@@ -194,3 +194,93 @@ pub struct Doorbell {
     /// Futex word.
     pub word: AtomicU32,
 }
+
+#[cfg(any(test, loom, fuzzing))]
+impl Mount {
+    pub(crate) fn new() -> Self {
+        Self {
+            frozen: AtomicU32::new(0),
+            interval: AtomicU32::new(0),
+            throttle: AtomicU32::new(0),
+            state: AtomicU32::new(0),
+            flags: AtomicU32::new(0),
+            request_timeout_ms: AtomicU32::new(0),
+            dev: AtomicU64::new(0),
+            root_ino: AtomicU64::new(0),
+            reserved: std::array::from_fn(|_| AtomicU64::new(0)),
+            prefix: PathField::new(),
+            tree: PathField::new(),
+        }
+    }
+}
+
+#[cfg(any(test, loom, fuzzing))]
+impl<const WORDS: usize> PathField<WORDS> {
+    fn new() -> Self {
+        Self { len: AtomicU64::new(0), words: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn paths_come_back_as_they_were_set(
+            path in prop::collection::vec(any::<u8>(), 1..=PREFIX_MAX - 1), shorter in 0..64usize,
+        ) {
+            let mount = Mount::new();
+            let mut long = vec![b'/'];
+            long.extend(&path);
+            // A shorter one after a longer one must not show the rest of that.
+            for path in [&long[..], &long[..long.len().saturating_sub(shorter).max(2)]] {
+                prop_assert!(mount.set_paths(path, path));
+                let mut out = [0xaa; TREE_MAX];
+                prop_assert_eq!(mount.prefix(&mut out), Some(path.len()));
+                prop_assert_eq!(&out[..path.len()], path);
+                prop_assert_eq!(mount.tree(&mut out), Some(path.len()));
+                prop_assert_eq!(&out[..path.len()], path);
+                let mut small = vec![0; path.len() - 1];
+                prop_assert_eq!(mount.prefix(&mut small), None);
+            }
+        }
+
+        #[test]
+        fn any_words_are_a_path_or_none(len: u64, word: u64) {
+            let field = PathField::<4>::new();
+            field.len.store(len, Ordering::Relaxed);
+            for place in &field.words {
+                place.store(word, Ordering::Relaxed);
+            }
+            let mut out = [0; 64];
+            if let Some(len) = field.get(&mut out) {
+                prop_assert!((2..=32).contains(&len));
+                prop_assert_eq!(out[0], b'/');
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_path_is_refused() {
+        let mount = Mount::new();
+        let mut out = [0; TREE_MAX];
+        assert_eq!(mount.prefix(&mut out), None, "never set");
+        assert!(!mount.set_paths(&[b'/'; PREFIX_MAX + 1], b"/t"));
+        assert!(!mount.set_paths(b"/p", &[b'/'; TREE_MAX + 1]));
+        assert!(mount.set_paths(b"relative", b"/"));
+        assert_eq!(mount.prefix(&mut out), None);
+        assert_eq!(mount.tree(&mut out), None);
+    }
+
+    #[test]
+    fn unknown_states_promise_nothing() {
+        for word in 0..10 {
+            let state = MountState::from_word(word);
+            assert_eq!(state as u32, word.min(4));
+        }
+        assert_eq!(MountState::from_word(u32::MAX), MountState::Failed);
+    }
+}

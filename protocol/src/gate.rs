@@ -65,3 +65,63 @@ impl Gate {
         Seen(self.0.load(Ordering::Acquire))
     }
 }
+
+#[cfg(any(test, loom, fuzzing))]
+impl Gate {
+    pub(crate) fn new(word: u64) -> Self {
+        Self(AtomicU64::new(word))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_says_who_is_inside_of_what() {
+        let (gate, mount) = (Gate::new(0), Mount::new());
+        assert_eq!(gate.look().inside(), None);
+        for index in [0, 7] {
+            assert!(gate.try_enter(index, &mount, true));
+            assert!(gate.is_inside());
+            assert_eq!(gate.look().inside(), Some(index));
+            gate.leave();
+            assert!(!gate.is_inside());
+        }
+    }
+
+    #[test]
+    fn two_entries_never_look_the_same() {
+        let (gate, mount) = (Gate::new(0), Mount::new());
+        let mut seen = Vec::new();
+        for _ in 0..300 {
+            assert!(gate.try_enter(3, &mount, false));
+            seen.push(gate.look());
+            gate.leave();
+            seen.push(gate.look());
+        }
+        let inside: Vec<_> = seen.iter().filter(|s| s.inside().is_some()).map(|s| s.0).collect();
+        let mut unique = inside.clone();
+        unique.dedup();
+        assert_eq!(inside, unique);
+        assert_eq!(inside.len(), 300);
+    }
+
+    #[test]
+    fn a_frozen_mount_is_not_entered_except_by_force() {
+        let (gate, mount) = (Gate::new(0), Mount::new());
+        mount.frozen.store(1, Ordering::Relaxed);
+        assert!(!gate.try_enter(0, &mount, false));
+        assert!(!gate.is_inside());
+        gate.enter_unchecked(0, true);
+        assert_eq!(gate.look().inside(), Some(0));
+    }
+
+    #[test]
+    fn the_count_wraps_without_touching_the_mount() {
+        let gate = Gate::new(u64::MAX << 8);
+        gate.enter_unchecked(2, true);
+        assert_eq!(gate.look().inside(), Some(2));
+        assert_eq!(gate.look().0, 3);
+    }
+}

@@ -195,3 +195,107 @@ pub fn decode<'a>(entries: &[Entry], buffer: &'a mut [u8; NAME_MAX]) -> Option<(
         },
     ))
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// An intent that owns its name.
+    #[derive(Clone, Debug)]
+    enum Owned {
+        Plain(Intent<'static>),
+        Name(u64, Vec<u8>),
+    }
+
+    impl Owned {
+        fn as_intent(&self) -> Intent<'_> {
+            match self {
+                Self::Plain(intent) => *intent,
+                Self::Name(dir, name) => Intent::Name { dir: *dir, name },
+            }
+        }
+    }
+
+    fn intents() -> impl Strategy<Value = Owned> {
+        let byte = any::<u8>().prop_filter("no part of a name", |b| *b != 0 && *b != b'/');
+        prop_oneof![
+            (any::<u64>(), any::<u16>())
+                .prop_map(|(ino, flags)| Owned::Plain(Intent::Opened { ino, flags: OpenFlags(flags) })),
+            (any::<u64>(), any::<u64>(), any::<u64>())
+                .prop_map(|(ino, offset, length)| Owned::Plain(Intent::Written { ino, offset, length })),
+            any::<u64>().prop_map(|ino| Owned::Plain(Intent::Attributes { ino })),
+            any::<u64>().prop_map(|ino| Owned::Plain(Intent::Closed { ino })),
+            (any::<u64>(), prop::collection::vec(byte, 0..=NAME_MAX))
+                .prop_filter("special names", |(_, name)| name != b"." && name != b"..")
+                .prop_map(|(dir, name)| Owned::Name(dir, name)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_comes_back(mount: u8, intent in intents()) {
+            let encoded = encode(mount, &intent.as_intent());
+            let entries = encoded.entries();
+            prop_assert_eq!(entries_of(&entries[0]), Some(entries.len()));
+            let mut buffer = [0xaa; NAME_MAX];
+            prop_assert_eq!(decode(entries, &mut buffer), Some((mount, intent.as_intent())));
+            if let Some(short) = encode_short(mount, &intent.as_intent()) {
+                prop_assert_eq!(&[short][..], entries);
+            }
+        }
+
+        #[test]
+        fn any_words_decode_to_a_sound_intent_or_to_none(
+            head in prop_oneof![any::<u64>(), (0..8u64, 0..300u64).prop_map(|(k, n)| k | n << 32)],
+            words in prop::collection::vec(any::<u64>(), ENTRY_WORDS * ENTRIES_MAX),
+            count in 0..=ENTRIES_MAX,
+        ) {
+            let mut entries = [[0; ENTRY_WORDS]; ENTRIES_MAX];
+            entries.as_flattened_mut().copy_from_slice(&words);
+            entries[0][0] = head;
+            let mut buffer = [0; NAME_MAX];
+            let needed = entries_of(&entries[0]);
+            prop_assert!(needed.is_none_or(|n| (1..=ENTRIES_MAX).contains(&n)));
+            match decode(&entries[..count], &mut buffer) {
+                Some((mount, intent)) => {
+                    prop_assert_eq!(needed, Some(count));
+                    if let Intent::Name { name, .. } = intent {
+                        prop_assert!(name.len() <= NAME_MAX && !name.contains(&b'/') && !name.contains(&0));
+                    }
+                    let mut second = [0; NAME_MAX];
+                    let again = encode(mount, &intent);
+                    prop_assert_eq!(decode(again.entries(), &mut second), Some((mount, intent)));
+                }
+                None => prop_assert!(needed != Some(count) || head as u8 == NAME),
+            }
+        }
+    }
+
+    #[test]
+    fn names_at_the_edges_of_entries() {
+        for (len, entries) in [(0, 1), (48, 1), (49, 2), (112, 2), (113, 3), (NAME_MAX, ENTRIES_MAX)] {
+            let name = vec![b'n'; len];
+            let encoded = encode(1, &Intent::Name { dir: 5, name: &name });
+            assert_eq!(encoded.entries().len(), entries, "a name of {len} bytes");
+        }
+    }
+
+    #[test]
+    fn a_name_that_no_filesystem_takes_means_any_name() {
+        let name = [b'n'; NAME_MAX + 1];
+        let mut buffer = [0; NAME_MAX];
+        let encoded = encode(1, &Intent::Name { dir: 5, name: &name });
+        assert_eq!(decode(encoded.entries(), &mut buffer), Some((1, Intent::Name { dir: 5, name: b"" })));
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_do_not_decode() {
+        for name in [&b"."[..], b"..", b"a/b", b"/", b"a\0b"] {
+            let mut buffer = [0; NAME_MAX];
+            let encoded = encode(0, &Intent::Name { dir: 5, name });
+            assert_eq!(decode(encoded.entries(), &mut buffer), None, "{name:?}");
+        }
+    }
+}

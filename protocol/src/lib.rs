@@ -9,14 +9,19 @@
 //! run/doorbell   one [`Doorbell`]  the futex word that the agent sleeps on, mapped read-only by clients
 //! run/rings/*    one [`RingFile`]  created and owned by a client, mapped by both
 //! ```
-#![cfg_attr(not(any(test, loom)), no_std)]
+#![cfg_attr(not(any(test, loom, fuzzing)), no_std)]
 
 pub mod control;
 pub mod gate;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 pub mod intent;
 pub mod request;
 pub mod ring;
 mod sync;
+
+#[cfg(all(test, loom))]
+mod loom_models;
 
 pub use control::{Control, Doorbell, MAX_MOUNTS, Mount, MountState};
 pub use intent::{Intent, NAME_MAX, OpenFlags};
@@ -43,4 +48,33 @@ pub mod names {
     pub const SOCKET: &str = "agent.sock";
     /// Environment variable that names the run directory to the shim.
     pub const ENV_RUN_DIR: &str = "STORESHIM_RUN_DIR";
+}
+
+/// Offsets are part of the protocol: a change here is a new [`VERSION`].
+#[cfg(all(test, not(loom)))]
+mod layout {
+    use core::mem::offset_of;
+
+    use super::*;
+
+    #[test]
+    fn version_1() {
+        assert_eq!(VERSION, 1);
+        assert_eq!(size_of::<Control>(), 12288);
+        assert_eq!(offset_of!(Control, heartbeat_ns), 32);
+        assert_eq!(offset_of!(Control, sleeping), 40);
+        assert_eq!(offset_of!(Control, mounts), 64);
+        assert_eq!(size_of::<Mount>(), 1408);
+        assert_eq!(offset_of!(Mount, frozen), 0);
+        assert_eq!(offset_of!(Mount, state), 12);
+        assert_eq!(offset_of!(Mount, root_ino), 32);
+        assert_eq!(size_of::<Doorbell>(), 4096);
+        assert_eq!(size_of::<Slot>(), 69632);
+        assert_eq!(offset_of!(Slot, gate), 8);
+        assert_eq!(offset_of!(Slot, subject), 16);
+        assert_eq!(size_of::<RingFile>(), 4096 + SLOTS * size_of::<Slot>());
+        assert_eq!(offset_of!(RingFile, comm), 32);
+        assert_eq!(offset_of!(RingFile, slots_used), 48);
+        assert_eq!(offset_of!(RingFile, slots), 4096);
+    }
 }

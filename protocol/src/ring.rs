@@ -185,3 +185,164 @@ impl RingFile {
             && self.size.load(Ordering::Relaxed) as usize == size_of::<RingFile>()
     }
 }
+
+#[cfg(any(test, loom, fuzzing))]
+impl Slot {
+    /// A slot whose counters stand at `start`.
+    pub(crate) fn new(start: u32) -> Self {
+        Self {
+            owner: AtomicU64::new(0),
+            gate: Gate::new(0),
+            subject: AtomicU64::new(0),
+            pushing: AtomicU32::new(0),
+            head: AtomicU32::new(start),
+            request_line: RequestLine(RequestCell::new()),
+            tail: TailLine(AtomicU32::new(start)),
+            entries: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
+        }
+    }
+
+    /// Writes words where a client could: the counters, the request, the entries.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn scribble(&self, place: u16, word: u64) {
+        match place {
+            0 => self.head.store(word as u32, Ordering::Relaxed),
+            1 => self.tail.0.store(word as u32, Ordering::Relaxed),
+            2 => self.request().word().store(word as u32, Ordering::Relaxed),
+            _ => {
+                let (entry, at) = (usize::from(place) / ENTRY_WORDS, usize::from(place) % ENTRY_WORDS);
+                if let Some(entry) = self.entries.get(entry % ENTRIES)
+                    && let Some(place) = entry.get(at)
+                {
+                    place.store(word, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::intent::{Intent, NAME_MAX, decode, encode};
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Push(usize),
+        Drain,
+    }
+
+    fn name_of(len: usize, number: u64) -> Vec<u8> {
+        let mut name = format!("{number:08}").into_bytes();
+        name.resize(len.max(8), b'x');
+        name
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        /// The ring against a queue, with counters that wrap in the middle.
+        #[test]
+        fn a_ring_is_a_bounded_queue_of_whole_records(
+            before in 0..2000u32,
+            steps in prop::collection::vec(
+                prop_oneof![9 => (8..=NAME_MAX).prop_map(Step::Push), 1 => Just(Step::Drain)], 1..3000),
+        ) {
+            let slot = Slot::new(0u32.wrapping_sub(before));
+            let mut queue: VecDeque<Vec<u8>> = VecDeque::new();
+            let mut entries = 0;
+            for (number, step) in steps.iter().enumerate() {
+                match step {
+                    Step::Push(len) => {
+                        let name = name_of(*len, number as u64);
+                        let encoded = encode(1, &Intent::Name { dir: 2, name: &name });
+                        let count = encoded.entries().len();
+                        match slot.push(encoded.entries()) {
+                            Ok(used) => {
+                                entries += count;
+                                prop_assert_eq!(used as usize, entries);
+                                queue.push_back(name);
+                            }
+                            Err(Full) => prop_assert!(entries + count > ENTRIES),
+                        }
+                        prop_assert_eq!(slot.waiting() as usize, entries);
+                    }
+                    Step::Drain => {
+                        let drained = slot.drain(|record| {
+                            let mut buffer = [0; NAME_MAX];
+                            let Some((1, Intent::Name { dir: 2, name })) = decode(record, &mut buffer) else {
+                                panic!("another record came out");
+                            };
+                            assert_eq!(queue.pop_front().as_deref(), Some(name));
+                        });
+                        prop_assert_eq!(drained, Ok(()));
+                        prop_assert!(queue.is_empty());
+                        entries = 0;
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn counters_that_cannot_be_are_corrupt_and_set_right() {
+        for head in [1025, 5000, u32::MAX] {
+            let slot = Slot::new(0);
+            slot.scribble(0, head.into());
+            assert_eq!(slot.drain(|_| panic!("nothing was pushed")), Err(Corrupt));
+            assert_eq!(slot.drain(|_| panic!("nothing was pushed")), Ok(()));
+            assert!(slot.push(&[[4; ENTRY_WORDS]]).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_record_that_reaches_beyond_what_was_published_is_corrupt() {
+        let slot = Slot::new(0);
+        let encoded = encode(0, &Intent::Name { dir: 1, name: &[b'n'; 200] });
+        assert_eq!(slot.push(&encoded.entries()[..2]), Ok(2));
+        assert_eq!(slot.drain(|_| panic!("half a record came out")), Err(Corrupt));
+    }
+
+    fn ring_file() -> RingFile {
+        let slots: Vec<Slot> = (0..SLOTS).map(|_| Slot::new(0)).collect();
+        RingFile {
+            magic: AtomicU64::new(0),
+            version: AtomicU32::new(0),
+            size: AtomicU32::new(0),
+            pid: AtomicU32::new(0),
+            look_everywhere: AtomicU32::new(0),
+            overflow_inside: AtomicU32::new(0),
+            fenced: AtomicU32::new(0),
+            comm: std::array::from_fn(|_| AtomicU64::new(0)),
+            slots_used: AtomicU32::new(0),
+            reserved: AtomicU32::new(0),
+            slots: slots.try_into().unwrap_or_else(|_| unreachable!()),
+        }
+    }
+
+    fn claim_them_all() {
+        let ring = ring_file();
+        assert_eq!(ring.used().len(), SLOTS, "a client that says nothing is looked at as a whole");
+        for index in 0..SLOTS {
+            assert_eq!(ring.claim(index as u64 + 1).map(|(index, _)| index), Some(index));
+            assert_eq!(ring.used().len(), index + 1);
+        }
+        assert!(ring.claim(99).is_none());
+        ring.slots[5].owner.store(0, Ordering::Relaxed);
+        assert_eq!(ring.claim(100).map(|(index, _)| index), Some(5));
+        assert_eq!(ring.used().len(), SLOTS);
+        ring.slots_used.store(u32::MAX, Ordering::Relaxed);
+        assert_eq!(ring.used().len(), SLOTS);
+    }
+
+    #[test]
+    fn slots_are_claimed_once_and_the_mark_follows() {
+        // A ring file is too large for the stack of a test.
+        let thread = std::thread::Builder::new().stack_size(64 << 20).spawn(claim_them_all).unwrap();
+        thread.join().unwrap();
+    }
+}

@@ -1,1 +1,16 @@
-//! Harness for the end-to-end tests.
+//! Harness for the end-to-end tests: a node that can be lost, a tree that can be compared, an S3 server and a
+//! proxy that can be made to misbehave. It must not know the agent's insides: it drives programs, as a user does.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "what fails in the harness is a failed test, and says so best where it happens"
+)]
+
+pub mod installed;
+pub mod node;
+pub mod programs;
+pub mod proxy;
+pub mod s3;
+pub mod tree;
+pub mod writer;

@@ -186,6 +186,7 @@ fn submissions_after_close_are_answered(engine: &dyn Engine) {
     meta.close().unwrap();
     answer.recv().unwrap().unwrap();
     assert!(meta.submit(batch(&[(b"b", Some(b"2"))])).recv().unwrap().is_err());
+    assert!(matches!(meta.get(b"a"), Err(MetaError::Refused(_))));
     assert_eq!(all(&*engine.open(), b"").len(), 1);
 }
 

@@ -1,13 +1,131 @@
-//! What an audit needs besides looking: to be slow on purpose, and to name programs that reach the tree without
-//! the shim. It must not know what is found.
+//! The audit: compares the whole tree with the index and says where to look, as if intents had told. It also names
+//! programs that reach the tree without the shim. It must not know what a look then finds.
 
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::VolumeError;
+use super::dirty::DirtySet;
+use super::index::Index;
+use super::look::{join, same};
+use super::tree::Tree;
+use crate::meta::records::ROOT_INODE;
+
+/// What an audit found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Names and inodes that are not as in the index.
+    pub dirty: DirtySet,
+    /// There may be more: it stopped at its limit.
+    pub more: bool,
+}
+
+/// Compares the tree with the index, entry by entry, until `limit` differences are found or `tick`, called once per
+/// entry, says to stop. What changes meanwhile may be found or not.
+pub fn scan(
+    index: &Index,
+    tree: &Tree,
+    limit: u64,
+    tick: &mut dyn FnMut() -> bool,
+) -> Result<Findings, VolumeError> {
+    let mut findings = Findings::default();
+    let mut dirs = vec![(ROOT_INODE, Vec::new())];
+    while let Some((dir, path)) = dirs.pop() {
+        let scanned = scan_dir(index, tree, (dir, &path), &mut findings.dirty, &mut dirs, tick);
+        match scanned {
+            Ok(true) => {}
+            Ok(false) => {
+                findings.more = true;
+                return Ok(findings);
+            }
+            // Gone, moved or unreadable meanwhile: its parent's entry tells, or the look that follows.
+            Err(CannotScan::Io(error)) => {
+                tracing::debug!(%error, path = %String::from_utf8_lossy(&path), "a directory was passed over");
+            }
+            Err(CannotScan::Index(error)) => return Err(error),
+        }
+        if findings.dirty.entries() >= limit {
+            findings.more = true;
+            return Ok(findings);
+        }
+    }
+    Ok(findings)
+}
+
+enum CannotScan {
+    Io(io::Error),
+    Index(VolumeError),
+}
+
+impl From<io::Error> for CannotScan {
+    fn from(e: io::Error) -> Self {
+        Self::Io(e)
+    }
+}
+
+impl From<VolumeError> for CannotScan {
+    fn from(e: VolumeError) -> Self {
+        Self::Index(e)
+    }
+}
+
+fn scan_dir(
+    index: &Index,
+    tree: &Tree,
+    (dir, path): (u64, &[u8]),
+    dirty: &mut DirtySet,
+    dirs: &mut Vec<(u64, Vec<u8>)>,
+    tick: &mut dyn FnMut() -> bool,
+) -> Result<bool, CannotScan> {
+    let Some(fd) = tree.open_dir(path)? else { return Ok(true) };
+    let own = tree.stat(fd.as_fd())?;
+    let seen = index.seen(dir)?;
+    if seen.is_some_and(|seen| seen.id != own.id) {
+        return Ok(true);
+    }
+    if seen.is_none_or(|seen| !same(&seen, &own)) {
+        dirty.add_inode(own.id.ino).untold = true;
+    }
+    let mut known: HashMap<Vec<u8>, u64> = index.children(dir)?.into_iter().collect();
+    for name in tree.list(fd.as_fd())? {
+        if !tick() {
+            return Ok(false);
+        }
+        let child = known.remove(&name);
+        let Some(stat) = tree.stat_at(fd.as_fd(), &name)? else {
+            if child.is_some() {
+                dirty.add_name(own.id.ino, &name);
+            }
+            continue;
+        };
+        let Some(child) = child else {
+            dirty.add_name(own.id.ino, &name);
+            continue;
+        };
+        match index.seen(child)? {
+            Some(seen) if seen.id == stat.id => {
+                if !same(&seen, &stat) || seen.racy {
+                    dirty.add_inode(stat.id.ino).untold = true;
+                }
+                if stat.is_dir() {
+                    dirs.push((child, join(path, &name)));
+                }
+            }
+            _ => dirty.add_name(own.id.ino, &name),
+        }
+    }
+    for name in known.into_keys() {
+        dirty.add_name(own.id.ino, &name);
+    }
+    Ok(true)
+}
+
 /// Keeps a background audit to a small share of one CPU.
 pub struct Pace {
-    background: bool,
     ticks: u32,
     since: Instant,
 }
@@ -18,15 +136,15 @@ const STRIDE: u32 = 64;
 const REST: u32 = 4;
 
 impl Pace {
-    /// `background`: rest between; otherwise go as fast as it goes.
-    pub fn new(background: bool) -> Self {
-        Self { background, ticks: 0, since: Instant::now() }
+    /// From now on.
+    pub fn new() -> Self {
+        Self { ticks: 0, since: Instant::now() }
     }
 
     /// To be called once per entry.
     pub fn tick(&mut self) {
         self.ticks += 1;
-        if self.background && self.ticks.is_multiple_of(STRIDE) {
+        if self.ticks.is_multiple_of(STRIDE) {
             let worked = self.since.elapsed();
             std::thread::sleep((worked * REST).min(Duration::from_millis(200)));
             self.since = Instant::now();

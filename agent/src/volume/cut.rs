@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use storeshim_protocol::OpenFlags;
 use storeshim_protocol::control::THROTTLE_BLOCK;
 
-use super::audit::Pace;
+use super::audit;
 use super::capture::{CaptureError, Piece, PieceSink};
 use super::chunks::ChunkStore;
 use super::dirty::{DirtySet, Names};
-use super::look::{Context, Found, Look};
+use super::look::{Context, Look};
 use super::status::Shared;
 use super::{VolumeError, index::Index, tree::Tree};
 
@@ -34,31 +34,35 @@ const COLLECTS: u32 = 6;
 pub type Suspects = HashMap<u64, OpenFlags>;
 
 /// What a cut is made with.
-pub struct Cutter<'a> {
+pub struct Cutter<'a, 's> {
     /// See the types.
     pub index: &'a Index,
     /// The tree.
     pub tree: &'a Tree,
-    /// Its device.
-    pub dev: u64,
     /// Where sessions put intents.
     pub sink: &'a std::sync::Mutex<DirtySet>,
     /// Counters, gate.
     pub shared: &'a Shared,
     /// Kept from cut to cut.
-    pub suspects: &'a mut Suspects,
+    pub suspects: &'s mut Suspects,
 }
 
-/// How a cut looks everywhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where a cut looks beyond what intents tell.
+#[derive(Debug)]
 pub enum Audit {
-    /// It does not, unless something was lost.
+    /// Nowhere, unless something was lost.
     No,
-    /// At once.
-    Now,
-    /// Slowly.
-    Background,
+    /// Everywhere.
+    Everywhere,
+    /// Where a background audit has found differences.
+    Found(DirtySet),
+    /// At files that are there before the volume is: a part of them at a time, since no state of the tree has been
+    /// promised yet.
+    Adopt,
 }
+
+/// Differences that one cut of an adoption takes.
+const ADOPT: u64 = 20_000;
 
 /// A finished cut.
 pub struct Cut<'a> {
@@ -70,9 +74,11 @@ pub struct Cut<'a> {
     pub since: Option<Instant>,
     /// Wall clock of the instant.
     pub at: std::time::SystemTime,
+    /// An adoption is not through yet.
+    pub more: bool,
 }
 
-impl<'a> Cutter<'a> {
+impl<'a> Cutter<'a, '_> {
     /// Makes a cut. On an error nothing is lost: what was to be looked at is looked at by the next one.
     pub fn cut(&mut self, audit: Audit, store: &mut ChunkStore<'_>) -> Result<Cut<'a>, VolumeError> {
         let mut told = Told::default();
@@ -100,10 +106,14 @@ impl<'a> Cutter<'a> {
         store: &mut ChunkStore<'_>,
         told: &mut Told,
     ) -> Result<Cut<'a>, CaptureError> {
-        let mut look = Look::new(Context { index: self.index, tree: self.tree, dev: self.dev })?;
-        let mut audit_now = audit != Audit::No;
-        let mut audited = false;
-        let mut counted = audit != Audit::No;
+        let mut look = Look::new(Context { index: self.index, tree: self.tree })?;
+        let mut everywhere = matches!(audit, Audit::Everywhere | Audit::Adopt);
+        let limit = if matches!(audit, Audit::Adopt) { ADOPT } else { u64::MAX };
+        look.shallow = matches!(audit, Audit::Adopt);
+        let mut more = false;
+        // What is found after something was lost, or while no agent ran, nobody was there to tell.
+        let mut blamed = !matches!(audit, Audit::Adopt);
+        let mut found = if let Audit::Found(found) = audit { Some(found) } else { None };
         let (mut bytes, mut since) = (0u64, None::<Instant>);
         let mut round = 0;
         let at = loop {
@@ -125,25 +135,28 @@ impl<'a> Cutter<'a> {
             told.add(&work);
             if let Some(why) = work.everywhere.take() {
                 tracing::info!(%why, "looking at the whole tree");
-                // Expected to find what was not told: nobody is to blame for it.
-                (audit_now, counted) = (true, false);
+                (everywhere, blamed) = (true, false);
+            }
+            if let Some(found) = found.take() {
+                told.found(&found);
+                work.merge(found);
             }
             for (ino, flags) in self.suspects.iter() {
                 work.add_inode(*ino).opened = Some(*flags);
             }
-            let small = !audit_now && work.entries() <= FREEZE_ENTRIES && work.bytes <= FREEZE_BYTES;
+            let small = !everywhere && work.entries() <= FREEZE_ENTRIES && work.bytes <= FREEZE_BYTES;
             if !small && !last {
                 drop(frozen);
                 self.shared.paused(closed.elapsed());
-                if audit_now {
-                    (audit_now, audited) = (false, true);
-                    look.found.clear();
-                    let mut pace = Pace::new(audit == Audit::Background);
-                    look.take_everything(store, &mut || {
-                        pace.tick();
+                if everywhere {
+                    everywhere = false;
+                    let findings = audit::scan(self.index, self.tree, limit, &mut || {
                         self.shared.failure().is_none()
                     })?;
-                    told.found = std::mem::take(&mut look.found);
+                    more = findings.more;
+                    told.found(&findings.dirty);
+                    work.merge(findings.dirty);
+                    self.shared.count("audits", 1);
                 }
                 look.take(&work, store)?;
                 continue;
@@ -168,18 +181,16 @@ impl<'a> Cutter<'a> {
                 Err(error) => return Err(error),
             }
         };
-        if counted {
-            let missed = told.missed(&look);
+        if blamed {
+            let missed = told.missed(&look)?;
             self.shared.count("missed_changes", missed.len() as u64);
-            for found in missed.iter().take(10) {
-                tracing::warn!(?found, "the audit found a change that no intent had told: a program without the shim?");
+            for (ino, name) in missed.iter().take(10) {
+                let name = String::from_utf8_lossy(name);
+                tracing::warn!(ino, %name, "the audit found a change that no intent had told: a program without the shim?");
             }
         }
-        if audited {
-            self.shared.count("audits", 1);
-        }
         self.settle(&mut look, told)?;
-        Ok(Cut { look, bytes, since, at })
+        Ok(Cut { look, bytes, since, at, more })
     }
 
     /// Remembers who may go on writing unseen.
@@ -235,12 +246,13 @@ impl<'a> Cutter<'a> {
     }
 }
 
-/// What intents told in this cut, to tell what the audit alone has found.
+/// What intents told in this cut, to know what the audit alone has found.
 #[derive(Default)]
 pub struct Told {
     names: HashMap<u64, Names>,
     inodes: HashSet<u64>,
-    found: HashSet<Found>,
+    /// What an audit named: kernel inode and name; an empty name is the inode itself.
+    found: HashSet<(u64, Vec<u8>)>,
 }
 
 impl Told {
@@ -251,19 +263,36 @@ impl Told {
         self.inodes.extend(work.inodes.keys());
     }
 
-    fn missed(&self, look: &Look<'_>) -> Vec<&Found> {
-        let told = |found: &&Found| match found {
-            Found::Name(dir, name) => match self.names.get(dir) {
-                Some(Names::All) => true,
-                Some(Names::Some(names)) => names.contains(name.as_slice()),
-                // Everything in a new directory was found with it.
-                None => look.kernel.contains_key(dir),
-            },
-            Found::Inode(ino) => {
-                self.inodes.contains(ino) || self.names.contains_key(ino) || look.kernel.contains_key(ino)
+    fn found(&mut self, findings: &DirtySet) {
+        for (dir, names) in &findings.names {
+            if let Names::Some(names) = names {
+                self.found.extend(names.iter().map(|name| (*dir, name.to_vec())));
             }
-        };
-        self.found.iter().filter(|found| !told(found)).collect()
+        }
+        self.found.extend(findings.inodes.keys().map(|ino| (*ino, Vec::new())));
+    }
+
+    /// What an audit named, no intent told, and the look found changed indeed.
+    fn missed(&self, look: &Look<'_>) -> Result<Vec<&(u64, Vec<u8>)>, VolumeError> {
+        let mut missed = Vec::new();
+        for finding in &self.found {
+            let (ino, name) = finding;
+            let told = match self.names.get(ino) {
+                Some(Names::Some(names)) => name.is_empty() || names.contains(name.as_slice()),
+                Some(Names::All) => true,
+                None => name.is_empty() && self.inodes.contains(ino),
+            };
+            let Some(inode) = look.known(*ino)? else { continue };
+            let changed = if name.is_empty() {
+                look.inodes.contains_key(&inode)
+            } else {
+                look.dentries.contains_key(&(inode, name.clone()))
+            };
+            if changed && !told {
+                missed.push(finding);
+            }
+        }
+        Ok(missed)
     }
 }
 

@@ -63,6 +63,8 @@ pub struct DirtyInode {
     pub opened: Option<OpenFlags>,
     /// A descriptor that could write was closed.
     pub closed: bool,
+    /// An audit found it changed: nothing is known of how.
+    pub untold: bool,
 }
 
 /// See the module.
@@ -109,6 +111,7 @@ impl DirtySet {
                 mine.opened = Some(mine.opened.map_or(flags, |f| join(f, flags)));
             }
             mine.closed |= dirty.closed;
+            mine.untold |= dirty.untold;
         }
         self.everywhere = self.everywhere.take().or(other.everywhere);
         self.since = match (self.since, other.since) {

@@ -18,20 +18,32 @@ use super::open::{self, Opened};
 use super::plan::{self, Plan};
 use super::status::{Mutex, Shared};
 use super::tree::Tree;
-use super::{Durability, VolumeError, VolumeOptions, VolumeStatus, audit};
+use super::{DirtySet, Durability, VolumeError, VolumeOptions, VolumeStatus, audit};
 use crate::blob::Blob;
 use crate::meta::records::{self, PackId, key};
 use crate::meta::{Batch, Head, Meta};
-use crate::session::Reply;
+use crate::session::{IntentSink, Reply};
 
+/// Differences that one background audit reports; the next one finds the rest.
+const FINDINGS: u64 = 20_000;
 /// How often the engine looks at the dirty set's age and size.
 const TICK: Duration = Duration::from_millis(10);
-/// A background cut rests this many times as long as the last one took.
-const REST: u32 = 5;
 
 enum Command {
-    Wait(Waiter, Audit),
+    Barrier(u64, Box<dyn Reply>),
+    Flush(Sender<Result<u64, VolumeError>>),
+    Found(DirtySet),
     Stop(Sender<()>),
+}
+
+impl Command {
+    fn refuse(self, error: &VolumeError) {
+        match self {
+            Self::Barrier(_, reply) => Waiter::Barrier(reply).failed(error),
+            Self::Flush(to) => Waiter::Flush(to).failed(error),
+            Self::Found(_) | Self::Stop(_) => {}
+        }
+    }
 }
 
 /// An open volume.
@@ -39,7 +51,8 @@ pub struct Volume {
     shared: Arc<Shared>,
     sink: Sink,
     commands: Sender<Command>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    /// The engine; then the auditor, which ends when its sender is dropped.
+    threads: Mutex<Option<(JoinHandle<()>, Sender<()>, JoinHandle<()>)>>,
 }
 
 impl Volume {
@@ -52,52 +65,59 @@ impl Volume {
         shared: Arc<Shared>,
         sink: Sink,
     ) -> Result<Arc<Self>, VolumeError> {
-        let Opened { index, tree, head } = open::open(&options, &*meta, &*blob, &shared)?;
+        let Opened { index, tree, head, adopt } = open::open(&options, &*meta, &*blob, &shared)?;
         let threads = |e: std::io::Error| VolumeError::Failed(format!("no thread could be started: {e}"));
-        let index = Arc::new(index);
-        let dev = tree.stat(tree.root()).map_err(|e| VolumeError::Failed(e.to_string()))?.dev;
+        let (index, tree) = (Arc::new(index), Arc::new(tree));
         count_files(&index, &shared)?;
         shared.set_seq(head.map_or(0, |h| h.seq));
         let (commands, inbox) = unbounded();
-        let engine = Engine {
+        let suspects = index.suspects()?;
+        let mut engine = Engine {
             uploader: Arc::new(Uploader::start(&blob, &shared, options.upload_parallelism).map_err(threads)?),
             pipeline: Pipeline::start(meta, Arc::clone(&blob), Arc::clone(&index), Arc::clone(&shared))
                 .map_err(threads)?,
             garbage: leftover_garbage(&index)?,
-            next_audit: Instant::now() + options.audit_interval,
             options,
             index,
             tree,
-            dev,
             shared: Arc::clone(&shared),
             sink: Arc::clone(&sink),
-            suspects: Suspects::new(),
+            suspects,
             troubled: Vec::new(),
             seq: head.map_or(0, |h| h.seq),
             next_cut: Instant::now(),
             last_suspicion: Instant::now(),
         };
+        if adopt {
+            engine.adopt();
+            if let Some(error) = shared.failure() {
+                return Err(error);
+            }
+        }
         // What programs did while no agent looked: found by the first cut, which no barrier can overtake.
-        sink.lock().unwrap_or_else(PoisonError::into_inner).everywhere = Some("the agent has started".into());
+        sink.lock().unwrap_or_else(PoisonError::into_inner).look_everywhere("the agent has started");
         shared.set_ready();
         shared.gate().set_complete(true);
         shared.gate().set_state(MountState::Ready);
+        let (end_audits, auditor) = engine.audit_in_background(commands.clone()).map_err(threads)?;
         let thread = std::thread::Builder::new()
             .name("volume".into())
             .spawn(move || engine.run(&inbox, &blob))
             .map_err(threads)?;
-        Ok(Arc::new(Self { shared, sink, commands, thread: Mutex::new(Some(thread)) }))
+        let threads = Mutex::new(Some((thread, end_audits, auditor)));
+        Ok(Arc::new(Self { shared, sink, commands, threads }))
     }
 
-    /// Answers when everything done before is durable in the backend. Never blocks.
-    pub fn barrier(&self, _ino: u64, reply: Box<dyn Reply>) {
-        self.send(Command::Wait(Waiter::Barrier(reply), Audit::No));
+    /// Answers when everything done before is durable in the backend. Never blocks. `ino` is the kernel inode that
+    /// the barrier was asked for, 0 for all: it is looked at whether or not an intent named it.
+    pub fn barrier(&self, ino: u64, reply: Box<dyn Reply>) {
+        self.send(Command::Barrier(ino, reply));
     }
 
     /// Looks at the whole tree, commits, and waits until that is durable; the commit's number.
     pub fn flush(&self) -> Result<u64, VolumeError> {
         let (to, answer) = bounded(1);
-        self.send(Command::Wait(Waiter::Flush(to), Audit::Now));
+        self.send(Command::Flush(to));
         answer.recv().unwrap_or_else(|_| Err(self.closed()))
     }
 
@@ -114,14 +134,17 @@ impl Volume {
         self.send(Command::Stop(done));
         // An engine that has ended already answers by hanging up.
         let _ = ended.recv();
-        if let Some(thread) = self.thread.lock().take() {
-            let _ = thread.join();
+        if let Some((engine, end_audits, auditor)) = self.threads.lock().take() {
+            drop(end_audits);
+            // A thread that panicked has taken the process with it.
+            let _ = engine.join();
+            let _ = auditor.join();
         }
     }
 
     fn send(&self, command: Command) {
-        if let Err(crossbeam::channel::SendError(Command::Wait(waiter, _))) = self.commands.send(command) {
-            waiter.failed(&self.closed());
+        if let Err(crossbeam::channel::SendError(command)) = self.commands.send(command) {
+            command.refuse(&self.closed());
         }
     }
 
@@ -160,8 +183,7 @@ fn leftover_garbage(index: &Index) -> Result<Vec<PackId>, VolumeError> {
 struct Engine {
     options: VolumeOptions,
     index: Arc<Index>,
-    tree: Tree,
-    dev: u64,
+    tree: Arc<Tree>,
     shared: Arc<Shared>,
     sink: Sink,
     uploader: Arc<Uploader>,
@@ -173,7 +195,6 @@ struct Engine {
     garbage: Vec<PackId>,
     seq: u64,
     next_cut: Instant,
-    next_audit: Instant,
     last_suspicion: Instant,
 }
 
@@ -190,12 +211,23 @@ impl Engine {
             match inbox.recv_timeout(TICK) {
                 Ok(first) => {
                     for command in std::iter::once(first).chain(inbox.try_iter()) {
-                        match command {
-                            Command::Wait(waiter, asked) => {
-                                waiters.push(waiter);
-                                audit = if asked == Audit::Now { asked } else { audit };
+                        match (command, &mut audit) {
+                            (Command::Barrier(ino, reply), _) => {
+                                waiters.push(Waiter::Barrier(reply));
+                                if ino != 0 {
+                                    let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+                                    sink.add_inode(ino).opened.get_or_insert_default();
+                                }
                             }
-                            Command::Stop(done) => stop = Some(done),
+                            (Command::Flush(to), _) => {
+                                waiters.push(Waiter::Flush(to));
+                                // Covers whatever a background audit has found.
+                                audit = Audit::Everywhere;
+                            }
+                            (Command::Found(more), Audit::Found(found)) => found.merge(more),
+                            (Command::Found(found), Audit::No) => audit = Audit::Found(found),
+                            (Command::Found(_), _) => {}
+                            (Command::Stop(done), _) => stop = Some(done),
                         }
                     }
                 }
@@ -207,11 +239,8 @@ impl Engine {
                 continue;
             }
             self.throttle();
-            let now = Instant::now();
-            if audit == Audit::No && now >= self.next_audit {
-                audit = Audit::Background;
-            }
-            if !waiters.is_empty() || stop.is_some() || audit != Audit::No || self.is_due(now) {
+            let asked = !matches!(audit, Audit::No);
+            if !waiters.is_empty() || stop.is_some() || asked || self.is_due(Instant::now()) {
                 self.cut(waiters, audit);
             }
         }
@@ -239,6 +268,39 @@ impl Engine {
         suspicious
     }
 
+    /// Audits the tree again and again, slowly, on a thread of its own, and sends what it finds to the engine. The
+    /// thread ends when the returned sender is dropped.
+    fn audit_in_background(
+        &self,
+        commands: Sender<Command>,
+    ) -> std::io::Result<(Sender<()>, JoinHandle<()>)> {
+        let (end, ended) = bounded::<()>(0);
+        let (index, tree, shared) = (Arc::clone(&self.index), Arc::clone(&self.tree), Arc::clone(&self.shared));
+        let interval = self.options.audit_interval;
+        let is_over = move |wait| !matches!(ended.recv_timeout(wait), Err(RecvTimeoutError::Timeout));
+        let thread = std::thread::Builder::new().name("audit".into()).spawn(move || {
+            while !is_over(interval) {
+                let mut pace = audit::Pace::new();
+                let scanned = audit::scan(&index, &tree, FINDINGS, &mut || {
+                    pace.tick();
+                    shared.failure().is_none() && !is_over(Duration::ZERO)
+                });
+                shared.count("audits", 1);
+                *shared.foreign.lock() = audit::foreign(tree.path(), tree.dev(), &shared.gate().attached());
+                match scanned {
+                    Ok(findings) if !findings.dirty.is_empty() => {
+                        if commands.send(Command::Found(findings.dirty)).is_err() {
+                            return;
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(error) => tracing::warn!(%error, "a background audit was given up"),
+                }
+            }
+        })?;
+        Ok((end, thread))
+    }
+
     /// Slows writers down, then blocks them, as what is not in the backend yet nears the limit.
     fn throttle(&self) {
         let dirty = self.sink.lock().unwrap_or_else(PoisonError::into_inner).bytes;
@@ -254,21 +316,25 @@ impl Engine {
         self.shared.gate().set_throttle(throttle);
     }
 
-    fn cut(&mut self, waiters: Vec<Waiter>, audit: Audit) {
-        let started = Instant::now();
-        if let Err((error, waiters)) = self.try_cut(waiters, audit) {
-            self.shared.fail(error.clone());
-            waiters.into_iter().for_each(|w| w.failed(&error));
-        }
-        if audit != Audit::No {
-            let attached = self.shared.gate().attached();
-            *self.shared.foreign.lock() = audit::foreign(self.tree.path(), self.dev, &attached);
-            self.next_audit = Instant::now() + self.options.audit_interval.max(started.elapsed());
-        }
-        self.next_cut = Instant::now() + (started.elapsed() * REST).min(Duration::from_secs(10));
+    /// Takes in the files that were there before the volume was.
+    fn adopt(&mut self) {
+        while self.cut(Vec::new(), Audit::Adopt) {}
     }
 
-    fn try_cut(&mut self, waiters: Vec<Waiter>, audit: Audit) -> Result<(), (VolumeError, Vec<Waiter>)> {
+    /// Makes a cut and sends it on its way; whether an adoption has more to take in.
+    fn cut(&mut self, waiters: Vec<Waiter>, audit: Audit) -> bool {
+        let started = Instant::now();
+        let more = self.try_cut(waiters, audit).unwrap_or_else(|(error, waiters)| {
+            self.shared.fail(error.clone());
+            waiters.into_iter().for_each(|w| w.failed(&error));
+            false
+        });
+        // At least as much rest as work, and never so much that the promised lag is lost to it.
+        self.next_cut = Instant::now() + started.elapsed().min(self.options.max_lag / 2);
+        more
+    }
+
+    fn try_cut(&mut self, waiters: Vec<Waiter>, audit: Audit) -> Result<bool, (VolumeError, Vec<Waiter>)> {
         if !self.troubled.is_empty() {
             let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
             for ino in self.troubled.drain(..) {
@@ -277,19 +343,22 @@ impl Engine {
         }
         let (index, uploader) = (Arc::clone(&self.index), Arc::clone(&self.uploader));
         let mut chunks = ChunkStore::new(&index, &uploader);
+        let suspects = self.suspects.clone();
         let cut = Cutter {
             index: &index,
             tree: &self.tree,
-            dev: self.dev,
             sink: &self.sink,
             shared: &self.shared,
             suspects: &mut self.suspects,
         }
         .cut(audit, &mut chunks);
-        let Cut { mut look, bytes, since, at, .. } = match cut {
+        let Cut { mut look, bytes, since, at, more } = match cut {
             Ok(cut) => cut,
             Err(error) => return Err((error, waiters)),
         };
+        if let Err(error) = index.set_suspects(&suspects, &self.suspects) {
+            return Err((error, waiters));
+        }
         let trouble = std::mem::take(&mut look.trouble);
         self.troubled = trouble.iter().map(|(ino, _)| *ino).collect();
         let trouble = trouble.into_iter().next().map(|(_, why)| VolumeError::Failed(why));
@@ -298,7 +367,7 @@ impl Engine {
         }
         *self.shared.trouble.lock() = trouble.as_ref().map(ToString::to_string);
         match plan::plan(&index, look, &mut chunks) {
-            Ok(plan) => self.commit(plan, &mut chunks, waiters, trouble, bytes, since, at),
+            Ok(plan) => self.commit(plan, &mut chunks, waiters, trouble, bytes, since, at).map(|()| more),
             Err(error) => Err((error, waiters)),
         }
     }
@@ -386,10 +455,6 @@ impl Engine {
             }
         }
         let closed = error.unwrap_or_else(|| VolumeError::Failed("the volume is closed".into()));
-        for command in inbox.try_iter() {
-            if let Command::Wait(waiter, _) = command {
-                waiter.failed(&closed);
-            }
-        }
+        inbox.try_iter().for_each(|command| command.refuse(&closed));
     }
 }

@@ -10,17 +10,19 @@
 //! s <inode:8>                   Seen: what stat(2) said when the inode was last looked at
 //! l <inode:8> <dir:8> <name>    a name of the inode (empty value)
 //! f <inode:8> <block:8>         fingerprints of a block's 64 KiB pieces (files that change unseen)
+//! w <kernel inode:8>            flags of a suspect: a file that may be written without an intent
 //! n                             next volume inode number
 //! u <seq:8>                     Undo: values as they were before cut `seq`, until that commit is durable
 //! m                             Base: what this index stands for
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use storeshim_protocol::OpenFlags;
 
 use super::VolumeError;
 use super::tree::FileId;
@@ -107,6 +109,11 @@ pub fn kernel_key(ino: u64) -> Vec<u8> {
 /// Key of a [`Seen`].
 pub fn seen_key(inode: u64) -> Vec<u8> {
     tagged(b's', &[inode])
+}
+
+/// Key of a suspect's flags.
+fn suspect_key(ino: u64) -> Vec<u8> {
+    tagged(b'w', &[ino])
 }
 
 /// Key of one name of an inode.
@@ -283,6 +290,30 @@ impl Index {
             Ok(())
         })?;
         Ok(found)
+    }
+
+    /// Files that could be written without an intent when the last cut was made, and how.
+    pub fn suspects(&self) -> Result<HashMap<u64, OpenFlags>> {
+        let mut found = HashMap::new();
+        self.scan(b"w", |key, value| {
+            if let Some(ino) = key.get(1..).and_then(|k| k.try_into().ok()).map(u64::from_be_bytes) {
+                found.insert(ino, OpenFlags(postcard::from_bytes(value).map_err(damaged)?));
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Remembers them, for an agent that takes over from this one while the files stay open.
+    pub fn set_suspects(&self, before: &HashMap<u64, OpenFlags>, now: &HashMap<u64, OpenFlags>) -> Result<()> {
+        let mut batch = self.db.batch();
+        for (ino, flags) in now.iter().filter(|(ino, flags)| before.get(ino) != Some(flags)) {
+            batch.insert(&self.records, suspect_key(*ino), encode(&flags.0)?);
+        }
+        for ino in before.keys().filter(|ino| !now.contains_key(ino)) {
+            batch.remove(&self.records, suspect_key(*ino));
+        }
+        Ok(batch.commit()?)
     }
 
     /// Keys of a file's fingerprints.

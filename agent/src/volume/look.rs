@@ -29,23 +29,12 @@ pub struct Looked {
     pub fingerprints: BTreeMap<u64, Option<Fingerprints>>,
 }
 
-/// A change that a look has found, by kernel inode numbers.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Found {
-    /// An entry of a directory.
-    Name(u64, Vec<u8>),
-    /// An inode's attributes or data.
-    Inode(u64),
-}
-
 /// What a look needs of the world.
 pub struct Context<'a> {
     /// The last cut.
     pub index: &'a Index,
     /// The tree.
     pub tree: &'a Tree,
-    /// Device of the tree: what is mounted inside it is not part of the volume.
-    pub dev: u64,
 }
 
 /// An overlay over the index. See the module.
@@ -64,8 +53,8 @@ pub struct Look<'a> {
     next_inode: u64,
     /// Past this, a look in a freeze gives up.
     pub deadline: Option<Instant>,
-    /// What was found changed, for the audit to tell what no intent had named.
-    pub found: HashSet<Found>,
+    /// Leaves what is in new directories to a later look.
+    pub shallow: bool,
     ids: HashMap<u64, FileId>,
     first_new: u64,
 }
@@ -103,7 +92,7 @@ impl<'a> Look<'a> {
             dir_paths: HashMap::new(),
             next_inode,
             deadline: None,
-            found: HashSet::new(),
+            shallow: false,
             ids: HashMap::new(),
             first_new: next_inode,
         })
@@ -138,35 +127,6 @@ impl<'a> Look<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Looks at everything: lists every directory and compares every entry with the index. `tick` is called now and
-    /// then, to be slow on purpose or to give up (`false`).
-    pub fn take_everything(&mut self, sink: &mut dyn PieceSink, tick: &mut dyn FnMut() -> bool) -> Result<bool> {
-        let mut stack = vec![ROOT_INODE];
-        let mut visited = HashSet::new();
-        while let Some(dir) = stack.pop() {
-            if !visited.insert(dir) {
-                continue;
-            }
-            let mut todo = Todo::default();
-            let known: HashMap<Vec<u8>, u64> = self.cx.index.children(dir)?.into_iter().collect();
-            self.look_dir(dir, &Names::All, &mut todo)?;
-            // New directories were put on the list; those that stand as they did must be gone into, too.
-            todo.dirs.clear();
-            while let Some((inode, dirty)) = todo.inodes.pop_first() {
-                self.look_inode(inode, &dirty, sink)?;
-            }
-            for child in self.children(dir, known).into_values() {
-                if self.is_dir(child)? {
-                    stack.push(child);
-                }
-                if !tick() {
-                    return Ok(false);
-                }
-            }
-        }
-        Ok(true)
     }
 
     /// Whether the inode's file is still open or mapped for writing somewhere.
@@ -205,14 +165,6 @@ impl<'a> Look<'a> {
             };
         }
         known
-    }
-
-    fn is_dir(&self, inode: u64) -> Result<bool> {
-        let mode = match self.inodes.get(&inode) {
-            Some(looked) => Some(looked.inode.mode),
-            None => self.cx.index.inode(inode)?.map(|i| i.mode),
-        };
-        Ok(mode.is_some_and(|m| m & libc::S_IFMT == libc::S_IFDIR))
     }
 
     /// Looks at all listed directories. One may be reachable only once the look at another has found where it is
@@ -276,14 +228,14 @@ impl<'a> Look<'a> {
     }
 
     fn look_name(&mut self, dir: u64, fd: BorrowedFd<'_>, name: &[u8], todo: &mut Todo) -> Result<()> {
-        let stat = self.cx.tree.stat_at(fd, name)?.filter(|s| s.dev == self.cx.dev);
+        let stat = self.cx.tree.stat_at(fd, name)?;
         let Some(stat) = stat else { return self.set_dentry(dir, name, None) };
         let (inode, new) = self.inode_of(&stat)?;
         let was = self.child(dir, name)?;
         self.set_dentry(dir, name, Some(inode))?;
         if new {
             todo.inodes.entry(inode).or_default();
-            if stat.is_dir() {
+            if stat.is_dir() && !self.shallow {
                 todo.dirs.push((inode, Names::All));
             }
             return Ok(());
@@ -399,9 +351,6 @@ impl<'a> Look<'a> {
             ctime: stat.ctime,
             racy: tree.coarse_clock() && age < COARSE_TICK_NS,
         };
-        if changed {
-            self.found.insert(Found::Inode(stat.id.ino));
-        }
         let slot = self.inodes.entry(inode).or_insert_with(|| Looked {
             inode: record.clone(),
             seen,
@@ -435,7 +384,10 @@ impl<'a> Look<'a> {
             ranges.add(seen.size.min(stat.size), stat.size);
             return capture::ranges(file, stat.size, &ranges, &known, sink);
         }
-        let data_changed = stat.size != seen.size || stat.mtime != seen.mtime || stat.ctime != seen.ctime || seen.racy;
+        // A rename, a link or a chmod moves ctime alone; so does who writes and then sets mtime back, but that one has
+        // opened the file, or no intent tells of anything at all.
+        let written = stat.ctime != seen.ctime && (dirty.opened.is_some() || dirty.untold);
+        let data_changed = stat.size != seen.size || stat.mtime != seen.mtime || written || seen.racy;
         if !data_changed && !flags.has(OpenFlags::MAPPED) {
             return Ok(Captured::default());
         }
@@ -503,9 +455,6 @@ impl<'a> Look<'a> {
         }
         if let Some(child) = child {
             self.added_links.entry(child).or_default().insert((dir, name.to_vec()));
-        }
-        if let Some(id) = self.id_of(dir)? {
-            self.found.insert(Found::Name(id.ino, name.to_vec()));
         }
         self.dentries.insert((dir, name.to_vec()), child);
         Ok(())
@@ -588,10 +537,12 @@ impl Before for Known<'_, '_> {
     }
 }
 
-fn same(seen: &Seen, stat: &Stat) -> bool {
+/// Whether an inode stands as it was seen.
+pub fn same(seen: &Seen, stat: &Stat) -> bool {
     seen.id == stat.id && seen.size == stat.size && seen.mtime == stat.mtime && seen.ctime == stat.ctime
 }
 
-fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+/// A path of two parts; an empty directory is the root.
+pub fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
     if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
 }

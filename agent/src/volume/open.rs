@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::index::{self, Base, Index, Kernel, Standing};
 use super::restore::Restore;
 use super::status::Shared;
-use super::tree::Tree;
+use super::tree::{LOST_AND_FOUND, Tree};
 use super::{Durability, VolumeError, VolumeOptions};
 use crate::blob::Blob;
 use crate::meta::records::{self, Format, ROOT_INODE, key};
@@ -23,6 +23,8 @@ pub struct Opened {
     pub tree: Tree,
     /// Where the backend stands.
     pub head: Option<Head>,
+    /// The volume is new and the tree may hold files already.
+    pub adopt: bool,
 }
 
 type Result<T> = std::result::Result<T, VolumeError>;
@@ -91,7 +93,7 @@ pub fn open(options: &VolumeOptions, meta: &dyn Meta, blob: &dyn Blob, shared: &
     let root = tree.stat(tree.root()).map_err(|e| disk(tree.path(), &e))?.id;
     index.load([(index::kernel_key(root.ino), index::encode(&Kernel { id: root, inode: ROOT_INODE })?)])?;
     index.set_base(&base(true))?;
-    Ok(Opened { index, tree, head })
+    Ok(Opened { index, tree, head, adopt: verdict == Verdict::Adopt })
 }
 
 fn judge(
@@ -103,7 +105,7 @@ fn judge(
     boot_id: &str,
 ) -> Result<Verdict> {
     let names = tree.list(tree.root()).map_err(|e| disk(tree.path(), &e))?;
-    let is_empty = names.iter().all(|name| name == b"lost+found");
+    let is_empty = names.is_empty();
     let Some(base) = index.base()? else {
         return Ok(match (head, is_empty) {
             (None, _) => Verdict::Adopt,
@@ -145,7 +147,7 @@ fn set_aside(tree: &Tree, state: &Path) -> io::Result<PathBuf> {
     std::fs::create_dir_all(&aside)?;
     for entry in std::fs::read_dir(tree.path())? {
         let entry = entry?;
-        if entry.file_name() != "lost+found" {
+        if entry.file_name().as_encoded_bytes() != LOST_AND_FOUND {
             std::fs::rename(entry.path(), aside.join(entry.file_name()))?;
         }
     }
@@ -155,6 +157,9 @@ fn set_aside(tree: &Tree, state: &Path) -> io::Result<PathBuf> {
 fn empty(dir: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
+        if entry.file_name().as_encoded_bytes() == LOST_AND_FOUND {
+            continue;
+        }
         if entry.file_type()?.is_dir() {
             std::fs::remove_dir_all(entry.path())?;
         } else {

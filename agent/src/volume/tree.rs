@@ -73,10 +73,14 @@ pub struct Tree {
     /// The logical prefix, where it differs from the tree's own path.
     prefix: Option<PathBuf>,
     coarse_clock: bool,
+    dev: u64,
 }
 
 /// Nanoseconds within which two changes can carry the same timestamp on a filesystem with jiffy timestamps.
 pub const COARSE_TICK_NS: i64 = 20_000_000;
+
+/// What ext filesystems keep in their root: theirs, not the volume's.
+pub const LOST_AND_FOUND: &[u8] = b"lost+found";
 
 impl Tree {
     /// Opens the tree at `path`; `prefix` is the logical prefix under which apps see it.
@@ -86,7 +90,8 @@ impl Tree {
         let path = path.canonicalize()?;
         let translated = prefix.canonicalize().map_or(true, |real| real != path);
         let prefix = translated.then(|| prefix.to_path_buf());
-        Ok(Self { root, path, prefix, coarse_clock: coarse_clock() })
+        let dev = statx(root.as_fd(), c"", libc::AT_EMPTY_PATH)?.dev;
+        Ok(Self { root, path, prefix, coarse_clock: coarse_clock(), dev })
     }
 
     /// The canonical path of the root.
@@ -104,10 +109,16 @@ impl Tree {
         self.coarse_clock
     }
 
-    /// Looks at `name` in `dir`, not following it; `None` where there is no such entry.
+    /// The tree's device.
+    pub fn dev(&self) -> u64 {
+        self.dev
+    }
+
+    /// Looks at `name` in `dir`, not following it; `None` where there is no such entry, or one that is not the
+    /// volume's: another filesystem is mounted there.
     pub fn stat_at(&self, dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<Stat>> {
         match statx(dir, &cstring(name)?, libc::AT_SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(stat)),
+            Ok(stat) => Ok(Some(stat).filter(|s| s.dev == self.dev)),
             Err(e) if is_absent(&e) => Ok(None),
             Err(e) => Err(e),
         }
@@ -165,13 +176,15 @@ impl Tree {
         open_beneath(at, if rest.is_empty() { b"." } else { rest }, flags)
     }
 
-    /// The names in a directory, without `.` and `..`.
+    /// The names in a directory, without `.` and `..`, and without the `lost+found` that a filesystem keeps in its
+    /// root.
     pub fn list(&self, dir: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
         let own = nix::fcntl::openat(dir, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let is_root = statx(dir, c"", libc::AT_EMPTY_PATH)?.id.ino == statx(self.root(), c"", libc::AT_EMPTY_PATH)?.id.ino;
         let mut names = Vec::new();
         for entry in Dir::from_fd(own)?.iter() {
             let name = entry?.file_name().to_bytes().to_vec();
-            if name != b"." && name != b".." {
+            if name != b"." && name != b".." && !(is_root && name == LOST_AND_FOUND) {
                 names.push(name);
             }
         }

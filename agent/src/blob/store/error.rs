@@ -46,12 +46,13 @@ const LONGEST: usize = 300;
 pub fn explain(error: &Error) -> String {
     use std::error::Error as _;
     let mut text = error.to_string();
-    // object_store's own sentences name their source; others may not.
-    if let Some(source) = error.source() {
-        let source = source.to_string();
-        if !text.contains(&source) {
-            text = format!("{text}: {source}");
-        }
+    // The innermost source is the one that helps: "connection refused", "No space left on device".
+    let mut innermost = error.source();
+    while let Some(next) = innermost.and_then(|source| source.source()) {
+        innermost = Some(next);
+    }
+    if let Some(source) = innermost.map(ToString::to_string).filter(|source| !text.contains(source)) {
+        text = format!("{text}: {source}");
     }
     condense(&text)
 }

@@ -8,8 +8,10 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -41,6 +43,19 @@ impl LocalStore {
         Ok(Self { inner, root, synced: Arc::default() })
     }
 
+    /// Removes what an agent left that was killed while it wrote: files `name#1`, which no reader ever sees. Only old
+    /// ones, so that another agent's write is not disturbed. For a thread of its own: it looks at every object.
+    pub(super) fn sweep(root: &FilePath) {
+        for part in ["meta", "packs", "probe"] {
+            sweep(&root.join(part));
+        }
+    }
+
+    /// Where the objects are.
+    pub(super) fn root(&self) -> &FilePath {
+        &self.root
+    }
+
     /// Before an object is written: its directory, durably.
     async fn prepare(&self, location: &Path) -> Result<()> {
         let file = self.inner.path_to_filesystem(location)?;
@@ -57,9 +72,33 @@ impl LocalStore {
     }
 }
 
+/// Staged files that are older than this belong to nobody.
+const ABANDONED: Duration = Duration::from_secs(3600);
+
+fn sweep(directory: &FilePath) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let Ok(meta) = entry.metadata() else { continue };
+        let old = meta.modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age > ABANDONED));
+        if meta.is_dir() {
+            sweep(&entry.path());
+        } else if old && is_staged(entry.file_name().as_encoded_bytes()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Whether `LocalFileSystem` made this name for a file that it was still writing.
+fn is_staged(name: &[u8]) -> bool {
+    let mut parts = name.rsplitn(2, |byte| *byte == b'#');
+    let digits = parts.next().unwrap_or_default();
+    parts.next().is_some() && !digits.is_empty() && digits.iter().all(u8::is_ascii_digit)
+}
+
 /// Makes `directory` and syncs it and every directory above it up to and including `top`.
 fn make_durable(directory: &FilePath, top: &FilePath) -> std::io::Result<()> {
-    std::fs::create_dir_all(directory)?;
+    // Packs hold what private files contain, so nobody else may look into a directory that we make.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     for each in directory.ancestors() {
         match File::open(each).and_then(|directory| directory.sync_all()) {
             // Above the root lie directories that may be closed to us or cannot be synced; they were there before.
@@ -143,5 +182,51 @@ impl ObjectStore for LocalStore {
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.prepare(to).await?;
         self.inner.copy_opts(from, to, options).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_else_can_read_what_is_stored() {
+        use object_store::ObjectStoreExt;
+        use std::os::unix::fs::PermissionsExt;
+        let parent = tempfile::tempdir().unwrap();
+        let root = parent.path().join("a/b");
+        let store = LocalStore::open(&root).unwrap();
+        let path = Path::from("packs/ab/x");
+        crate::blob::runtime().unwrap().block_on(store.put(&path, "secret".into())).unwrap();
+        for directory in ["", "packs", "packs/ab"] {
+            let mode = std::fs::metadata(root.join(directory)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o700, "{directory}");
+        }
+    }
+
+    #[test]
+    fn only_old_staged_files_of_ours_are_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let long_ago = std::time::SystemTime::now() - 2 * ABANDONED;
+        let make = |name: &str, old: bool| {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let file = File::create(&path).unwrap();
+            if old {
+                file.set_modified(long_ago).unwrap();
+            }
+            path
+        };
+        let gone = make("packs/ab/abcd#12", true);
+        let kept = [
+            make("packs/ab/abcd", true),
+            make("packs/ab/ef#1", false),
+            make("meta/wal/1.sst#", true),
+            make("meta/#x", true),
+            make("other/y#1", true),
+        ];
+        LocalStore::sweep(root.path());
+        assert!(!gone.exists());
+        assert!(kept.iter().all(|path| path.exists()));
     }
 }

@@ -77,12 +77,20 @@ impl Store {
     pub fn open(url: &str, options: &StoreOptions) -> Result<Self, StoreError> {
         let shown = url::redact(url);
         let objects: Arc<dyn ObjectStore> = match Address::parse(url)? {
-            Address::File(path) => Arc::new(LocalStore::open(&path).map_err(|error| {
-                StoreError::Refused(format!(
-                    "cannot use the directory {} as a backend: {error}; make it a directory that this user can write",
-                    path.display()
-                ))
-            })?),
+            Address::File(path) => {
+                let store = LocalStore::open(&path).map_err(|error| {
+                    StoreError::Refused(format!(
+                        "cannot use the directory {} as a backend: {error}; make it a directory that this user can \
+                         write",
+                        path.display()
+                    ))
+                })?;
+                let root = store.root().to_path_buf();
+                super::runtime()
+                    .map_err(StoreError::Unavailable)?
+                    .spawn_blocking(move || LocalStore::sweep(&root));
+                Arc::new(store)
+            }
             Address::S3 { bucket, prefix, endpoint, region } => {
                 let target = s3::Target { bucket: &bucket, endpoint, region, shown: &shown };
                 let bucket = s3::build(&target, options)?;

@@ -3,6 +3,7 @@
 //! commits. It must not leave anything behind.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
@@ -15,22 +16,19 @@ use super::error::{explain, s3_code};
 /// Concurrent creates of one object. Servers that check and then write without a lock let several win.
 const RACERS: usize = 8;
 
+/// A probe that failed tries to remove its object for this long: the error is waited for.
+const CLEANUP: Duration = Duration::from_secs(2);
+
 /// Probes `store`; `shown` names it in errors.
 pub(super) async fn probe(store: &Arc<dyn ObjectStore>, shown: &str) -> Result<(), StoreError> {
     let key = Path::from(format!("probe/{:032x}", rand::random::<u128>()));
     let result = race(store, &key, shown).await;
     // Also after a failure: the object may be there although its answer was lost.
-    let deleted = store.delete(&key).await;
-    result?;
-    match deleted {
-        Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
-        Err(error) if is_denied(&error) => Err(StoreError::Refused(format!(
-            "the backend '{shown}' does not let us delete objects ({}); grant s3:DeleteObject or write permission on \
-             the directory",
-            explain(&error)
-        ))),
-        Err(error) => Err(unavailable(shown, &error)),
+    if let Err(error) = result {
+        let _ = tokio::time::timeout(CLEANUP, store.delete(&key)).await;
+        return Err(error);
     }
+    remove(store, &key, shown).await
 }
 
 async fn race(store: &Arc<dyn ObjectStore>, key: &Path, shown: &str) -> Result<(), StoreError> {
@@ -92,20 +90,23 @@ async fn create(
     body: Bytes,
     shown: &str,
 ) -> Result<(), StoreError> {
-    let answer = put_new(store, key, body).await;
-    let verdict = match answer {
-        Ok(()) | Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(()),
-        Err(error) => Err(verdict(store, key, shown, &error).await),
-    };
+    if let Err(error) = put_new(store, key, body).await {
+        let verdict = verdict(store, key, shown, &error).await;
+        let _ = tokio::time::timeout(CLEANUP, store.delete(key)).await;
+        return Err(verdict);
+    }
+    remove(store, key, shown).await
+}
+
+async fn remove(store: &Arc<dyn ObjectStore>, key: &Path, shown: &str) -> Result<(), StoreError> {
     match store.delete(key).await {
-        Err(error) if verdict.is_ok() && !matches!(error, Error::NotFound { .. }) && is_denied(&error) => {
-            Err(StoreError::Refused(format!(
-                "the backend '{shown}' does not let us delete objects ({}); grant s3:DeleteObject or write permission \
-                 on the directory",
-                explain(&error)
-            )))
-        }
-        _ => verdict,
+        Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+        Err(error) if is_denied(&error) => Err(StoreError::Refused(format!(
+            "the backend '{shown}' does not let us delete objects ({}); grant s3:DeleteObject or write permission on \
+             the directory",
+            explain(&error)
+        ))),
+        Err(error) => Err(unavailable(shown, &error)),
     }
 }
 
@@ -147,7 +148,7 @@ async fn verdict(store: &Arc<dyn ObjectStore>, key: &Path, shown: &str, error: &
                 "the backend '{shown}' is read-only for us ({said}); grant s3:PutObject and s3:DeleteObject or write \
                  permission on the directory"
             )),
-            Err(_) => wrong_credentials(shown, &said),
+            Err(_) => wrong_credentials(shown, if code.is_empty() { &said } else { &code }),
         };
     }
     match error {

@@ -206,3 +206,55 @@ fn ten_thousand_small_files_cost_few_requests() {
     assert!(gets <= 100, "{gets} GETs to open and read the whole volume");
     eprintln!("{puts} PUTs, {gets} GETs");
 }
+
+/// Long enough for memtable flushes, compactions and back-pressure to happen several times.
+#[test]
+#[ignore = "runs for a minute"]
+fn a_minute_of_writing_through_compactions() {
+    let directory = tempfile::tempdir().unwrap();
+    let store =
+        Store::open(&format!("file://{}", directory.path().display()), &StoreOptions::default()).unwrap();
+    let meta = super::open(&store).unwrap();
+    let begin = std::time::Instant::now();
+    let (mut model, mut round, mut slowest) = (BTreeMap::new(), 0_u64, Duration::ZERO);
+    while begin.elapsed() < Duration::from_secs(60) {
+        round += 1;
+        let mut ops = Vec::new();
+        for number in 0..2000_u64 {
+            let mut value = vec![0; 500];
+            let key = (number * 7919 + round * 31) % 200_000;
+            blake3::Hasher::new()
+                .update(&round.to_le_bytes())
+                .update(&key.to_le_bytes())
+                .finalize_xof()
+                .fill(&mut value);
+            model.insert(key, round);
+            ops.push(([&b"k"[..], &key.to_be_bytes()].concat(), Some(Bytes::from(value))));
+        }
+        let at = std::time::Instant::now();
+        meta.submit(Batch { ops }).recv().unwrap().unwrap();
+        slowest = slowest.max(at.elapsed());
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let memory = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    eprintln!("{round} commits of 1 MB, slowest {slowest:?}, {memory}, {:?}", store.health().counters());
+    meta.close().unwrap();
+    let again = super::open(&store).unwrap();
+    let mut found = BTreeMap::new();
+    again
+        .scan(b"k", &mut |key, value| {
+            let key = u64::from_be_bytes(key[1..].try_into().unwrap());
+            let mut expected = vec![0; 500];
+            let round = model[&key];
+            blake3::Hasher::new()
+                .update(&round.to_le_bytes())
+                .update(&key.to_le_bytes())
+                .finalize_xof()
+                .fill(&mut expected);
+            assert_eq!(value, expected);
+            found.insert(key, round);
+            true
+        })
+        .unwrap();
+    assert_eq!(found, model);
+}

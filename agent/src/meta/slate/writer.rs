@@ -100,7 +100,12 @@ impl Writer {
     /// Serves the queue until it is closed, then closes the database.
     pub(super) async fn run(mut self) -> Result<()> {
         match self.serve().await {
-            Ok(()) => self.shut().await,
+            Ok(()) => {
+                let result = self.shut().await;
+                // Readers that are still there get an answer instead of waiting for a reopening.
+                lock(&self.shared.fatal).get_or_insert_with(super::closed);
+                result
+            }
             Err(error) => {
                 tracing::error!(backend = self.shared.store.shown(), "no further commits: {error}");
                 *lock(&self.shared.fatal) = Some(error.clone());

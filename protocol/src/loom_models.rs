@@ -1,0 +1,196 @@
+//! Every interleaving and every weak-memory outcome of the protocol's three conversations, by loom:
+//! `RUSTFLAGS="--cfg loom" cargo test -p storeshim-protocol --release --lib loom`.
+//!
+//! The membarrier of the agent is modelled by full fences on both sides (see `sync`).
+
+use std::sync::Arc;
+
+use loom::cell::UnsafeCell;
+use loom::model::Builder;
+use loom::sync::atomic::{AtomicU64, Ordering, fence};
+use loom::thread;
+
+use crate::control::Mount;
+use crate::intent::{Intent, NAME_MAX, decode, encode_short};
+use crate::request::{Request, RequestCell};
+use crate::ring::{ENTRIES, Full, Slot};
+
+fn model(body: impl Fn() + Send + Sync + 'static) {
+    let mut builder = Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(body);
+}
+
+fn record(ino: u64) -> [u64; 8] {
+    encode_short(0, &Intent::Written { ino, offset: ino * 10, length: ino * 100 }).unwrap()
+}
+
+/// Records come out whole, once, in order, whatever the interleaving; what did not fit was reported.
+#[test]
+fn ring_push_and_drain() {
+    model(|| {
+        // The counters wrap on the way.
+        let slot = Arc::new(Slot::new(u32::MAX - 1));
+        let pushed = ENTRIES as u64 + 1;
+        let producer = thread::spawn({
+            let slot = Arc::clone(&slot);
+            move || (1..=pushed).filter(|ino| slot.push(&[record(*ino)]) == Err(Full)).collect::<Vec<_>>()
+        });
+        let mut told = Vec::new();
+        let mut drain = || {
+            slot.drain(|record| {
+                let mut buffer = [0; NAME_MAX];
+                let Some((0, Intent::Written { ino, offset, length })) = decode(record, &mut buffer) else {
+                    panic!("a torn record");
+                };
+                assert_eq!((offset, length), (ino * 10, ino * 100), "a torn record");
+                told.push(ino);
+            })
+            .expect("an honest producer's ring is never corrupt");
+        };
+        drain();
+        let refused = producer.join().unwrap();
+        drain();
+        let expected: Vec<u64> = (1..=pushed).filter(|ino| !refused.contains(ino)).collect();
+        assert_eq!(told, expected);
+    });
+}
+
+/// Inside a freeze nobody changes anything, and what was pushed before it is drained in it.
+fn gate_against_freeze(fenced: bool) {
+    model(move || {
+        struct World {
+            mount: Mount,
+            slot: Slot,
+            tree: UnsafeCell<u64>,
+        }
+        let world = Arc::new(World { mount: Mount::new(), slot: Slot::new(0), tree: UnsafeCell::new(0) });
+        let client = thread::spawn({
+            let world = Arc::clone(&world);
+            move || {
+                let World { mount, slot, tree } = &*world;
+                let mut done = 0;
+                for ino in 1..=2 {
+                    if !slot.gate.try_enter(0, mount, fenced) {
+                        break;
+                    }
+                    slot.push(&[record(ino)]).unwrap();
+                    // loom fails where this meets the agent's look.
+                    tree.with_mut(|tree| unsafe { *tree = ino });
+                    slot.gate.leave();
+                    done = ino;
+                }
+                done
+            }
+        });
+        let World { mount, slot, tree } = &*world;
+        mount.frozen.store(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        while slot.gate.look().inside().is_some() {
+            thread::yield_now();
+        }
+        let mut told = 0;
+        slot.drain(|record| told = record[0][1]).unwrap();
+        mount.interval.fetch_add(1, Ordering::Release);
+        let seen = tree.with(|tree| unsafe { *tree });
+        assert_eq!(seen, told, "the freeze shows a change that was not told, or the reverse");
+        mount.frozen.store(0, Ordering::SeqCst);
+        client.join().unwrap();
+    });
+}
+
+#[test]
+fn gate_against_freeze_with_membarrier() {
+    gate_against_freeze(false);
+}
+
+#[test]
+fn gate_against_freeze_with_fences() {
+    gate_against_freeze(true);
+}
+
+/// A client that enters after the thaw sees the new interval.
+#[test]
+fn gate_shows_the_interval() {
+    model(|| {
+        let mount = Arc::new(Mount::new());
+        mount.frozen.store(1, Ordering::SeqCst);
+        let client = thread::spawn({
+            let mount = Arc::clone(&mount);
+            move || {
+                let slot = Slot::new(0);
+                if slot.gate.try_enter(0, &mount, true) {
+                    assert_eq!(mount.interval.load(Ordering::Relaxed), 1);
+                }
+            }
+        });
+        mount.interval.fetch_add(1, Ordering::Release);
+        mount.frozen.store(0, Ordering::SeqCst);
+        client.join().unwrap();
+    });
+}
+
+/// A client that gives up and asks anew gets the answer to what it asked last, whenever the agent answers what.
+#[test]
+fn request_abandoned_and_asked_anew() {
+    model(|| {
+        let cell = Arc::new(RequestCell::new());
+        // What the agent has seen asked last: an answer to `ino` is the errno `ino`.
+        let agent = thread::spawn({
+            let cell = Arc::clone(&cell);
+            move || {
+                let mut held = Vec::new();
+                for _ in 0..2 {
+                    if let Some((ticket, Ok(Request::Barrier { mount, ino }))) = cell.pending() {
+                        assert_eq!(u64::from(mount), ino, "half of one request and half of another");
+                        held.push((ticket, ino));
+                    }
+                    thread::yield_now();
+                }
+                // Answered late and in the order of asking: the stale one first.
+                for (ticket, ino) in held {
+                    cell.reply(ticket, ino as i32);
+                }
+            }
+        });
+        let ask = |ino: u64| cell.post(Request::Barrier { mount: ino as u8, ino });
+        let first = ask(1);
+        let answer = cell.abandon();
+        assert!(answer.is_none_or(|errno| errno == 1));
+        let second = ask(2);
+        assert_ne!(first, second);
+        if let Some(errno) = cell.take_reply() {
+            assert_eq!(errno, 2, "the answer to a request that was given up");
+        }
+        agent.join().unwrap();
+        if let Some(errno) = cell.take_reply() {
+            assert_eq!(errno, 2);
+        }
+    });
+}
+
+/// What the client wrote before it asked, the agent sees; what the agent wrote before it answered, the client sees.
+#[test]
+fn request_carries_both_ways() {
+    model(|| {
+        let shared = Arc::new((RequestCell::new(), AtomicU64::new(0), AtomicU64::new(0)));
+        let agent = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let (cell, asked, answered) = &*shared;
+                if let Some((ticket, _)) = cell.pending() {
+                    assert_eq!(asked.load(Ordering::Relaxed), 7);
+                    answered.store(8, Ordering::Relaxed);
+                    assert!(cell.reply(ticket, 0));
+                }
+            }
+        });
+        let (cell, asked, answered) = &*shared;
+        asked.store(7, Ordering::Relaxed);
+        let _ = cell.post(Request::Barrier { mount: 0, ino: 0 });
+        if cell.take_reply() == Some(0) {
+            assert_eq!(answered.load(Ordering::Relaxed), 8);
+        }
+        agent.join().unwrap();
+    });
+}

@@ -1,0 +1,74 @@
+//! The record writer on a node: started, watched, verified. What it writes is known to `programs/fsync_writer.c` only.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::node::{App, Node, Said};
+use crate::programs::compiled;
+
+/// A running writer of acknowledged records.
+pub struct Writer {
+    app: App,
+    acks: PathBuf,
+}
+
+fn acks_of(node: &Node, name: &str) -> PathBuf {
+    node.outside().join(format!("{name}.acks"))
+}
+
+impl Writer {
+    /// Makes the directory `name` in the volume and starts writing there. Acknowledgements go to a file outside of it.
+    #[track_caller]
+    pub fn start(node: &Node, name: &str) -> Self {
+        node.sh(&format!("mkdir {name}"));
+        let acks = acks_of(node, name);
+        let mut command = node.app(compiled("fsync_writer"));
+        command.arg("run").arg(node.prefix().join(name)).arg(&acks);
+        Self { app: node.spawn(command), acks }
+    }
+
+    /// Acknowledged records so far.
+    pub fn acknowledged(&self) -> usize {
+        fs::read(&self.acks).unwrap_or_default().iter().filter(|byte| **byte == b'\n').count()
+    }
+
+    /// Waits until `more` records have been acknowledged from now on.
+    #[track_caller]
+    pub fn advances(&mut self, more: usize, limit: Duration) {
+        let (start, deadline) = (self.acknowledged(), Instant::now() + limit);
+        while self.acknowledged() < start + more {
+            self.app.assert_running();
+            assert!(
+                Instant::now() < deadline,
+                "{} of {more} records acknowledged in {limit:?}",
+                self.acknowledged() - start
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The process.
+    pub fn app(&mut self) -> &mut App {
+        &mut self.app
+    }
+
+    /// Ends it in good order; the test fails where any call of it ever failed.
+    #[track_caller]
+    pub fn finish(self) {
+        self.app.finish();
+    }
+}
+
+/// Checks the records in the tree (without the shim) against what was acknowledged; returns how many that were.
+#[track_caller]
+pub fn verify(node: &Node, name: &str) -> u64 {
+    let mut command = Command::new(compiled("fsync_writer"));
+    command.arg("verify").arg(node.tree().join(name)).arg(acks_of(node, name));
+    if !acks_of(node, name).exists() {
+        return 0;
+    }
+    let count = Said::from(command.output().expect("it is compiled")).succeeded();
+    count.trim().parse().expect("a number")
+}
