@@ -66,7 +66,8 @@ impl Machine {
     /// Starts a program that runs for `seconds`; returns when it does.
     fn start_sleep(&self, seconds: f64) -> Child {
         let ready = self.path("ready");
-        let child = start(&mut self.run(&["sh", "-c", &format!("touch {}; sleep {seconds}", ready.display())]));
+        let child =
+            start(&mut self.run(&["sh", "-c", &format!("touch {}; sleep {seconds}", ready.display())]));
         until("the program has started", || exists(&ready));
         std::fs::remove_file(ready).unwrap();
         child

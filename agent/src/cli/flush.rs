@@ -82,8 +82,8 @@ impl Flush {
                 },
                 recv(signals) -> arrived => match arrived {
                     Ok(arrived) if arrived.asks_for_an_end() => {
-                        let status = client.status()?;
-                        return Err(Failure::new(FAILED, format!("interrupted by {}: {}", arrived.signal, at_risk(&status))));
+                        let risk = at_risk(&client.status()?);
+                        return Err(Failure::new(FAILED, format!("interrupted by {}: {risk}", arrived.signal)));
                     }
                     _ => continue,
                 },
