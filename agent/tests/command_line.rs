@@ -1,6 +1,8 @@
 //! The program `storeshim` as a user meets it: exit statuses, signals, and an agent that comes and goes with the
 //! programs that need it. The shim is a stand-in here (nothing is preloaded); what it does is tested elsewhere.
 
+#![allow(clippy::unwrap_used, reason = "what fails in a test's helper is a failed test")]
+
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

@@ -14,14 +14,8 @@ const LINES_MAX: usize = 700;
 /// Characters of a line.
 const WIDTH_MAX: usize = 140;
 /// Each word in two parts, so that this file does not hold it.
-const BANNED: [(&str, &str); 6] = [
-    ("TO", "DO"),
-    ("FIX", "ME"),
-    ("HA", "CK"),
-    ("unimpl", "emented!"),
-    ("dbg", "!("),
-    ("print", "k("),
-];
+const BANNED: [(&str, &str); 6] =
+    [("TO", "DO"), ("FIX", "ME"), ("HA", "CK"), ("unimpl", "emented!"), ("dbg", "!("), ("print", "k(")];
 
 /// Everything untidy, one line each: file, line, what.
 pub fn look(sh: &Shell) -> Result<Vec<String>> {
