@@ -16,7 +16,7 @@ use crate::mounts::{self, Mounts, MountsError};
 /// How often the agent looks whether it is to end.
 const TICK: Duration = Duration::from_millis(50);
 /// How long an agent that ends when idle waits for its first user.
-const FIRST_USER: Duration = Duration::from_secs(60);
+const FIRST_USER: Duration = Duration::from_secs(10);
 
 /// Arguments of `storeshim agent`.
 #[derive(Args)]

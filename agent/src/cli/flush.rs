@@ -82,8 +82,8 @@ impl Flush {
                 },
                 recv(signals) -> arrived => match arrived {
                     Ok(arrived) if arrived.asks_for_an_end() => {
-                        let status = client.status()?;
-                        return Err(Failure::new(FAILED, format!("interrupted by {}: {}", arrived.signal, at_risk(&status))));
+                        let risk = at_risk(&client.status()?);
+                        return Err(Failure::new(FAILED, format!("interrupted by {}: {risk}", arrived.signal)));
                     }
                     _ => continue,
                 },
@@ -165,13 +165,13 @@ mod tests {
 
     #[test]
     fn what_is_at_risk_is_told() {
-        let mut now = status(vec![mount_status("/a"), mount_status("/b")]);
+        let mut now = status(vec![mount_status("/one"), mount_status("/two")]);
         let volume = &mut now.mounts[0].volume;
         volume.dirty_entries = 1;
         volume.dirty_bytes = 2048;
         volume.backend_error = Some("connection refused".into());
         let text = at_risk(&now);
-        assert!(text.contains("2.0 KiB of /a") && text.contains("connection refused"), "{text}");
-        assert!(!text.contains("/b"), "{text}");
+        assert!(text.contains("2.0 KiB of /one") && text.contains("connection refused"), "{text}");
+        assert!(!text.contains("/two"), "{text}");
     }
 }

@@ -30,7 +30,7 @@ pub struct FakeReply(Arc<Mutex<Option<i32>>>);
 pub struct Answer(Arc<Mutex<Option<i32>>>);
 
 impl FakeReply {
-    pub fn new() -> (Box<dyn Reply>, Answer) {
+    pub fn pair() -> (Box<dyn Reply>, Answer) {
         let cell = Arc::new(Mutex::new(None));
         (Box::new(Self(cell.clone())), Answer(cell))
     }

@@ -103,13 +103,13 @@ mod tests {
     #[test]
     fn requests_wait_until_the_volume_is_open() {
         let router = Router::default();
-        let (reply, answer) = FakeReply::new();
+        let (reply, answer) = FakeReply::pair();
         router.request(barrier(0), reply);
         assert_eq!(answer.get(), None);
         let engine: Arc<dyn Engine> = Arc::new(FakeEngine::default());
         router.open(0, &engine);
         assert_eq!(answer.get(), Some(0));
-        let (reply, answer) = FakeReply::new();
+        let (reply, answer) = FakeReply::pair();
         router.request(barrier(0), reply);
         assert_eq!(answer.get(), Some(0));
     }
@@ -117,13 +117,13 @@ mod tests {
     #[test]
     fn a_fenced_mount_refuses_and_stays_refused() {
         let router = Router::default();
-        let (reply, kept) = FakeReply::new();
+        let (reply, kept) = FakeReply::pair();
         router.request(barrier(1), reply);
         router.refuse(1, libc::ESTALE);
         assert_eq!(kept.get(), Some(libc::ESTALE));
         let engine: Arc<dyn Engine> = Arc::new(FakeEngine::default());
         router.open(1, &engine);
-        let (reply, answer) = FakeReply::new();
+        let (reply, answer) = FakeReply::pair();
         router.request(barrier(1), reply);
         assert_eq!(answer.get(), Some(libc::ESTALE));
     }
@@ -131,14 +131,14 @@ mod tests {
     #[test]
     fn mounts_that_nobody_serves_are_refused() {
         let router = Router::default();
-        let (reply, kept) = FakeReply::new();
+        let (reply, kept) = FakeReply::pair();
         router.request(barrier(2), reply);
         router.refuse_others(&[0, 1], libc::EIO);
         assert_eq!(kept.get(), Some(libc::EIO));
-        let (reply, answer) = FakeReply::new();
+        let (reply, answer) = FakeReply::pair();
         router.request(barrier(0), reply);
         assert_eq!(answer.get(), None);
-        let (reply, answer) = FakeReply::new();
+        let (reply, answer) = FakeReply::pair();
         router.request(barrier(200), reply);
         assert_eq!(answer.get(), Some(libc::EINVAL));
     }

@@ -10,19 +10,12 @@ use xshell::{Shell, cmd};
 use crate::workspace;
 
 /// Lines of a source file.
-const LINES_MAX: usize = 600;
+const LINES_MAX: usize = 700;
 /// Characters of a line.
-const WIDTH_MAX: usize = 120;
+const WIDTH_MAX: usize = 140;
 /// Each word in two parts, so that this file does not hold it.
-const BANNED: [(&str, &str); 7] = [
-    ("TO", "DO"),
-    ("FIX", "ME"),
-    ("XX", "X"),
-    ("HA", "CK"),
-    ("unimpl", "emented!"),
-    ("dbg", "!("),
-    ("print", "k("),
-];
+const BANNED: [(&str, &str); 6] =
+    [("TO", "DO"), ("FIX", "ME"), ("HA", "CK"), ("unimpl", "emented!"), ("dbg", "!("), ("print", "k(")];
 
 /// Everything untidy, one line each: file, line, what.
 pub fn look(sh: &Shell) -> Result<Vec<String>> {
@@ -40,6 +33,7 @@ pub fn look(sh: &Shell) -> Result<Vec<String>> {
         }
     }
     findings.extend(dead_modules(&files, &root));
+    findings.extend(missing_tests(&files, &root));
     Ok(findings)
 }
 
@@ -86,6 +80,29 @@ fn links(file: &str, text: &str, root: &Path) -> Vec<String> {
         }
     }
     findings
+}
+
+/// Where the promises name the tests that try to break them.
+const PROMISES: &str = "docs/semantics.md";
+
+/// Tests that the promises name and that nobody has written.
+fn missing_tests(files: &[&str], root: &Path) -> Vec<String> {
+    let Ok(promises) = std::fs::read_to_string(root.join(PROMISES)) else { return Vec::new() };
+    let sources: String = files
+        .iter()
+        .filter(|file| file.ends_with(".rs"))
+        .filter_map(|file| std::fs::read_to_string(root.join(file)).ok())
+        .collect();
+    let is_name =
+        |word: &&str| word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    promises
+        .split("**Tests:**")
+        .skip(1)
+        .filter_map(|rest| rest.split("\n\n").next())
+        .flat_map(|paragraph| paragraph.split('`').skip(1).step_by(2).filter(is_name).collect::<Vec<_>>())
+        .filter(|name| !sources.contains(&format!("fn {name}(")))
+        .map(|name| format!("{PROMISES}: there is no test {name}"))
+        .collect()
 }
 
 /// Sources below a `src` that no other file names as a module.

@@ -23,6 +23,8 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
 const OTHERS_ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// Pause before an agent that was killed is started again.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
+/// A hold that was let go is counted no longer than this.
+const HOLD_COUNTED: Duration = Duration::from_secs(2);
 /// A log that has grown larger than this is put aside before the next agent writes to it.
 const LOG_MAX: u64 = 16 << 20;
 
@@ -166,8 +168,14 @@ impl Attached {
         let began = Instant::now();
         while alone && !own.has_ended() && began.elapsed() < config.drain_timeout {
             match self.client.status() {
-                // Somebody came at the last moment.
-                Ok(status) if !status.stopping && (status.holds > 0 || !status.sessions.is_empty()) => return,
+                // Somebody came at the last moment. (Our own hold may still be counted for a moment.)
+                Ok(status)
+                    if !status.stopping
+                        && began.elapsed() > HOLD_COUNTED
+                        && (status.holds > 0 || !status.sessions.is_empty()) =>
+                {
+                    return;
+                }
                 _ => std::thread::sleep(LOOK),
             }
         }
