@@ -1,0 +1,19 @@
+//! Link arguments of `libstoreshim.so`: no NEEDED entry, so that one file serves glibc and musl processes.
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    for argument in [
+        // Neither start files nor libraries: what the library needs of libc (memcpy, malloc, errno) stays undefined
+        // and is found in whichever libc the process has.
+        "-nostartfiles",
+        "-nodefaultlibs",
+        "-nostdlib",
+        // Calls between our own functions never go through the symbol table.
+        "-Wl,-Bsymbolic",
+        "-Wl,--gc-sections",
+        "-Wl,--hash-style=gnu",
+        "-Wl,-soname,libstoreshim.so",
+    ] {
+        println!("cargo:rustc-cdylib-link-arg={argument}");
+    }
+}

@@ -1,0 +1,68 @@
+//! Asking: requests that wait for the agent's reply, whatever becomes of the agent meanwhile.
+
+use core::sync::atomic::Ordering;
+
+use storeshim_protocol::request::{Request, RequestCell};
+
+use crate::attach;
+use crate::control;
+use crate::sys::{self, Answer, Errno, errno};
+
+/// Longest sleep before the bell is rung again (an agent that was restarted in between may have missed it), in
+/// nanoseconds.
+const SLICE_NS: u64 = 1_000_000_000;
+
+/// Waits until all that was done on mount `index` is durable in the backend.
+///
+/// Errors: what the agent answers (EIO, ESTALE); ETIMEDOUT after the mount's request timeout; EIO where this
+/// process cannot attach.
+pub fn barrier(index: usize, ino: u64) -> Answer {
+    let ring = attach::ring()?;
+    let mount = control::mount(index).ok_or(Errno::of(errno::EIO))?;
+    let limit = u64::from(mount.request_timeout_ms.load(Ordering::Relaxed)) * 1_000_000;
+    let seat = attach::seat(ring).filter(|seat| seat.private.asking.swap(1, Ordering::Relaxed) == 0);
+    let seat = match seat {
+        Some(seat) => seat,
+        // All slots are taken, or a signal handler interrupted this thread's own request.
+        None => loop {
+            if let Some(seat) = attach::borrow_seat(ring) {
+                break seat;
+            }
+            sys::sleep_ns(1_000_000);
+        },
+    };
+    let result = ask(seat.slot.request(), Request::Barrier { mount: index as u8, ino }, limit);
+    seat.private.asking.store(0, Ordering::Relaxed);
+    seat.release();
+    result
+}
+
+fn ask(cell: &RequestCell, request: Request, limit_ns: u64) -> Answer {
+    let start = sys::now_ns();
+    let posted = cell.post(request);
+    loop {
+        attach::ring_bell();
+        let waited = sys::now_ns().saturating_sub(start);
+        let slice = if limit_ns == 0 { SLICE_NS } else { SLICE_NS.min(limit_ns.saturating_sub(waited).max(1)) };
+        // A signal or a spurious wake-up is no answer.
+        let until = sys::now_ns().saturating_add(slice);
+        loop {
+            if let Some(number) = cell.take_reply() {
+                return answer(number);
+            }
+            let now = sys::now_ns();
+            if now >= until {
+                break;
+            }
+            let _ = sys::futex_wait(cell.word(), posted, until - now);
+        }
+        if limit_ns != 0 && sys::now_ns().saturating_sub(start) >= limit_ns {
+            // The answer may have come at the last moment.
+            return cell.abandon().map_or(Err(Errno::of(errno::ETIMEDOUT)), answer);
+        }
+    }
+}
+
+fn answer(number: i32) -> Answer {
+    if number == 0 { Ok(0) } else { Err(Errno(number)) }
+}

@@ -1,0 +1,158 @@
+//! How a hook is declared: `hook!` for a function that does something, `path_hook!` for one that only has its path
+//! translated, `real!` for the function behind.
+//!
+//! The shape is redhook's. The crate itself cannot be used: it links std (a NEEDED entry for libgcc_s, which
+//! kills every musl process, and 200 µs per process start), finds the real function through dlsym under the
+//! loader's lock, and answers a panic by calling the real function a second time.
+
+use core::ffi::{c_int, c_void};
+
+use crate::loader::set_errno;
+use crate::sys::{Answer, Errno};
+
+/// What a libc function answers: a value, or its way of saying "failed, see errno".
+pub trait Reply: Sized {
+    /// The value for a system call's answer.
+    fn good(word: usize) -> Self;
+    /// The failure.
+    const FAILED: Self;
+}
+
+macro_rules! integer_reply {
+    ($($t:ty)*) => {$(
+        impl Reply for $t {
+            fn good(word: usize) -> Self {
+                word as $t
+            }
+            const FAILED: Self = -1;
+        }
+    )*};
+}
+integer_reply!(c_int i64 isize);
+
+impl<T> Reply for *mut T {
+    fn good(word: usize) -> Self {
+        word as *mut T
+    }
+    const FAILED: Self = core::ptr::null_mut();
+}
+
+/// Fails as libc does.
+#[cold]
+pub fn fail<R: Reply>(errno: Errno) -> R {
+    set_errno(errno);
+    R::FAILED
+}
+
+/// Answers as libc does.
+#[inline(always)]
+pub fn answer<R: Reply>(answer: Answer) -> R {
+    match answer {
+        Ok(word) => R::good(word),
+        Err(errno) => fail(errno),
+    }
+}
+
+/// MAP_FAILED, which no [`Reply`] of a pointer is.
+pub const MAP_FAILED: *mut c_void = usize::MAX as *mut c_void;
+
+/// Declares a hook: the exported names (aliases after `|`), and the function of ours that runs. `real!(first_name)`
+/// is then the function behind.
+///
+/// In a test build nothing is exported: it would stand in front of the test's own libc.
+macro_rules! hook {
+    ($(#[$doc:meta])* unsafe fn $name:ident $(| $alias:ident)* ( $($arg:ident : $type:ty),* $(,)? ) $(-> $ret:ty)?
+        => $mine:ident $body:block) => {
+        #[allow(non_camel_case_types, reason = "the type that stands for a C function has its name")]
+        pub struct $name {}
+
+        impl $name {
+            /// The function behind the hook.
+            #[allow(dead_code, reason = "not every hook calls its function by name")]
+            #[inline(always)]
+            pub fn real() -> unsafe extern "C" fn($($type),*) $(-> $ret)? {
+                static REAL: $crate::loader::Real = $crate::loader::Real::new(
+                    match core::ffi::CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                        Ok(name) => name,
+                        Err(_) => c"",
+                    },
+                );
+                // SAFETY: the function of this name has this type in every libc (a variadic one takes the same
+                // registers), or it is the stand-in, which takes anything.
+                unsafe { core::mem::transmute(REAL.address()) }
+            }
+        }
+
+        #[doc = concat!("What `", stringify!($name), "` does.")]
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// The contract of the C function.
+        #[allow(clippy::too_many_arguments, reason = "C decides")]
+        pub unsafe extern "C" fn $mine($($arg: $type),*) $(-> $ret)? {
+            // SAFETY: the caller keeps the contract of the C function.
+            unsafe { $body }
+        }
+
+        $crate::hook::export!([$name $($alias)*] [$($arg: $type),*] [$($ret)?] $mine);
+    };
+}
+
+/// Exports a hook under each of its names.
+macro_rules! export {
+    ([$($name:ident)*] $arguments:tt $ret:tt $mine:ident) => {
+        $($crate::hook::export!(@ $name $arguments $ret $mine);)*
+    };
+    (@ $name:ident [$($arg:ident : $type:ty),*] [$($ret:ty)?] $mine:ident) => {
+        /// Exported in libc's place.
+        ///
+        /// # Safety
+        /// The contract of the C function.
+        #[cfg(not(test))]
+        #[allow(clippy::too_many_arguments, reason = "C decides")]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name($($arg: $type),*) $(-> $ret)? {
+            // SAFETY: the caller keeps the contract of the C function.
+            unsafe { $mine($($arg),*) }
+        }
+    };
+}
+
+/// Declares a hook that translates `path` (below `@dirfd` where there is one) and calls the function behind.
+/// Arguments before them stand in brackets.
+macro_rules! path_hook {
+    (fn $name:ident $([$($pre:ident : $pt:ty),*])? (@dirfd, path $(, $arg:ident : $type:ty)* $(,)?) -> $ret:ty
+        => $mine:ident) => {
+        $crate::hook::hook! {
+            unsafe fn $name($($($pre: $pt,)*)? dirfd: core::ffi::c_int, path: *const core::ffi::c_char
+                $(, $arg: $type)*) -> $ret => $mine {
+                let mut room = $crate::sys::PathBuf::new();
+                match $crate::place::at(dirfd, path, &mut room) {
+                    Ok(place) => $name::real()($($($pre,)*)? place.dirfd, place.path $(, $arg)*),
+                    Err(errno) => $crate::hook::fail(errno),
+                }
+            }
+        }
+    };
+    (fn $name:ident $([$($pre:ident : $pt:ty),*])? (path $(, $arg:ident : $type:ty)* $(,)?) -> $ret:ty
+        => $mine:ident) => {
+        $crate::hook::hook! {
+            unsafe fn $name($($($pre: $pt,)*)? path: *const core::ffi::c_char $(, $arg: $type)*) -> $ret => $mine {
+                let mut room = $crate::sys::PathBuf::new();
+                match $crate::place::at($crate::place::CWD, path, &mut room) {
+                    Ok(place) => $name::real()($($($pre,)*)? place.path $(, $arg)*),
+                    Err(errno) => $crate::hook::fail(errno),
+                }
+            }
+        }
+    };
+}
+
+/// The function behind a hook.
+macro_rules! real {
+    ($name:ident) => {
+        $name::real()
+    };
+}
+
+pub(crate) use {export, hook, path_hook, real};

@@ -1,0 +1,169 @@
+//! Attributes: mode, owner, times, extended attributes; and truncation by path.
+
+use core::ffi::{c_char, c_int, c_void};
+
+use storeshim_protocol::Intent;
+
+use crate::hook::{answer, fail, hook, path_hook, real};
+use crate::hooks::open::of_mount;
+use crate::place::{self, CWD, Place};
+use crate::sys::{self, PathBuf, k};
+use crate::{control, fds, gate};
+
+/// Calls `act` with the place of `path`, inside the gate where it is in a mount, after the attributes of what it names
+/// were told.
+#[inline(always)]
+fn by_path(dirfd: c_int, path: *const c_char, follow: bool, act: impl FnOnce(Place) -> c_int) -> c_int {
+    let mut room = PathBuf::new();
+    let place = match place::at(dirfd, path, &mut room) {
+        Ok(place) => place,
+        Err(errno) => return fail(errno),
+    };
+    let Some(index) = place.mount else { return act(place) };
+    let mut inside = match gate::enter(index, 0) {
+        Ok(inside) => inside,
+        Err(errno) => return fail(errno),
+    };
+    // AT_EMPTY_PATH: some of these take a descriptor by an empty path; with another path it says nothing.
+    let flags = k::AT_EMPTY_PATH | if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
+    let ino = sys::stat_at(place.dirfd, place.path, flags).ok().filter(|s| of_mount(index, s)).map(|s| s.st_ino);
+    let tell = |inside: &gate::Inside| {
+        if let Some(ino) = ino {
+            inside.tell(&Intent::Attributes { ino });
+        }
+    };
+    inside.is_about(ino.unwrap_or(0));
+    tell(&inside);
+    let result = act(place);
+    if inside.overtaken() {
+        tell(&inside);
+    }
+    result
+}
+
+/// The same for a descriptor.
+#[inline(always)]
+pub fn by_fd(fd: c_int, act: impl FnOnce() -> c_int) -> c_int {
+    let Some(file) = fds::file(fd) else { return act() };
+    let mut inside = match gate::enter(file.mount, file.ino) {
+        Ok(inside) => inside,
+        Err(errno) => return fail(errno),
+    };
+    inside.tell(&Intent::Attributes { ino: file.ino });
+    let result = act();
+    if inside.overtaken() {
+        inside.tell(&Intent::Attributes { ino: file.ino });
+    }
+    result
+}
+
+fn follows(flags: c_int) -> bool {
+    flags as u32 & k::AT_SYMLINK_NOFOLLOW == 0
+}
+
+/// Declares hooks that change attributes: of what a path names (`follow` or `nofollow`), below a descriptor with
+/// flags, or of a descriptor.
+macro_rules! attribute_hooks {
+    ($(path $follow:literal $name:ident($($arg:ident : $type:ty),*) => $mine:ident;)*) => {$(
+        hook! {
+            unsafe fn $name(path: *const c_char $(, $arg: $type)*) -> c_int => $mine {
+                by_path(CWD, path, $follow, |place| real!($name)(place.path $(, $arg)*))
+            }
+        }
+    )*};
+    ($(at $name:ident($($arg:ident : $type:ty),*) => $mine:ident;)*) => {$(
+        hook! {
+            unsafe fn $name(dirfd: c_int, path: *const c_char $(, $arg: $type)*, flags: c_int) -> c_int => $mine {
+                by_path(dirfd, path, follows(flags), |place| {
+                    real!($name)(place.dirfd, place.path $(, $arg)*, flags)
+                })
+            }
+        }
+    )*};
+    ($(fd $name:ident($($arg:ident : $type:ty),*) => $mine:ident;)*) => {$(
+        hook! {
+            unsafe fn $name(fd: c_int $(, $arg: $type)*) -> c_int => $mine {
+                by_fd(fd, || real!($name)(fd $(, $arg)*))
+            }
+        }
+    )*};
+}
+
+attribute_hooks! {
+    path true chmod(mode: u32) => my_chmod;
+    path false lchmod(mode: u32) => my_lchmod;
+    path true chown(uid: u32, gid: u32) => my_chown;
+    path false lchown(uid: u32, gid: u32) => my_lchown;
+    path true utime(times: *const c_void) => my_utime;
+    path true utimes(times: *const c_void) => my_utimes;
+    path false lutimes(times: *const c_void) => my_lutimes;
+    path true setxattr(name: *const c_char, value: *const c_void, size: usize, flags: c_int) => my_setxattr;
+    path false lsetxattr(name: *const c_char, value: *const c_void, size: usize, flags: c_int) => my_lsetxattr;
+    path true removexattr(name: *const c_char) => my_removexattr;
+    path false lremovexattr(name: *const c_char) => my_lremovexattr;
+}
+
+attribute_hooks! {
+    at fchmodat(mode: u32) => my_fchmodat;
+    at fchownat(uid: u32, gid: u32) => my_fchownat;
+}
+
+attribute_hooks! {
+    fd fchmod(mode: u32) => my_fchmod;
+    fd fchown(uid: u32, gid: u32) => my_fchown;
+    fd futimens(times: *const c_void) => my_futimens;
+    fd futimes(times: *const c_void) => my_futimes;
+    fd fsetxattr(name: *const c_char, value: *const c_void, size: usize, flags: c_int) => my_fsetxattr;
+    fd fremovexattr(name: *const c_char) => my_fremovexattr;
+}
+
+hook! {
+    unsafe fn utimensat(dirfd: c_int, path: *const c_char, times: *const c_void, flags: c_int) -> c_int
+        => my_utimensat {
+        if path.is_null() {
+            // The kernel's form for a descriptor; libc refuses it.
+            return by_fd(dirfd, || real!(utimensat)(dirfd, path, times, flags));
+        }
+        by_path(dirfd, path, follows(flags), |place| real!(utimensat)(place.dirfd, place.path, times, flags))
+    }
+}
+
+hook! {
+    unsafe fn futimesat(dirfd: c_int, path: *const c_char, times: *const c_void) -> c_int => my_futimesat {
+        if path.is_null() {
+            return by_fd(dirfd, || real!(futimesat)(dirfd, path, times));
+        }
+        by_path(dirfd, path, true, |place| real!(futimesat)(place.dirfd, place.path, times))
+    }
+}
+
+path_hook! { fn getxattr(path, name: *const c_char, value: *mut c_void, size: usize) -> isize => my_getxattr }
+path_hook! { fn lgetxattr(path, name: *const c_char, value: *mut c_void, size: usize) -> isize => my_lgetxattr }
+path_hook! { fn listxattr(path, list: *mut c_char, size: usize) -> isize => my_listxattr }
+path_hook! { fn llistxattr(path, list: *mut c_char, size: usize) -> isize => my_llistxattr }
+
+hook! {
+    unsafe fn truncate | truncate64(path: *const c_char, length: i64) -> c_int => my_truncate {
+        let mut room = PathBuf::new();
+        let place = match place::at(CWD, path, &mut room) {
+            Ok(place) => place,
+            Err(errno) => return fail(errno),
+        };
+        let Some(index) = place.mount else { return real!(truncate)(place.path, length) };
+        control::throttle(index);
+        let mut inside = match gate::enter(index, 0) {
+            Ok(inside) => inside,
+            Err(errno) => return fail(errno),
+        };
+        let ino = sys::stat_at(place.dirfd, place.path, 0).ok().filter(|s| of_mount(index, s)).map(|s| s.st_ino);
+        inside.is_about(ino.unwrap_or(0));
+        if let Some(ino) = ino {
+            inside.tell_range(ino, length.max(0) as u64, u64::MAX);
+        }
+        let done = sys::truncate(place.path, length);
+        if let (Some(ino), true) = (ino, inside.overtaken()) {
+            inside.tell_range(ino, length.max(0) as u64, u64::MAX);
+        }
+        answer(done)
+    }
+}

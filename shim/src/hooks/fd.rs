@@ -1,0 +1,200 @@
+//! The lives of descriptors: what is remembered of a number must end with it.
+
+use core::ffi::{c_int, c_void};
+
+use storeshim_protocol::Intent;
+
+use crate::fds::{self, Known};
+use crate::hook::{hook, real};
+use crate::sys::k;
+use crate::tell;
+
+/// Tells that a descriptor which could write is gone.
+#[inline(always)]
+pub fn closed(known: Known) {
+    if known.writable()
+        && let (Some(index), Some(ino)) = (known.mount(), known.ino())
+    {
+        tell::note(index, &Intent::Closed { ino });
+    }
+}
+
+hook! {
+    unsafe fn close | __close(fd: c_int) -> c_int => my_close {
+        // Forgotten before: as soon as it is closed another thread may be given the number.
+        let known = fds::forget(fd);
+        let result = real!(close)(fd);
+        closed(known);
+        result
+    }
+}
+
+hook! {
+    unsafe fn close_range(first: u32, last: u32, flags: c_int) -> c_int => my_close_range {
+        const CLOEXEC: c_int = 4;
+        if flags & CLOEXEC == 0 {
+            fds::forget_range(first, last, closed);
+        }
+        real!(close_range)(first, last, flags)
+    }
+}
+
+hook! {
+    unsafe fn closefrom(first: c_int) => my_closefrom {
+        fds::forget_range(first.max(0) as u32, u32::MAX, closed);
+        real!(closefrom)(first);
+    }
+}
+
+hook! {
+    unsafe fn dup(old: c_int) -> c_int => my_dup {
+        let new = real!(dup)(old);
+        if new >= 0 {
+            fds::duplicate(old, new);
+        }
+        new
+    }
+}
+
+/// A duplicate that takes the place of `new`.
+fn replace(old: c_int, new: c_int, act: impl FnOnce() -> c_int) -> c_int {
+    if old == new {
+        return act();
+    }
+    let known = fds::forget(new);
+    let result = act();
+    if result >= 0 {
+        closed(known);
+        fds::duplicate(old, new);
+    }
+    result
+}
+
+hook! {
+    unsafe fn dup2 | __dup2(old: c_int, new: c_int) -> c_int => my_dup2 {
+        replace(old, new, || real!(dup2)(old, new))
+    }
+}
+
+hook! {
+    unsafe fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int => my_dup3 {
+        replace(old, new, || real!(dup3)(old, new, flags))
+    }
+}
+
+hook! {
+    unsafe fn fcntl | fcntl64 | __fcntl(fd: c_int, command: c_int, argument: usize) -> c_int => my_fcntl {
+        let result = real!(fcntl)(fd, command, argument);
+        if result >= 0 {
+            match command as u32 {
+                k::F_DUPFD | k::F_DUPFD_CLOEXEC => fds::duplicate(fd, result),
+                // O_APPEND may have come or gone; what else is known stays true.
+                k::F_SETFL => fds::set_appends(fd, argument as u32 & k::O_APPEND != 0),
+                _ => {}
+            }
+        }
+        result
+    }
+}
+
+unsafe extern "C" {
+    fn fileno(stream: *mut c_void) -> c_int;
+}
+
+hook! {
+    unsafe fn fclose | _IO_fclose(stream: *mut c_void) -> c_int => my_fclose {
+        let known = if stream.is_null() { fds::forget(-1) } else { fds::forget(fileno(stream)) };
+        // What is still buffered is written now, before the end is told.
+        let result = real!(fclose)(stream);
+        closed(known);
+        result
+    }
+}
+
+hook! {
+    unsafe fn pclose(stream: *mut c_void) -> c_int => my_pclose {
+        if !stream.is_null() {
+            fds::forget(fileno(stream));
+        }
+        real!(pclose)(stream)
+    }
+}
+
+/// Forgets every descriptor that a message brought.
+///
+/// # Safety
+/// `message` must be what recvmsg filled in.
+unsafe fn forget_received(message: *const Message) {
+    const SOL_SOCKET: c_int = 1;
+    const SCM_RIGHTS: c_int = 1;
+    // SAFETY: as above.
+    let Some(message) = (unsafe { message.as_ref() }) else { return };
+    let (mut at, mut left) = (message.control, message.control_len);
+    while !at.is_null() && left >= size_of::<ControlHeader>() {
+        // SAFETY: a whole header lies within the control data.
+        let header = unsafe { at.cast::<ControlHeader>().read_unaligned() };
+        if header.len < size_of::<ControlHeader>() || header.len > left {
+            return;
+        }
+        if header.level == SOL_SOCKET && header.kind == SCM_RIGHTS {
+            let data = at.wrapping_byte_add(size_of::<ControlHeader>()).cast::<c_int>();
+            for i in 0..(header.len - size_of::<ControlHeader>()) / size_of::<c_int>() {
+                // SAFETY: within the header's length, which was checked.
+                fds::forget(unsafe { data.add(i).read_unaligned() });
+            }
+        }
+        let step = header.len.next_multiple_of(size_of::<usize>());
+        if step >= left {
+            return;
+        }
+        at = at.wrapping_byte_add(step);
+        left -= step;
+    }
+}
+
+/// msghdr.
+#[repr(C)]
+pub struct Message {
+    name: *mut c_void,
+    name_len: u32,
+    vectors: *mut c_void,
+    vector_count: usize,
+    control: *mut c_void,
+    control_len: usize,
+    flags: c_int,
+}
+
+#[repr(C)]
+struct ControlHeader {
+    len: usize,
+    level: c_int,
+    kind: c_int,
+}
+
+/// mmsghdr.
+#[repr(C)]
+pub struct MultiMessage {
+    header: Message,
+    len: u32,
+}
+
+hook! {
+    unsafe fn recvmsg(socket: c_int, message: *mut Message, flags: c_int) -> isize => my_recvmsg {
+        let result = real!(recvmsg)(socket, message, flags);
+        if result >= 0 && !message.is_null() && (*message).control_len != 0 {
+            forget_received(message);
+        }
+        result
+    }
+}
+
+hook! {
+    unsafe fn recvmmsg(socket: c_int, messages: *mut MultiMessage, count: u32, flags: c_int, timeout: *mut c_void)
+        -> c_int => my_recvmmsg {
+        let result = real!(recvmmsg)(socket, messages, count, flags, timeout);
+        for at in 0..result.max(0) as usize {
+            forget_received(&raw const (*messages.add(at)).header);
+        }
+        result
+    }
+}

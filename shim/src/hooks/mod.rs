@@ -1,0 +1,20 @@
+//! Every function that stands in libc's place, one family per file.
+
+mod attr;
+mod copy;
+mod cwd;
+mod dir;
+mod exec;
+mod fd;
+mod io;
+mod mmap;
+mod name;
+mod open;
+mod other;
+mod readlink;
+mod spawn;
+mod stat;
+mod stdio;
+mod sync;
+mod syscall;
+mod temp;

@@ -1,0 +1,258 @@
+//! Opening by path. An open that may create or truncate runs inside the gate, once it is sure that it cannot block
+//! there; any other open for writing is told afterwards, since nothing has changed yet.
+
+use core::ffi::{c_char, c_int};
+
+use storeshim_protocol::{Intent, OpenFlags};
+
+use crate::fds::{self, Known};
+use crate::gate;
+use crate::hook::{fail, hook, real};
+use crate::names::{self, Entry};
+use crate::place::{self, CWD, Place};
+use crate::sys::{self, Answer, Errno, PathBuf, Stat, errno, k};
+use crate::{control, tell};
+
+/// An open: what is asked, and how the kernel is asked.
+pub struct Open<F> {
+    /// O_* flags.
+    pub flags: c_int,
+    /// What the agent is to know beyond that.
+    pub extra: OpenFlags,
+    /// Makes the system call with these flags.
+    pub call: F,
+}
+
+impl<F: Fn(c_int, *const c_char, c_int) -> Answer> Open<F> {
+    fn has(&self, flag: u32) -> bool {
+        self.flags as u32 & flag == flag
+    }
+
+    fn writes(&self) -> bool {
+        self.flags as u32 & k::O_ACCMODE != k::O_RDONLY && !self.has(k::O_PATH)
+    }
+
+    /// Opens `path`; `Err` gives the place back where it is in no mount.
+    pub fn run(&self, dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Answer, Place> {
+        let place = match place::at(dirfd, path, room) {
+            Ok(place) => place,
+            Err(errno) => return Ok(Err(errno)),
+        };
+        let Some(index) = place.mount else { return Err(place) };
+        let changes = (self.has(k::O_CREAT) || self.has(k::O_TRUNC)) && !self.has(k::O_PATH);
+        let named = changes && !self.has(k::O_TMPFILE);
+        Ok(if named { self.changing(index, place, path, room) } else { self.plain(index, place) })
+    }
+
+    fn plain(&self, index: usize, place: Place) -> Answer {
+        let fd = (self.call)(place.dirfd, place.path, self.flags)? as c_int;
+        if self.writes() {
+            self.opened_ungated(index, fd);
+        } else {
+            fds::remember(fd, Known::opened(index, self.flags));
+        }
+        Ok(fd as usize)
+    }
+
+    /// After an open for writing that changed nothing.
+    fn opened_ungated(&self, index: usize, fd: c_int) {
+        fds::forget(fd);
+        let Ok(stat) = sys::fstat(fd) else { return };
+        if sys::is_regular(&stat) && of_mount(index, &stat) {
+            fds::remember(fd, Known::opened(index, self.flags).with_ino(stat.st_ino));
+            tell::note(index, &Intent::Opened { ino: stat.st_ino, flags: self.open_flags() });
+        }
+    }
+
+    fn open_flags(&self) -> OpenFlags {
+        if self.has(k::O_APPEND) { self.extra.with(OpenFlags::APPEND) } else { self.extra }
+    }
+
+    fn changing(&self, index: usize, place: Place, path: *const c_char, room: &mut PathBuf) -> Answer {
+        let follow = if self.has(k::O_NOFOLLOW) { k::AT_SYMLINK_NOFOLLOW } else { 0 };
+        let mut inside = gate::enter(index, 0)?;
+        let exclusive = self.has(k::O_CREAT | k::O_EXCL);
+        let found =
+            if exclusive { Err(Errno(0)) } else { sys::stat_at(place.dirfd, place.path, follow) };
+        match found {
+            Ok(stat) if sys::is_regular(&stat) && of_mount(index, &stat) => {
+                inside.is_about(stat.st_ino);
+                if self.has(k::O_TRUNC) {
+                    inside.tell_range(stat.st_ino, 0, u64::MAX);
+                }
+                let fd = (self.call)(place.dirfd, place.path, self.flags)? as c_int;
+                let ino = self.opened(index, &inside, fd);
+                // Between the two another file may have taken the name.
+                if ino.is_some_and(|ino| ino != stat.st_ino) {
+                    names::tell_by_path(index, fd);
+                }
+                if self.has(k::O_TRUNC)
+                    && let (Some(ino), again) = (ino, inside.overtaken())
+                    && (again || ino != stat.st_ino)
+                {
+                    inside.tell_range(ino, 0, u64::MAX);
+                }
+                Ok(fd as usize)
+            }
+            // A FIFO may block here, and a cut would wait for it.
+            Ok(_) => {
+                drop(inside);
+                self.plain(index, place)
+            }
+            Err(_) if !self.has(k::O_CREAT) => (self.call)(place.dirfd, place.path, self.flags),
+            Err(_) => {
+                let place = place::owned(place.dirfd, path, room).unwrap_or(place);
+                let entry = Entry::find(index, place.dirfd, room);
+                if let Some(entry) = entry {
+                    inside.is_about(entry.dir);
+                    inside.tell(&entry.intent(room));
+                }
+                let created = (self.call)(place.dirfd, place.path, self.flags | k::O_EXCL as c_int);
+                match created {
+                    Ok(fd) => {
+                        let ino = self.opened(index, &inside, fd as c_int);
+                        if let Some(ino) = ino {
+                            // All of it is new: no write need find out where it writes.
+                            inside.tell_range(ino, 0, u64::MAX);
+                        }
+                        match entry {
+                            Some(entry) if inside.overtaken() => inside.tell(&entry.intent(room)),
+                            Some(_) => {}
+                            None => tell::lost(),
+                        }
+                        Ok(fd)
+                    }
+                    // A dangling symbolic link, or somebody was quicker.
+                    Err(e) if e == Errno::of(errno::EEXIST) && !exclusive => {
+                        let fd = (self.call)(place.dirfd, place.path, self.flags)?;
+                        self.opened(index, &inside, fd as c_int);
+                        names::tell_by_path(index, fd as c_int);
+                        Ok(fd)
+                    }
+                    Err(e) => Err(e),
+                }
+            }
+        }
+    }
+
+    /// After an open inside the gate: tells and remembers the file; its inode where it is one of the mount.
+    fn opened(&self, index: usize, inside: &gate::Inside, fd: c_int) -> Option<u64> {
+        fds::forget(fd);
+        let stat = sys::fstat(fd).ok()?;
+        if !sys::is_regular(&stat) || !of_mount(index, &stat) {
+            return None;
+        }
+        if self.writes() {
+            inside.tell(&Intent::Opened { ino: stat.st_ino, flags: self.open_flags() });
+        }
+        fds::remember(fd, Known::opened(index, self.flags).with_ino(stat.st_ino));
+        Some(stat.st_ino)
+    }
+}
+
+/// Whether a file lies on the file system of mount `index`.
+pub fn of_mount(index: usize, stat: &Stat) -> bool {
+    control::table().and_then(|table| table.get(index)).is_some_and(|entry| entry.dev == stat.st_dev)
+}
+
+/// Opens a path as open(2) does, or answers what `outside` does with it.
+#[inline(always)]
+fn open_at(
+    dirfd: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: u32,
+    outside: impl FnOnce(Place) -> c_int,
+) -> c_int {
+    let mut room = PathBuf::new();
+    let open = Open {
+        flags,
+        extra: OpenFlags::default(),
+        call: |dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, mode),
+    };
+    match open.run(dirfd, path, &mut room) {
+        Ok(Ok(fd)) => fd as c_int,
+        Ok(Err(errno)) => fail(errno),
+        Err(place) => {
+            let fd = outside(place);
+            fds::forget(fd);
+            fd
+        }
+    }
+}
+
+hook! {
+    unsafe fn open | open64 | __open | __open64(path: *const c_char, flags: c_int, mode: u32) -> c_int => my_open {
+        open_at(CWD, path, flags, mode, |place| real!(open)(place.path, flags, mode))
+    }
+}
+
+hook! {
+    unsafe fn openat | openat64(dirfd: c_int, path: *const c_char, flags: c_int, mode: u32) -> c_int => my_openat {
+        open_at(dirfd, path, flags, mode, |place| real!(openat)(place.dirfd, place.path, flags, mode))
+    }
+}
+
+hook! {
+    unsafe fn creat | creat64(path: *const c_char, mode: u32) -> c_int => my_creat {
+        let flags = (k::O_CREAT | k::O_WRONLY | k::O_TRUNC) as c_int;
+        open_at(CWD, path, flags, mode, |place| real!(creat)(place.path, mode))
+    }
+}
+
+hook! {
+    unsafe fn __open_2 | __open64_2(path: *const c_char, flags: c_int) -> c_int => my_open_2 {
+        open_at(CWD, path, flags, 0, |place| real!(__open_2)(place.path, flags))
+    }
+}
+
+hook! {
+    unsafe fn __openat_2 | __openat64_2(dirfd: c_int, path: *const c_char, flags: c_int) -> c_int => my_openat_2 {
+        open_at(dirfd, path, flags, 0, |place| real!(__openat_2)(place.dirfd, place.path, flags))
+    }
+}
+
+/// openat2(2), by whatever name it is called: `how` is the app's.
+///
+/// # Safety
+/// `how` must point to `size` bytes.
+pub unsafe fn open_how(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> Answer {
+    const CONFINED: u32 = k::RESOLVE_BENEATH | k::RESOLVE_IN_ROOT;
+    if how.is_null() || size < size_of::<k::open_how>() {
+        return sys::openat2(dirfd, path, how, size);
+    }
+    // SAFETY: the caller vouches for `size` bytes.
+    let asked = unsafe { how.read() };
+    let mut room = PathBuf::new();
+    let open = Open {
+        flags: asked.flags as c_int,
+        extra: OpenFlags::default(),
+        call: |dirfd, path, flags: c_int| {
+            let how = k::open_how { flags: asked.flags | flags as u32 as u64, ..asked };
+            sys::openat2(dirfd, path, &raw const how, size_of::<k::open_how>())
+        },
+    };
+    // A confined path starts from the descriptor, whatever it looks like.
+    let confined = asked.resolve & u64::from(CONFINED) != 0;
+    // SAFETY: the app handed a C string.
+    let absolute = !path.is_null() && unsafe { *path } as u8 == b'/';
+    if confined && absolute {
+        return sys::openat2(dirfd, path, how, size);
+    }
+    match open.run(dirfd, path, &mut room) {
+        Ok(answer) => answer,
+        Err(place) => {
+            let answer = sys::openat2(place.dirfd, place.path, how, size);
+            if let Ok(fd) = answer {
+                fds::forget(fd as c_int);
+            }
+            answer
+        }
+    }
+}
+
+hook! {
+    unsafe fn openat2(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> c_int => my_openat2 {
+        crate::hook::answer(open_how(dirfd, path, how, size))
+    }
+}

@@ -1,0 +1,189 @@
+//! Calls that change names: which entry of which directory, told before the kernel is asked.
+
+use core::ffi::{c_char, c_int};
+
+use storeshim_protocol::{Intent, OpenFlags};
+
+use crate::gate::{self, Inside};
+use crate::place::{self, Place};
+use crate::sys::{self, Answer, Bytes, Errno, PathBuf, errno, k};
+use crate::{control, paths, tell};
+
+/// An entry of a directory of a mount: the directory's inode, and where the name stands in the path. An empty name
+/// is any entry.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    /// The directory's inode.
+    pub dir: u64,
+    start: usize,
+    end: usize,
+}
+
+impl Entry {
+    /// Finds the entry that `room`, taken from `dirfd`, names. `None` where its directory does not exist or is not of
+    /// mount `index`.
+    pub fn find(index: usize, dirfd: c_int, room: &mut PathBuf) -> Option<Self> {
+        let dev = control::table()?.get(index)?.dev;
+        let (start, end) = paths::last_component(room.bytes());
+        let name = room.bytes().get(start..end).unwrap_or(&[]);
+        let stat = if matches!(name, b"" | b"." | b"..") {
+            let stat = sys::stat_at(dirfd, room.c_str(), k::AT_EMPTY_PATH).ok()?;
+            return (stat.st_dev == dev).then_some(Self { dir: stat.st_ino, start: 0, end: 0 });
+        } else if start == 0 {
+            sys::stat_at(dirfd, c"".as_ptr(), k::AT_EMPTY_PATH).ok()?
+        } else {
+            // With its slash, so that `/` stays `/`.
+            room.with_head(start, |head| sys::stat_at(dirfd, head, 0)).ok()?
+        };
+        (stat.st_dev == dev).then_some(Self { dir: stat.st_ino, start, end })
+    }
+
+    /// The intent that tells it.
+    #[inline(always)]
+    pub fn intent<'r>(&self, room: &'r PathBuf) -> Intent<'r> {
+        Intent::Name { dir: self.dir, name: room.bytes().get(self.start..self.end).unwrap_or(&[]) }
+    }
+}
+
+/// Tells that an entry may change; one that could not be found is reported by [`settle`].
+#[inline(always)]
+fn tell_entry(inside: &Inside, entry: Option<Entry>, room: &PathBuf) {
+    if let Some(entry) = entry {
+        inside.tell(&entry.intent(room));
+    }
+}
+
+/// A change that succeeded though its directory could not be found before: somebody made it meanwhile.
+fn settle(entry: Option<Entry>, answer: Answer) {
+    if entry.is_none() && answer.is_ok() {
+        tell::lost();
+    }
+}
+
+/// Runs `act`, which changes the entry that `path` names, inside the gate and told. `Err` gives the place back where
+/// it is in no mount: the function behind is then called with it.
+pub fn change(
+    dirfd: c_int,
+    path: *const c_char,
+    room: &mut PathBuf,
+    act: impl FnOnce(c_int, *const c_char) -> Answer,
+) -> Result<Answer, Place> {
+    let place = match place::owned(dirfd, path, room) {
+        Ok(place) => place,
+        Err(errno) => return Ok(Err(errno)),
+    };
+    let Some(index) = place.mount else { return Err(place) };
+    let mut inside = match gate::enter(index, 0) {
+        Ok(inside) => inside,
+        Err(errno) => return Ok(Err(errno)),
+    };
+    let entry = Entry::find(index, place.dirfd, room);
+    inside.is_about(entry.map_or(0, |entry| entry.dir));
+    tell_entry(&inside, entry, room);
+    let answer = act(place.dirfd, room.c_str());
+    if inside.overtaken() {
+        tell_entry(&inside, entry, room);
+    }
+    settle(entry, answer);
+    Ok(answer)
+}
+
+/// What becomes of the first path's file in a call with two paths.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It moves.
+    Rename,
+    /// It gets a second name; the flag says whether a symbolic link is followed to it.
+    Link {
+        /// AT_SYMLINK_FOLLOW.
+        follow: bool,
+    },
+}
+
+/// One side of a call with two paths.
+pub struct Side<'r> {
+    /// What a relative path starts from.
+    pub dirfd: c_int,
+    /// The app's path.
+    pub path: *const c_char,
+    /// Room for its translation.
+    pub room: &'r mut PathBuf,
+}
+
+/// As [`change`] for two paths. `Err` gives both places back where neither is in a mount.
+pub fn change_two(
+    kind: Kind,
+    from: Side<'_>,
+    to: Side<'_>,
+    act: impl FnOnce(Place, Place) -> Answer,
+) -> Result<Answer, (Place, Place)> {
+    let places = place::owned(from.dirfd, from.path, from.room)
+        .and_then(|a| place::owned(to.dirfd, to.path, to.room).map(|b| (a, b)));
+    let (a, b) = match places {
+        Ok(places) => places,
+        Err(errno) => return Ok(Err(errno)),
+    };
+    let index = match (a.mount, b.mount) {
+        (None, None) => return Err((a, b)),
+        // Two volumes are two file systems.
+        (Some(one), Some(other)) if one != other => return Ok(Err(Errno::of(errno::EXDEV))),
+        (Some(index), _) | (None, Some(index)) => index,
+    };
+    let mut inside = match gate::enter(index, 0) {
+        Ok(inside) => inside,
+        Err(errno) => return Ok(Err(errno)),
+    };
+    let old = if a.mount.is_some() && kind == Kind::Rename {
+        Entry::find(index, a.dirfd, from.room)
+    } else {
+        None
+    };
+    let new = if b.mount.is_some() { Entry::find(index, b.dirfd, to.room) } else { None };
+    // The file itself: its link count changes, or it comes with writers that were never told.
+    let moved_in = a.mount.is_none();
+    let file = match kind {
+        Kind::Rename if !moved_in => None,
+        Kind::Rename => sys::stat_at(a.dirfd, a.path, k::AT_SYMLINK_NOFOLLOW).ok(),
+        Kind::Link { follow } => {
+            let follow = if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
+            sys::stat_at(a.dirfd, a.path, follow | k::AT_EMPTY_PATH).ok()
+        }
+    };
+    let tell = |inside: &Inside| {
+        tell_entry(inside, old, from.room);
+        tell_entry(inside, new, to.room);
+        if let Some(stat) = &file {
+            inside.tell(&Intent::Attributes { ino: stat.st_ino });
+            if moved_in && sys::is_regular(stat) {
+                inside.tell(&Intent::Opened { ino: stat.st_ino, flags: OpenFlags::UNSEEN });
+            }
+        }
+    };
+    tell(&inside);
+    let answer = act(a, b);
+    if inside.overtaken() {
+        tell(&inside);
+    }
+    if a.mount.is_some() && kind == Kind::Rename {
+        settle(old, answer);
+    }
+    if b.mount.is_some() {
+        settle(new, answer);
+    }
+    Ok(answer)
+}
+
+/// Tells the name that the kernel gives for `fd`: for a file of mount `index` that came by another way than a name in
+/// it.
+pub fn tell_by_path(index: usize, fd: c_int) {
+    let mut bytes = Bytes::new();
+    let Ok(path) = sys::fd_path(fd, &mut bytes) else { return tell::lost() };
+    let mut room = PathBuf::new();
+    if room.push(path).is_err() {
+        return tell::lost();
+    }
+    // No entry: a file that has no name any more.
+    if let Some(entry) = Entry::find(index, place::CWD, &mut room) {
+        tell::note(index, &entry.intent(&room));
+    }
+}

@@ -1,0 +1,237 @@
+//! Path arithmetic on bytes: what lies below a prefix, and what `..` does to it. Knows no mount table and makes no
+//! system call.
+
+use crate::sys::{Errno, PathBuf};
+
+/// How a path stands to a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Match<'p> {
+    /// It is the prefix itself (empty rest) or lies below it (the rest begins with `/`).
+    Below(&'p [u8]),
+    /// It lies elsewhere.
+    Outside,
+}
+
+/// Skips slashes and `.` components at the front of a path; what is left begins with a component or is empty.
+#[inline(always)]
+fn skip_nothing(mut path: &[u8]) -> &[u8] {
+    loop {
+        path = match path {
+            [b'/', rest @ ..] => rest,
+            [b'.', b'/', rest @ ..] => rest,
+            [b'.'] => &[],
+            _ => return path,
+        }
+    }
+}
+
+/// Splits the first component off a path that begins with one; the rest keeps its slash.
+#[inline(always)]
+fn first_component(path: &[u8]) -> (&[u8], &[u8]) {
+    let end = path.iter().position(|b| *b == b'/').unwrap_or(path.len());
+    path.split_at_checked(end).unwrap_or((path, &[]))
+}
+
+/// How the absolute `path` stands to the absolute `prefix` (no trailing slash, no empty component). Repeated
+/// slashes and `.` count as nothing; `..` is a component like any other here.
+#[inline(always)]
+pub fn below<'p>(prefix: &[u8], path: &'p [u8]) -> Match<'p> {
+    // Nearly all paths decide themselves here.
+    if let Some(rest) = path.strip_prefix(prefix)
+        && matches!(rest, [] | [b'/', ..])
+    {
+        return Match::Below(rest);
+    }
+    below_slowly(prefix, path)
+}
+
+fn below_slowly<'p>(prefix: &[u8], path: &'p [u8]) -> Match<'p> {
+    let (mut want, mut have) = (prefix, path);
+    loop {
+        want = skip_nothing(want);
+        if want.is_empty() {
+            return Match::Below(have);
+        }
+        have = skip_nothing(have);
+        let (wanted, want_rest) = first_component(want);
+        match have.strip_prefix(wanted) {
+            Some(rest @ ([] | [b'/', ..])) => have = rest,
+            _ => return Match::Outside,
+        }
+        want = want_rest;
+    }
+}
+
+/// Whether `path` has a `..` component.
+pub fn has_dotdot(path: &[u8]) -> bool {
+    let mut rest = path;
+    loop {
+        rest = match rest {
+            [b'.', b'.'] | [b'.', b'.', b'/', ..] => return true,
+            _ => match rest.iter().position(|b| *b == b'/').and_then(|at| rest.get(at + 1..)) {
+                Some(next) => next,
+                None => return false,
+            },
+        }
+    }
+}
+
+/// Where `rest`, taken below a directory, leaves that directory upwards: the part after the `..` that does. The
+/// kernel decides about links inside; this only counts.
+pub fn climbs(rest: &[u8]) -> Option<&[u8]> {
+    let mut depth = 0usize;
+    let mut path = rest;
+    loop {
+        path = skip_nothing(path);
+        if path.is_empty() {
+            return None;
+        }
+        let (component, after) = first_component(path);
+        if component == b".." {
+            match depth.checked_sub(1) {
+                Some(up) => depth = up,
+                None => return Some(after),
+            }
+        } else {
+            depth += 1;
+        }
+        path = after;
+    }
+}
+
+/// Walks the absolute `path` lexically until it stands at `prefix`; the rest of it then. For paths that name
+/// `..` before they reach the prefix (`/x/../storage/f`), where there is no real directory to ask.
+pub fn reaches<'p>(prefix: &[u8], path: &'p [u8]) -> Match<'p> {
+    let mut walked = PathBuf::new();
+    let mut have = path;
+    loop {
+        if walked.bytes() == prefix {
+            return Match::Below(have);
+        }
+        have = skip_nothing(have);
+        if have.is_empty() {
+            return Match::Outside;
+        }
+        let (component, after) = first_component(have);
+        have = after;
+        if component == b".." {
+            let up = parent(walked.bytes()).len();
+            walked.truncate(up);
+            if up == 0 {
+                walked.clear();
+            }
+        } else if walked.push(b"/").and_then(|()| walked.push(component)).is_err() {
+            return Match::Outside;
+        }
+    }
+}
+
+/// The directory part of a canonical path: without its last component and the slash before it.
+pub fn parent(path: &[u8]) -> &[u8] {
+    let end = path.iter().rposition(|b| *b == b'/').unwrap_or(0);
+    path.get(..end).unwrap_or(&[])
+}
+
+/// A path's last component: where it begins, and where it ends before trailing slashes.
+pub fn last_component(path: &[u8]) -> (usize, usize) {
+    let end = path.iter().rposition(|b| *b != b'/').map_or(0, |at| at + 1);
+    let head = path.get(..end).unwrap_or(&[]);
+    let start = head.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
+    (start, end)
+}
+
+/// Writes `base` then `rest` into `out`.
+pub fn join(out: &mut PathBuf, base: &[u8], rest: &[u8]) -> Result<(), Errno> {
+    out.clear();
+    out.push(base)?;
+    out.push(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_at_a_component() {
+        assert_eq!(below(b"/storage", b"/storage"), Match::Below(b""));
+        assert_eq!(below(b"/storage", b"/storage/"), Match::Below(b"/"));
+        assert_eq!(below(b"/storage", b"/storage/a/b"), Match::Below(b"/a/b"));
+        assert_eq!(below(b"/storage", b"/storagex"), Match::Outside);
+        assert_eq!(below(b"/storage", b"/storag"), Match::Outside);
+        assert_eq!(below(b"/storage", b"/"), Match::Outside);
+        assert_eq!(below(b"/a/b", b"/a"), Match::Outside);
+    }
+
+    #[test]
+    fn slashes_and_dots_count_as_nothing() {
+        assert_eq!(below(b"/storage", b"//storage//x"), Match::Below(b"//x"));
+        assert_eq!(below(b"/storage", b"/./storage/./x"), Match::Below(b"/./x"));
+        assert_eq!(below(b"/a/b", b"/a/.//./b/c"), Match::Below(b"/c"));
+        assert_eq!(below(b"/a/b", b"/a/.b/c"), Match::Outside);
+    }
+
+    #[test]
+    fn dotdot_is_seen_as_a_component_only() {
+        assert!(has_dotdot(b"/a/../b"));
+        assert!(has_dotdot(b".."));
+        assert!(has_dotdot(b"/a/.."));
+        assert!(has_dotdot(b"../x"));
+        assert!(!has_dotdot(b"/a/..b/b../c"));
+        assert!(!has_dotdot(b""));
+    }
+
+    #[test]
+    fn climbing_out_is_counted() {
+        assert_eq!(climbs(b"/a/../b"), None);
+        assert_eq!(climbs(b"/.."), Some(&b""[..]));
+        assert_eq!(climbs(b"/../etc/passwd"), Some(&b"/etc/passwd"[..]));
+        assert_eq!(climbs(b"/a/../../etc"), Some(&b"/etc"[..]));
+        assert_eq!(climbs(b"/a/./..//../etc"), Some(&b"/etc"[..]));
+    }
+
+    #[test]
+    fn a_detour_reaches_the_prefix() {
+        assert_eq!(reaches(b"/storage", b"/x/../storage/f"), Match::Below(b"/f"));
+        assert_eq!(reaches(b"/storage", b"/../storage"), Match::Below(b""));
+        assert_eq!(reaches(b"/storage", b"/a/b/../../storage/../x"), Match::Below(b"/../x"));
+        assert_eq!(reaches(b"/storage", b"/x/../y"), Match::Outside);
+    }
+
+    #[test]
+    fn the_last_component_is_found() {
+        let name = |p: &'static [u8]| {
+            let (a, b) = last_component(p);
+            p.get(a..b).unwrap_or(b"?")
+        };
+        assert_eq!(name(b"/a/b"), b"b");
+        assert_eq!(name(b"/a/b//"), b"b");
+        assert_eq!(name(b"b"), b"b");
+        assert_eq!(name(b"/"), b"");
+        assert_eq!(name(b""), b"");
+        assert_eq!(parent(b"/a/b"), b"/a");
+        assert_eq!(parent(b"/a"), b"");
+    }
+
+    /// Every spelling of a path below the prefix, made by inserting what counts as nothing, is below it.
+    #[test]
+    fn spellings_do_not_matter() {
+        let fillers: [&[u8]; 4] = [b"/", b"//", b"/./", b"/.//./"];
+        for a in fillers {
+            for b in fillers {
+                for c in fillers {
+                    let mut path = a.to_vec();
+                    path.extend_from_slice(b"mnt");
+                    path.extend_from_slice(b);
+                    path.extend_from_slice(b"storage");
+                    path.extend_from_slice(c);
+                    path.extend_from_slice(b"f");
+                    let Match::Below(rest) = below(b"/mnt/storage", &path) else {
+                        panic!("{}", String::from_utf8_lossy(&path));
+                    };
+                    assert_eq!(skip_nothing(rest), b"f");
+                    assert!(matches!(reaches(b"/mnt/storage", &path), Match::Below(_)));
+                }
+            }
+        }
+    }
+}

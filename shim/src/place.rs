@@ -1,0 +1,276 @@
+//! Where a path of the app really lies: in which mount, and under which name the kernel knows it.
+//!
+//! In identity placement the name stays as it is. In the translated placement the logical prefix is swapped for
+//! the tree; `..` is left to the kernel except where it leaves the tree upwards or leads to the prefix from
+//! outside, because the directory that the app means does not exist there.
+
+use core::ffi::{CStr, c_char, c_int};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::control::{self, Entry, Table};
+use crate::fds;
+use crate::paths::{self, Match};
+use crate::sys::{self, Bytes, Errno, PathBuf, k};
+
+/// The working directory's pseudo descriptor.
+pub const CWD: c_int = k::AT_FDCWD;
+
+/// A path as the kernel is to be given it.
+#[derive(Clone, Copy)]
+pub struct Place {
+    /// The mount that it lies in, as far as names tell.
+    pub mount: Option<usize>,
+    /// What a relative path starts from.
+    pub dirfd: c_int,
+    /// The app's own string, or one in the room that was lent.
+    pub path: *const c_char,
+}
+
+/// What is known of a directory that relative paths start from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// It lies in this mount.
+    In(usize),
+    /// It lies elsewhere.
+    Outside,
+    /// It lies elsewhere, above some logical prefix.
+    Above,
+}
+
+impl Class {
+    /// The class of a directory or file with this path, as the kernel names it.
+    pub fn of(table: &Table, path: &[u8]) -> Self {
+        let mut class = Self::Outside;
+        for (index, entry) in table.mounts() {
+            if matches!(paths::below(entry.tree(), path), Match::Below(_))
+                || entry.identity && matches!(paths::below(entry.prefix(), path), Match::Below(_))
+            {
+                return Self::In(index);
+            }
+            if path == b"/" || matches!(paths::below(path, entry.prefix()), Match::Below(_)) {
+                class = Self::Above;
+            }
+        }
+        class
+    }
+}
+
+/// 0 unknown, 1 outside, 2 above, 3 + index: the working directory's class.
+static CWD_CLASS: AtomicU32 = AtomicU32::new(0);
+
+/// To be called before and after the working directory changes.
+pub fn forget_cwd() {
+    CWD_CLASS.store(0, Ordering::Relaxed);
+}
+
+fn cwd_class(table: &Table) -> Class {
+    match CWD_CLASS.load(Ordering::Relaxed) {
+        0 => classify_cwd(table),
+        1 => Class::Outside,
+        2 => Class::Above,
+        n => Class::In(n as usize - 3),
+    }
+}
+
+#[cold]
+fn classify_cwd(table: &Table) -> Class {
+    let mut room = Bytes::new();
+    let Ok(path) = sys::getcwd(&mut room) else { return Class::Outside };
+    let class = Class::of(table, path);
+    if fds::may_remember() {
+        let word = match class {
+            Class::Outside => 1,
+            Class::Above => 2,
+            Class::In(index) => index as u32 + 3,
+        };
+        CWD_CLASS.store(word, Ordering::Relaxed);
+    }
+    class
+}
+
+/// The mount that the working directory lies in, and the mount's description.
+pub fn cwd_mount() -> Option<(usize, &'static Entry)> {
+    let table = control::table()?;
+    match cwd_class(table) {
+        Class::In(index) => table.get(index).map(|entry| (index, entry)),
+        _ => None,
+    }
+}
+
+/// Where `path` lies, taken from `dirfd`. `room` holds the translation while it is used.
+///
+/// Errors: ENAMETOOLONG where the translation has no room; ETIMEDOUT where the mount was not restored in time.
+#[inline(never)]
+pub fn at(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Place, Errno> {
+    let same = Place { mount: None, dirfd, path };
+    let Some(table) = control::table() else { return Ok(same) };
+    if path.is_null() {
+        return Ok(same);
+    }
+    // SAFETY: the app handed a C string, as the function that it called demands.
+    let bytes = unsafe { CStr::from_ptr(path) }.to_bytes();
+    let place = if let [b'/', ..] = bytes {
+        absolute(table, same, bytes, room)?
+    } else {
+        relative(table, same, bytes, room)?
+    };
+    if let Some(index) = place.mount {
+        control::wait_restored(index)?;
+    }
+    Ok(place)
+}
+
+fn absolute(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Result<Place, Errno> {
+    for (index, entry) in table.mounts() {
+        if let Match::Below(rest) = paths::below(entry.prefix(), path) {
+            return below_prefix(table, index, entry, same, rest, room);
+        }
+        if !entry.identity
+            && let Match::Below(_) = paths::below(entry.tree(), path)
+        {
+            return Ok(Place { mount: Some(index), ..same });
+        }
+    }
+    if paths::has_dotdot(path) { detour(table, same, path, room) } else { Ok(same) }
+}
+
+fn below_prefix(
+    table: &Table,
+    index: usize,
+    entry: &Entry,
+    same: Place,
+    rest: &[u8],
+    room: &mut PathBuf,
+) -> Result<Place, Errno> {
+    if entry.identity {
+        return Ok(Place { mount: Some(index), ..same });
+    }
+    if paths::has_dotdot(rest)
+        && let Some(outside) = paths::climbs(rest)
+    {
+        return climb(table, entry, outside, room);
+    }
+    paths::join(room, entry.tree(), rest)?;
+    Ok(Place { mount: Some(index), dirfd: CWD, path: room.c_str() })
+}
+
+/// A path that leaves a mount by `..` goes on from the directory that the logical prefix stands in.
+#[cold]
+#[inline(never)]
+fn climb(table: &Table, entry: &Entry, outside: &[u8], room: &mut PathBuf) -> Result<Place, Errno> {
+    let mut path = PathBuf::new();
+    let mut rest = outside;
+    let mut base = paths::parent(entry.prefix());
+    // Further `..` at once, which the kernel must not see: the tree's parent is not the prefix's.
+    loop {
+        paths::join(&mut path, base, if rest.is_empty() { b"/" } else { rest })?;
+        let next = table.mounts().filter(|(_, e)| !e.identity).find_map(|(index, e)| {
+            match paths::reaches(e.prefix(), path.bytes()) {
+                Match::Below(rest) => Some((index, e, rest)),
+                Match::Outside => None,
+            }
+        });
+        let Some((index, entry, below)) = next else {
+            room.clear();
+            room.push(path.bytes())?;
+            return Ok(Place { mount: None, dirfd: CWD, path: room.c_str() });
+        };
+        let Some(outside) = paths::climbs(below) else {
+            paths::join(room, entry.tree(), below)?;
+            return Ok(Place { mount: Some(index), dirfd: CWD, path: room.c_str() });
+        };
+        // `outside` is a tail of `rest`, so this ends.
+        let keep = outside.len().min(rest.len());
+        rest = rest.get(rest.len() - keep..).unwrap_or(&[]);
+        base = paths::parent(entry.prefix());
+    }
+}
+
+/// An absolute path with `..` that no prefix begins: it may lead to one all the same.
+#[cold]
+#[inline(never)]
+fn detour(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Result<Place, Errno> {
+    for (index, entry) in table.mounts().filter(|(_, entry)| !entry.identity) {
+        if let Match::Below(rest) = paths::reaches(entry.prefix(), path) {
+            return below_prefix(table, index, entry, same, rest, room);
+        }
+    }
+    Ok(same)
+}
+
+fn relative(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Result<Place, Errno> {
+    let class = if same.dirfd == CWD { cwd_class(table) } else { fds::class(table, same.dirfd) };
+    match class {
+        Class::In(index) => {
+            let translated = table.get(index).is_some_and(|entry| !entry.identity);
+            if translated && paths::has_dotdot(path) && paths::climbs(path).is_some() {
+                return from_base(table, same, path, room);
+            }
+            Ok(Place { mount: Some(index), ..same })
+        }
+        Class::Above if table.translates && !path.is_empty() => from_base(table, same, path, room),
+        Class::Outside if table.translates && paths::has_dotdot(path) => from_base(table, same, path, room),
+        _ => Ok(same),
+    }
+}
+
+/// A relative path that may cross a mount's border: joined to where it starts from, and then looked at whole.
+#[cold]
+#[inline(never)]
+fn from_base(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Result<Place, Errno> {
+    let mut base_room = Bytes::new();
+    let base = if same.dirfd == CWD {
+        sys::getcwd(&mut base_room)
+    } else {
+        sys::fd_path(same.dirfd, &mut base_room)
+    };
+    let Ok(base) = base else { return Ok(same) };
+    let class = Class::of(table, base);
+    let mut whole = PathBuf::new();
+    match class {
+        Class::In(index) => {
+            let Some(entry) = table.get(index) else { return Ok(same) };
+            let Match::Below(rest) = paths::below(entry.tree(), base) else { return Ok(same) };
+            whole.push(entry.prefix())?;
+            whole.push(rest)?;
+        }
+        _ => whole.push(base)?,
+    }
+    whole.push(b"/")?;
+    whole.push(path)?;
+    let found = absolute(table, Place { mount: None, dirfd: CWD, path: same.path }, whole.bytes(), room)?;
+    match (class, found.mount) {
+        // Still the same mount: the kernel walks it best from where the app stands.
+        (Class::In(from), Some(to)) if from == to => Ok(Place { mount: Some(to), ..same }),
+        (Class::In(_), _) | (_, Some(_)) if core::ptr::eq(found.path, room.c_str()) => Ok(found),
+        _ => Ok(same),
+    }
+}
+
+/// As [`at`], but the path always stands in `room`: for those who must take it apart.
+#[inline(never)]
+pub fn owned(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Place, Errno> {
+    let place = at(dirfd, path, room)?;
+    if place.mount.is_some() && core::ptr::eq(place.path, path) {
+        // SAFETY: as in `at`.
+        let bytes = unsafe { CStr::from_ptr(path) }.to_bytes();
+        room.clear();
+        room.push(bytes)?;
+        return Ok(Place { path: room.c_str(), ..place });
+    }
+    Ok(place)
+}
+
+/// Turns a path that the kernel gave back round: one below a tree becomes one below its logical prefix, in `out`.
+/// `None` where the path is to stay as it is.
+pub fn turned<'o>(real: &[u8], out: &'o mut PathBuf) -> Option<&'o [u8]> {
+    let table = control::table()?;
+    for (_, entry) in table.mounts().filter(|(_, entry)| !entry.identity) {
+        // Byte for byte: what the kernel gives back is canonical, and anything else was written by someone.
+        if let Some(rest @ ([] | [b'/', ..])) = real.strip_prefix(entry.tree()) {
+            paths::join(out, entry.prefix(), rest).ok()?;
+            return Some(out.bytes());
+        }
+    }
+    None
+}

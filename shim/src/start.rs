@@ -1,0 +1,33 @@
+//! What happens when the library is loaded: as little as can be, since every process of a shell loop pays for it.
+
+use core::ffi::c_int;
+
+use crate::sys::{self, k};
+use crate::{control, fds};
+
+/// Run by the loader before the app. (musl passes no arguments; none are used.)
+#[cfg(not(test))]
+#[used]
+#[unsafe(link_section = ".init_array")]
+static START: extern "C" fn() = start;
+
+#[cfg_attr(test, allow(dead_code, reason = "the test's own process has no agent"))]
+extern "C" fn start() {
+    control::remember_run_dir();
+    for fd in 0..3 {
+        tell_inherited(fd);
+    }
+}
+
+/// stdio writes to a standard stream pass no hook. One that is a file of a mount must be told before it does; the
+/// others cost one fstat.
+fn tell_inherited(fd: c_int) {
+    let Ok(flags) = sys::status_flags(fd) else { return };
+    if flags as u32 & k::O_ACCMODE == k::O_RDONLY {
+        return;
+    }
+    if sys::fstat(fd).is_ok_and(|stat| sys::is_regular(&stat)) {
+        // Looks the descriptor up, which tells it where it lies in a mount.
+        let _ = fds::known(fd);
+    }
+}

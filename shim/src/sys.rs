@@ -1,0 +1,512 @@
+//! System calls: the only place that makes them. They never touch errno, allocate or lock, so they are safe in a
+//! signal handler, in a vfork child and before libc is ready. Knows nothing of mounts.
+//!
+//! A path or buffer that came from the app is passed on as it came: the kernel checks it (EFAULT), as it does for
+//! libc.
+
+use core::arch::asm;
+use core::ffi::{c_char, c_int, c_void};
+use core::mem::MaybeUninit;
+use core::sync::atomic::AtomicU32;
+
+pub use linux_raw_sys::{errno, general as k};
+
+/// An errno, positive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// The errno with this kernel number.
+    pub const fn of(number: u32) -> Self {
+        Self(number as i32)
+    }
+}
+
+/// What a system call answers: a non-negative word or an errno.
+pub type Answer = Result<usize, Errno>;
+
+/// What stat(2) fills in.
+pub type Stat = k::stat;
+
+/// Makes a system call with all six arguments.
+///
+/// # Safety
+/// Memory that the kernel writes must be the caller's to be written to.
+#[inline(always)]
+pub unsafe fn raw(n: usize, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> Answer {
+    let mut answer: isize;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the system call convention of x86-64; rcx and r11 are clobbered. The caller vouches for the memory.
+    unsafe {
+        asm!("syscall", inlateout("rax") n as isize => answer, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
+            in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the system call convention of aarch64. The caller vouches for the memory.
+    unsafe {
+        asm!("svc 0", in("x8") n, inlateout("x0") a as isize => answer, in("x1") b, in("x2") c, in("x3") d,
+            in("x4") e, in("x5") f, options(nostack));
+    }
+    if (-4095..0).contains(&answer) {
+        answer = -answer;
+        return Err(Errno(answer as i32));
+    }
+    Ok(answer as usize)
+}
+
+/// A system call whose memory arguments the kernel only reads, or that has none.
+macro_rules! call {
+    ($nr:ident $(, $arg:expr)*) => { call!(@ $nr; $($arg),*; 0, 0, 0, 0, 0, 0) };
+    (@ $nr:ident; $($a:expr),*; $($zero:expr),*) => { call!(@@ $nr; [] [$($a,)* $($zero,)*]) };
+    (@@ $nr:ident; [] [$a:expr, $b:expr, $c:expr, $d:expr, $e:expr, $f:expr, $($rest:tt)*]) => {
+        // SAFETY: the kernel writes to no memory here but what is borrowed mutably for this call, or what the
+        // caller of an unsafe function vouched for.
+        unsafe {
+            raw(k::$nr as usize, $a as usize, $b as usize, $c as usize, $d as usize, $e as usize, $f as usize)
+        }
+    };
+}
+
+/// The thread pointer: a value that no two living threads of a process share.
+#[inline(always)]
+pub fn thread_pointer() -> u64 {
+    let tp: u64;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the first word of the TCB is its own address on both libcs (the ABI demands it).
+    unsafe {
+        asm!("mov {}, fs:0", out(reg) tp, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: reads a register.
+    unsafe {
+        asm!("mrs {}, tpidr_el0", out(reg) tp, options(nostack, preserves_flags, nomem));
+    }
+    tp
+}
+
+/// About where the stack pointer is.
+#[inline(always)]
+pub fn stack_pointer() -> usize {
+    let sp: usize;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: reads a register.
+    unsafe {
+        asm!("mov {}, rsp", out(reg) sp, options(nostack, preserves_flags, nomem));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: reads a register.
+    unsafe {
+        asm!("mov {}, sp", out(reg) sp, options(nostack, preserves_flags, nomem));
+    }
+    sp
+}
+
+/// openat(2).
+pub fn openat(dirfd: c_int, path: *const c_char, flags: c_int, mode: u32) -> Answer {
+    call!(__NR_openat, dirfd, path, flags, mode)
+}
+
+/// openat2(2).
+pub fn openat2(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> Answer {
+    call!(__NR_openat2, dirfd, path, how, size)
+}
+
+/// close(2).
+pub fn close(fd: c_int) {
+    // Nothing to be done about an error: the descriptor is gone either way.
+    let _ = call!(__NR_close, fd);
+}
+
+/// newfstatat(2).
+#[inline(always)]
+pub fn stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Errno> {
+    let mut stat = MaybeUninit::<Stat>::uninit();
+    call!(__NR_newfstatat, dirfd, path, stat.as_mut_ptr(), flags)?;
+    // SAFETY: the kernel has filled it.
+    Ok(unsafe { stat.assume_init() })
+}
+
+/// fstat(2).
+#[inline(always)]
+pub fn fstat(fd: c_int) -> Result<Stat, Errno> {
+    let mut stat = MaybeUninit::<Stat>::uninit();
+    call!(__NR_fstat, fd, stat.as_mut_ptr())?;
+    // SAFETY: the kernel has filled it.
+    Ok(unsafe { stat.assume_init() })
+}
+
+/// Whether a stat is one of a regular file.
+pub fn is_regular(stat: &Stat) -> bool {
+    stat.st_mode as u32 & k::S_IFMT == k::S_IFREG
+}
+
+/// Whether a stat is one of a directory.
+pub fn is_directory(stat: &Stat) -> bool {
+    stat.st_mode as u32 & k::S_IFMT == k::S_IFDIR
+}
+
+/// readlinkat(2) into `out`; the part that was filled.
+pub fn readlink_at<'b>(dirfd: c_int, path: *const c_char, out: &'b mut Bytes) -> Result<&'b [u8], Errno> {
+    let n = call!(__NR_readlinkat, dirfd, path, out.0.as_mut_ptr(), PATH_MAX)?;
+    Ok(out.filled(n))
+}
+
+/// getcwd(2) into `out`: the path without its NUL.
+pub fn getcwd(out: &mut Bytes) -> Result<&[u8], Errno> {
+    let n = call!(__NR_getcwd, out.0.as_mut_ptr(), PATH_MAX)?;
+    Ok(out.filled(n.saturating_sub(1)))
+}
+
+/// Longest path with its NUL, in bytes.
+pub const PATH_MAX: usize = 4096;
+
+/// Room for a path, not initialised: a zeroed one would cost more than the call that it serves.
+pub struct Bytes(MaybeUninit<[u8; PATH_MAX]>);
+
+impl Bytes {
+    /// Empty room.
+    #[inline(always)]
+    pub const fn new() -> Self {
+        Self(MaybeUninit::uninit())
+    }
+
+    /// The first `n` bytes, which must have been filled.
+    fn filled(&self, n: usize) -> &[u8] {
+        // SAFETY: only called with what the kernel or `put` has filled, at most the whole of it.
+        unsafe { core::slice::from_raw_parts(self.0.as_ptr().cast(), n.min(PATH_MAX)) }
+    }
+}
+
+/// A NUL-terminated path under construction.
+pub struct PathBuf {
+    bytes: Bytes,
+    len: usize,
+}
+
+impl PathBuf {
+    /// An empty path.
+    #[inline(always)]
+    pub const fn new() -> Self {
+        Self { bytes: Bytes::new(), len: 0 }
+    }
+
+    /// Forgets what it holds.
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// Appends; ENAMETOOLONG where it does not fit, with its NUL.
+    #[inline(always)]
+    pub fn push(&mut self, part: &[u8]) -> Result<(), Errno> {
+        let len = self.len.wrapping_add(part.len());
+        if len >= PATH_MAX {
+            return Err(Errno::of(errno::ENAMETOOLONG));
+        }
+        let base = self.bytes.0.as_mut_ptr().cast::<u8>();
+        // SAFETY: `len` and the NUL after it lie within the room; `part` is borrowed and so not part of it.
+        unsafe {
+            core::ptr::copy_nonoverlapping(part.as_ptr(), base.add(self.len), part.len());
+            base.add(len).write(0);
+        }
+        self.len = len;
+        Ok(())
+    }
+
+    /// Cuts it to `len` bytes where it is longer.
+    pub fn truncate(&mut self, len: usize) {
+        if len < self.len {
+            // SAFETY: within what `push` has filled.
+            unsafe { self.bytes.0.as_mut_ptr().cast::<u8>().add(len).write(0) };
+            self.len = len;
+        }
+    }
+
+    /// Calls `f` with the first `at` bytes as a path of their own.
+    pub fn with_head<R>(&mut self, at: usize, f: impl FnOnce(*const c_char) -> R) -> R {
+        if at >= self.len {
+            return f(self.c_str());
+        }
+        let cut = self.bytes.0.as_mut_ptr().cast::<u8>();
+        // SAFETY: `at` lies within what `push` has filled.
+        let cut = unsafe { cut.add(at) };
+        // SAFETY: as above.
+        let byte = unsafe { cut.replace(0) };
+        let result = f(self.bytes.0.as_ptr().cast());
+        // SAFETY: as above.
+        unsafe { cut.write(byte) };
+        result
+    }
+
+    /// The path without its NUL.
+    #[inline(always)]
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.filled(self.len)
+    }
+
+    /// The path as C wants it; empty before the first `push`.
+    #[inline(always)]
+    pub fn c_str(&self) -> *const c_char {
+        if self.len == 0 { c"".as_ptr() } else { self.bytes.0.as_ptr().cast() }
+    }
+}
+
+/// mkdirat(2).
+pub fn mkdirat(dirfd: c_int, path: *const c_char, mode: u32) -> Answer {
+    call!(__NR_mkdirat, dirfd, path, mode)
+}
+
+/// mknodat(2).
+pub fn mknodat(dirfd: c_int, path: *const c_char, mode: u32, dev: u64) -> Answer {
+    call!(__NR_mknodat, dirfd, path, mode, dev)
+}
+
+/// unlinkat(2).
+pub fn unlinkat(dirfd: c_int, path: *const c_char, flags: c_int) -> Answer {
+    call!(__NR_unlinkat, dirfd, path, flags)
+}
+
+/// symlinkat(2).
+pub fn symlinkat(target: *const c_char, dirfd: c_int, path: *const c_char) -> Answer {
+    call!(__NR_symlinkat, target, dirfd, path)
+}
+
+/// linkat(2).
+pub fn linkat(a: c_int, from: *const c_char, b: c_int, to: *const c_char, flags: c_int) -> Answer {
+    call!(__NR_linkat, a, from, b, to, flags)
+}
+
+/// renameat2(2), as renameat(2) where no flag is set: old kernels and seccomp filters know only that.
+pub fn renameat2(a: c_int, from: *const c_char, b: c_int, to: *const c_char, flags: u32) -> Answer {
+    #[cfg(target_arch = "x86_64")]
+    if flags == 0 {
+        return call!(__NR_renameat, a, from, b, to);
+    }
+    call!(__NR_renameat2, a, from, b, to, flags)
+}
+
+/// truncate(2).
+pub fn truncate(path: *const c_char, length: i64) -> Answer {
+    call!(__NR_truncate, path, length)
+}
+
+/// lseek(2).
+#[inline(always)]
+pub fn lseek(fd: c_int, offset: i64, whence: u32) -> Answer {
+    call!(__NR_lseek, fd, offset, whence)
+}
+
+/// write(2).
+pub fn write(fd: c_int, data: *const c_void, n: usize) -> Answer {
+    call!(__NR_write, fd, data, n)
+}
+
+/// pwrite64(2).
+pub fn pwrite(fd: c_int, data: *const c_void, n: usize, offset: i64) -> Answer {
+    call!(__NR_pwrite64, fd, data, n, offset)
+}
+
+/// pwritev2(2) with an offset, or writev(2) for offset -1; `flags` as the kernel's RWF_*.
+pub fn writev_at(fd: c_int, vectors: *const k::iovec, count: usize, offset: i64, flags: c_int) -> Answer {
+    match (offset, flags) {
+        (-1, 0) => call!(__NR_writev, fd, vectors, count),
+        (_, 0) => call!(__NR_pwritev, fd, vectors, count, offset, 0),
+        _ => call!(__NR_pwritev2, fd, vectors, count, offset, 0, flags),
+    }
+}
+
+/// fallocate(2).
+pub fn fallocate(fd: c_int, mode: c_int, offset: i64, length: i64) -> Answer {
+    call!(__NR_fallocate, fd, mode, offset, length)
+}
+
+/// ioctl(2) of a request that writes nothing back.
+pub fn ioctl(fd: c_int, request: u64, argument: usize) -> Answer {
+    call!(__NR_ioctl, fd, request, argument)
+}
+
+/// sendfile(2); moves `offset` on where it is not null.
+pub fn sendfile(out: c_int, input: c_int, offset: *mut i64, n: usize) -> Answer {
+    call!(__NR_sendfile, out, input, offset, n)
+}
+
+/// copy_file_range(2); moves the offsets on where they are not null.
+pub fn copy_file_range(a: c_int, from: *mut i64, b: c_int, to: *mut i64, n: usize, flags: u32) -> Answer {
+    call!(__NR_copy_file_range, a, from, b, to, n, flags)
+}
+
+/// splice(2); moves the offsets on where they are not null.
+pub fn splice(a: c_int, from: *mut i64, b: c_int, to: *mut i64, n: usize, flags: u32) -> Answer {
+    call!(__NR_splice, a, from, b, to, n, flags)
+}
+
+/// Waits until `fd` can be read from.
+pub fn wait_readable(fd: c_int) -> Result<(), Errno> {
+    const POLLIN: i16 = 1;
+    let mut poll = k::pollfd { fd, events: POLLIN, revents: 0 };
+    call!(__NR_ppoll, &raw mut poll, 1, 0, 0, 8).map(|_| ())
+}
+
+/// Ends the process as abort(3) would.
+pub fn abort() -> ! {
+    let _ = call!(__NR_kill, getpid(), k::SIGABRT);
+    loop {
+        let _ = call!(__NR_exit_group, 134);
+    }
+}
+
+/// fcntl(2) F_GETFL.
+pub fn status_flags(fd: c_int) -> Answer {
+    call!(__NR_fcntl, fd, k::F_GETFL)
+}
+
+/// ftruncate(2).
+pub fn ftruncate(fd: c_int, length: i64) -> Answer {
+    call!(__NR_ftruncate, fd, length)
+}
+
+/// Takes the OFD write lock of byte 0; does not wait.
+pub fn lock_first_byte(fd: c_int) -> Answer {
+    let lock = k::flock64 { l_type: k::F_WRLCK as i16, l_whence: 0, l_start: 0, l_len: 1, l_pid: 0 };
+    call!(__NR_fcntl, fd, k::F_OFD_SETLK, &raw const lock)
+}
+
+/// mmap(2) of a shared file (`fd`) or, for `fd` -1, of private zeroed memory.
+pub fn map(fd: c_int, length: usize, write: bool) -> Result<*mut c_void, Errno> {
+    let protection = k::PROT_READ | if write { k::PROT_WRITE } else { 0 };
+    let kind = if fd < 0 { k::MAP_PRIVATE | k::MAP_ANONYMOUS } else { k::MAP_SHARED };
+    call!(__NR_mmap, 0, length, protection, kind, fd, 0).map(|at| at as *mut c_void)
+}
+
+/// munmap(2).
+///
+/// # Safety
+/// Nothing may use the mapping any more.
+pub unsafe fn unmap(at: *mut c_void, length: usize) {
+    let _ = call!(__NR_munmap, at, length);
+}
+
+/// madvise(2) with MADV_DONTFORK or MADV_WIPEONFORK.
+pub fn advise(at: *mut c_void, length: usize, advice: u32) -> Answer {
+    call!(__NR_madvise, at, length, advice)
+}
+
+/// Registers the process for global expedited membarriers.
+pub fn register_membarrier() -> Answer {
+    call!(__NR_membarrier, k::membarrier_cmd::MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED as u32, 0, 0)
+}
+
+/// Waits while `*word == value`, at most `timeout_ns`. Shared futex.
+pub fn futex_wait(word: *const AtomicU32, value: u32, timeout_ns: u64) -> Answer {
+    let time = timespec(timeout_ns);
+    call!(__NR_futex, word, k::FUTEX_WAIT, value, &raw const time)
+}
+
+/// Wakes all who wait on `word`; how many they were.
+pub fn futex_wake(word: *const AtomicU32) -> usize {
+    call!(__NR_futex, word, k::FUTEX_WAKE, i32::MAX).unwrap_or(0)
+}
+
+/// sched_yield(2).
+pub fn yield_now() {
+    let _ = call!(__NR_sched_yield);
+}
+
+/// Sleeps; a signal cuts it short.
+pub fn sleep_ns(ns: u64) {
+    let time = timespec(ns);
+    let _ = call!(__NR_nanosleep, &raw const time, 0);
+}
+
+fn timespec(ns: u64) -> k::__kernel_timespec {
+    k::__kernel_timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds.
+pub fn now_ns() -> u64 {
+    let mut time = timespec(0);
+    // The clock always exists; if a filter forbids it, time stands still and waits end by their slices.
+    let _ = call!(__NR_clock_gettime, k::CLOCK_MONOTONIC, &raw mut time);
+    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
+}
+
+/// Random bytes for a name; falls back on clock and address where getrandom(2) is filtered.
+pub fn random() -> u64 {
+    let mut value = 0u64;
+    if call!(__NR_getrandom, &raw mut value, 8, 0) == Ok(8) {
+        return value;
+    }
+    now_ns().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ thread_pointer()
+}
+
+/// getpid(2).
+pub fn getpid() -> u32 {
+    call!(__NR_getpid).unwrap_or(0) as u32
+}
+
+/// geteuid(2).
+pub fn geteuid() -> u32 {
+    call!(__NR_geteuid).unwrap_or(0) as u32
+}
+
+/// The calling thread's name.
+pub fn comm() -> [u8; 16] {
+    const PR_GET_NAME: u32 = 16;
+    let mut name = [0u8; 16];
+    let _ = call!(__NR_prctl, PR_GET_NAME, name.as_mut_ptr());
+    name
+}
+
+/// Blocks every signal; returns the mask to give back to [`set_signals`].
+pub fn block_signals() -> u64 {
+    let all = u64::MAX;
+    let mut before = 0u64;
+    let _ = call!(__NR_rt_sigprocmask, k::SIG_SETMASK, &raw const all, &raw mut before, 8);
+    before
+}
+
+/// Sets the signal mask.
+pub fn set_signals(mask: u64) {
+    let _ = call!(__NR_rt_sigprocmask, k::SIG_SETMASK, &raw const mask, 0, 8);
+}
+
+/// execveat(2) with the program's path; answers only where it failed.
+pub fn execveat(
+    dirfd: c_int,
+    path: *const c_char,
+    argv: *const *const c_char,
+    envp: *const *const c_char,
+    flags: c_int,
+) -> Errno {
+    let answer = if flags == 0 && dirfd == k::AT_FDCWD {
+        call!(__NR_execve, path, argv, envp)
+    } else {
+        call!(__NR_execveat, dirfd, path, argv, envp, flags)
+    };
+    answer.err().unwrap_or(Errno(0))
+}
+
+/// The name of a descriptor's link under /proc, NUL-terminated.
+pub fn fd_link(fd: c_int) -> [u8; 32] {
+    let mut name = [0u8; 32];
+    let mut digits = [0u8; 10];
+    let mut n = 0usize;
+    let mut value = fd.unsigned_abs();
+    for digit in &mut digits {
+        *digit = b'0' + (value % 10) as u8;
+        value /= 10;
+        n += 1;
+        if value == 0 {
+            break;
+        }
+    }
+    let head = b"/proc/self/fd/".iter();
+    for (to, from) in name.iter_mut().zip(head.chain(digits.iter().take(n).rev())) {
+        *to = *from;
+    }
+    name
+}
+
+/// The path of a descriptor as the kernel names it.
+pub fn fd_path(fd: c_int, out: &mut Bytes) -> Result<&[u8], Errno> {
+    readlink_at(k::AT_FDCWD, fd_link(fd).as_ptr().cast(), out)
+}
