@@ -185,11 +185,7 @@ mod tests {
             Unit::Times,
             1.12,
         ));
-        table.push(Row::alone("b", Unit::Bytes, 2048.0).wants(
-            Target::Below(204_800.0),
-            Unit::Bytes,
-            2048.0,
-        ));
+        table.push(Row::alone("b", Unit::Bytes, 2048.0).wants(Target::Below(204_800.0), Unit::Bytes, 2048.0));
         table.push(Row::alone("c", Unit::Rate, 3e6).wants(Target::AtLeast(0.8), Unit::Times, 0.8));
         table.push(Row::alone("d", Unit::Time, 2e6));
         let expected = "\

@@ -31,7 +31,9 @@ impl Rounds {
 
     /// The middle of the rounds' own ratios.
     fn ratio(&self) -> f64 {
-        median(self.native.iter().zip(&self.storeshim).map(|(native, storeshim)| storeshim / native).collect())
+        median(
+            self.native.iter().zip(&self.storeshim).map(|(native, storeshim)| storeshim / native).collect(),
+        )
     }
 
     fn row(self, what: &str, target: f64) -> Row {
