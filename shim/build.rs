@@ -16,4 +16,8 @@ fn main() {
     ] {
         println!("cargo:rustc-cdylib-link-arg={argument}");
     }
+    if std::env::var("PROFILE").is_ok_and(|profile| profile == "release") {
+        // The dynamic symbols are all that anyone uses.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,--strip-all");
+    }
 }

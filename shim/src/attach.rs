@@ -237,7 +237,7 @@ fn fill_ring(fd: c_int) -> Result<*mut RingFile, Failure> {
 /// Whether /proc shows one thread; assumed not where there is no /proc.
 fn only_task() -> bool {
     // The directory has two links and one for each thread.
-    sys::stat_at(k::AT_FDCWD, c"/proc/self/task".as_ptr(), 0).is_ok_and(|stat| stat.st_nlink as u64 == 3)
+    sys::stat_at(k::AT_FDCWD, c"/proc/self/task".as_ptr(), 0).is_ok_and(|stat| stat.st_nlink == 3)
 }
 
 fn hex(mut value: u64) -> [u8; 16] {
@@ -380,7 +380,8 @@ fn free_at_thread_exit() {
         let Some(create) = CREATE.look_up() else { return };
         let mut fresh = 0u32;
         // SAFETY: the type of pthread_key_create.
-        let create: unsafe extern "C" fn(*mut u32, Destructor) -> c_int = unsafe { core::mem::transmute(create) };
+        let create: unsafe extern "C" fn(*mut u32, Destructor) -> c_int =
+            unsafe { core::mem::transmute(create) };
         // SAFETY: `fresh` outlives the call.
         if unsafe { create(&raw mut fresh, thread_ends) } != 0 {
             return;

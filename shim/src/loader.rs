@@ -126,7 +126,8 @@ impl Tables {
             && entry.tag != 0
         {
             // glibc relocates these values in place, musl does not.
-            let value = if entry.value < object.base { entry.value.wrapping_add(object.base) } else { entry.value };
+            let value =
+                if entry.value < object.base { entry.value.wrapping_add(object.base) } else { entry.value };
             match entry.tag {
                 STRTAB => tables.strings = value,
                 SYMTAB => tables.symbols = value,
@@ -156,7 +157,8 @@ impl Tables {
     /// # Safety
     /// The tables must be those of a loaded object.
     unsafe fn find_gnu(&self, name: &CStr) -> Option<usize> {
-        let hash = name.to_bytes().iter().fold(5381u32, |h, b| h.wrapping_mul(33).wrapping_add(u32::from(*b)));
+        let hash =
+            name.to_bytes().iter().fold(5381u32, |h, b| h.wrapping_mul(33).wrapping_add(u32::from(*b)));
         // SAFETY: the layout of DT_GNU_HASH.
         unsafe {
             let buckets = Self::entry::<u32>(self.gnu_hash, 0);

@@ -3,9 +3,9 @@
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
+use storeshim_protocol::Intent;
 use storeshim_protocol::intent::{Entry, encode, encode_short};
 use storeshim_protocol::ring::WAKE_AT;
-use storeshim_protocol::Intent;
 
 use crate::attach::{self, Seat, TOLD, Told};
 
@@ -75,7 +75,7 @@ fn when(index: usize, interval: u32) -> u64 {
 }
 
 #[inline(always)]
-fn place_of<'s>(seat: &'s Seat, ino: u64, window: u64) -> Option<&'s Told> {
+fn place_of(seat: &Seat, ino: u64, window: u64) -> Option<&Told> {
     let hash = (ino ^ window.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     seat.private.told.get((hash >> 32) as usize % TOLD)
 }

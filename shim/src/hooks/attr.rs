@@ -26,7 +26,8 @@ fn by_path(dirfd: c_int, path: *const c_char, follow: bool, act: impl FnOnce(Pla
     };
     // AT_EMPTY_PATH: some of these take a descriptor by an empty path; with another path it says nothing.
     let flags = k::AT_EMPTY_PATH | if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
-    let ino = sys::stat_at(place.dirfd, place.path, flags).ok().filter(|s| of_mount(index, s)).map(|s| s.st_ino);
+    let ino =
+        sys::stat_at(place.dirfd, place.path, flags).ok().filter(|s| of_mount(index, s)).map(|s| s.st_ino);
     let tell = |inside: &gate::Inside| {
         if let Some(ino) = ino {
             inside.tell(&Intent::Attributes { ino });

@@ -72,8 +72,7 @@ impl<F: Fn(c_int, *const c_char, c_int) -> Answer> Open<F> {
         let follow = if self.has(k::O_NOFOLLOW) { k::AT_SYMLINK_NOFOLLOW } else { 0 };
         let mut inside = gate::enter(index, 0)?;
         let exclusive = self.has(k::O_CREAT | k::O_EXCL);
-        let found =
-            if exclusive { Err(Errno(0)) } else { sys::stat_at(place.dirfd, place.path, follow) };
+        let found = if exclusive { Err(Errno(0)) } else { sys::stat_at(place.dirfd, place.path, follow) };
         match found {
             Ok(stat) if sys::is_regular(&stat) && of_mount(index, &stat) => {
                 inside.is_about(stat.st_ino);

@@ -29,7 +29,7 @@ hook! {
 /// `file` must be a C string.
 unsafe fn found_in_mount(file: *const c_char, room: &mut PathBuf) -> bool {
     let executable = |place: &place::Place| {
-        sys::stat_at(place.dirfd, place.path, 0).is_ok_and(|s| sys::is_regular(&s) && s.st_mode as u32 & 0o111 != 0)
+        sys::stat_at(place.dirfd, place.path, 0).is_ok_and(|s| sys::is_regular(&s) && s.st_mode & 0o111 != 0)
     };
     // SAFETY: as above.
     let first = unsafe {
@@ -179,4 +179,3 @@ macro_rules! vfork {
 }
 
 vfork!(vfork __vfork);
-
