@@ -129,16 +129,16 @@ unsafe fn glob_with(
     if !translated || out.is_null() || flags & GLOB_ALTDIRFUNC != 0 {
         return call(pattern, flags);
     }
-    static READ: crate::loader::Real = crate::loader::Real::new(c"readdir64");
-    static GLIBC: crate::loader::Real = crate::loader::Real::new(c"gnu_get_libc_version");
-    if GLIBC.look_up().is_none() {
+    static READ: crate::loader::Real = crate::loader::Real::new();
+    static GLIBC: crate::loader::Real = crate::loader::Real::new();
+    if GLIBC.look_up(c"gnu_get_libc_version").is_none() {
         // musl knows no such functions: what it finds is named as in the tree.
         return call(room.c_str(), flags);
     }
     // SAFETY: `out` is the app's glob_t.
     unsafe {
         (*out).close = my_closedir as *const () as usize;
-        (*out).read = READ.address();
+        (*out).read = READ.address(c"readdir64");
         (*out).open = my_opendir as *const () as usize;
         (*out).lstat = super::stat::my_lstat as *const () as usize;
         (*out).stat = super::stat::my_stat as *const () as usize;
