@@ -111,6 +111,30 @@ pub struct Glob {
 
 const GLOB_ALTDIRFUNC: c_int = 1 << 9;
 
+/// Turns the paths that a glob has found round, in place; one that would grow stays as it is.
+///
+/// # Safety
+/// `out` must be what a glob with this result left.
+unsafe fn turn_found(result: c_int, out: *mut Glob) {
+    if result != 0 {
+        return;
+    }
+    // SAFETY: as above: an array of C strings, which are the app's to change.
+    unsafe {
+        for at in 0..(*out).count {
+            let path = *(*out).paths.add((*out).offset.wrapping_add(at));
+            let old = core::ffi::CStr::from_ptr(path).to_bytes();
+            let mut room = PathBuf::new();
+            match place::turned(old, &mut room) {
+                Some(new) if new.len() <= old.len() => {
+                    super::cwd::give(new, path, old.len() + 1);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
 /// Globs with directories opened by our functions, so that the pattern and what it finds stay logical.
 ///
 /// # Safety
@@ -132,8 +156,11 @@ unsafe fn glob_with(
     static READ: crate::loader::Real = crate::loader::Real::new();
     static GLIBC: crate::loader::Real = crate::loader::Real::new();
     if GLIBC.look_up(c"gnu_get_libc_version").is_none() {
-        // musl knows no such functions: what it finds is named as in the tree.
-        return call(room.c_str(), flags);
+        // musl knows no such functions: what it finds is turned round afterwards.
+        let result = call(room.c_str(), flags);
+        // SAFETY: a glob that has not failed has filled `out` in.
+        unsafe { turn_found(result, out) };
+        return result;
     }
     // SAFETY: `out` is the app's glob_t.
     unsafe {
