@@ -114,7 +114,7 @@ impl PendingVolume for Pending {
             self.sink.clone(),
         );
         match volume {
-            Ok(volume) => Ok(volume),
+            Ok(volume) => Ok(Arc::new(Opened { volume, store })),
             Err(error) => {
                 // The next try opens the backend anew. That this one does not end well changes nothing.
                 let _ = meta.close();
@@ -142,20 +142,30 @@ impl From<MetaError> for OpenError {
     }
 }
 
-impl Engine for Volume {
+/// A [`Volume`] at work, and the store whose health belongs into its status.
+struct Opened {
+    volume: Arc<Volume>,
+    store: Arc<Store>,
+}
+
+impl Engine for Opened {
     fn barrier(&self, ino: u64, reply: Box<dyn Reply>) {
-        Volume::barrier(self, ino, reply);
+        self.volume.barrier(ino, reply);
     }
 
     fn flush(&self) -> Result<u64, VolumeError> {
-        Volume::flush(self)
+        self.volume.flush()
     }
 
     fn status(&self) -> VolumeStatus {
-        Volume::status(self)
+        let mut status = self.volume.status();
+        let health = self.store.health();
+        status.counters.extend(health.counters().map(|(name, value)| (format!("backend_{name}"), value)));
+        status.backend_error = status.backend_error.or_else(|| health.last_error());
+        status
     }
 
     fn shutdown(&self) {
-        Volume::shutdown(self);
+        self.volume.shutdown();
     }
 }

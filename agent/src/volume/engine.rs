@@ -27,7 +27,7 @@ use crate::session::{IntentSink, Reply};
 /// Differences that one background audit reports; the next one finds the rest.
 const FINDINGS: u64 = 20_000;
 /// How often the engine looks at the dirty set's age and size.
-const TICK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(25);
 
 enum Command {
     Barrier(u64, Box<dyn Reply>),
