@@ -135,6 +135,12 @@ impl Node {
         }
         let pid = self.agent_pid();
         kill(pid, Signal::SIGSTOP).expect("it is our child");
+        // A thread inside a system call stops only at its end.
+        let deadline = Instant::now() + PATIENCE;
+        while !stands_still(pid) {
+            assert!(Instant::now() < deadline, "the agent does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let result = act();
         kill(pid, Signal::SIGCONT).expect("it is our child");
         result
@@ -220,6 +226,18 @@ impl Node {
     pub fn shim(&self) -> PathBuf {
         self.base.path().join("bin/libstoreshim.so")
     }
+}
+
+/// True where every thread of a process is stopped.
+fn stands_still(pid: Pid) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("our child").flatten();
+    tasks.into_iter().all(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        // The state follows the name in brackets, which may hold anything. A thread that has gone is still, too.
+        stat.rsplit(')')
+            .next()
+            .is_none_or(|rest| matches!(rest.trim_start().chars().next(), Some('T') | None))
+    })
 }
 
 /// What `variable` names, or the newest of what the debug and release builds have left.
