@@ -195,7 +195,7 @@ pub struct Doorbell {
     pub word: AtomicU32,
 }
 
-#[cfg(any(test, loom, fuzzing))]
+#[cfg(test)]
 impl Mount {
     pub(crate) fn new() -> Self {
         Self {
@@ -214,7 +214,7 @@ impl Mount {
     }
 }
 
-#[cfg(any(test, loom, fuzzing))]
+#[cfg(test)]
 impl<const WORDS: usize> PathField<WORDS> {
     fn new() -> Self {
         Self { len: AtomicU64::new(0), words: std::array::from_fn(|_| AtomicU64::new(0)) }

@@ -66,7 +66,7 @@ impl Gate {
     }
 }
 
-#[cfg(any(test, loom, fuzzing))]
+#[cfg(any(test, fuzzing))]
 impl Gate {
     pub(crate) fn new(word: u64) -> Self {
         Self(AtomicU64::new(word))

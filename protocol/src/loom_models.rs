@@ -1,7 +1,18 @@
 //! Every interleaving and every weak-memory outcome of the protocol's three conversations, by loom:
-//! `RUSTFLAGS="--cfg loom" cargo test -p storeshim-protocol --release --lib loom`.
+//! `RUST_BACKTRACE=0 RUSTFLAGS="--cfg loom" cargo test -p storeshim-protocol --release --lib loom` (a backtrace never
+//! ends on loom's stacks).
 //!
-//! The membarrier of the agent is modelled by full fences on both sides (see `sync`).
+//! The membarrier of the agent is modelled by full fences on both sides (see `sync`). loom runs loads in order, so
+//! it cannot show an entry that is overwritten before an earlier load of it: the pair of release and acquire on
+//! `tail` rests on argument alone.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arc_with_non_send_sync,
+    reason = "tests, which clippy does not recognise behind this cfg; and loom's cells are shared on purpose"
+)]
 
 use std::sync::Arc;
 
@@ -75,7 +86,7 @@ fn gate_against_freeze(fenced: bool) {
                         break;
                     }
                     slot.push(&[record(ino)]).unwrap();
-                    // loom fails where this meets the agent's look.
+                    // SAFETY: what the model is about: loom fails where this meets the agent's look.
                     tree.with_mut(|tree| unsafe { *tree = ino });
                     slot.gate.leave();
                     done = ino;
@@ -92,6 +103,7 @@ fn gate_against_freeze(fenced: bool) {
         let mut told = 0;
         slot.drain(|record| told = record[0][1]).unwrap();
         mount.interval.fetch_add(1, Ordering::Release);
+        // SAFETY: as above.
         let seen = tree.with(|tree| unsafe { *tree });
         assert_eq!(seen, told, "the freeze shows a change that was not told, or the reverse");
         mount.frozen.store(0, Ordering::SeqCst);

@@ -127,7 +127,7 @@ impl RequestCell {
     }
 }
 
-#[cfg(any(test, loom, fuzzing))]
+#[cfg(any(test, fuzzing))]
 impl RequestCell {
     pub(crate) fn new() -> Self {
         Self {

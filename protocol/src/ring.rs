@@ -186,7 +186,7 @@ impl RingFile {
     }
 }
 
-#[cfg(any(test, loom, fuzzing))]
+#[cfg(any(test, fuzzing))]
 impl Slot {
     /// A slot whose counters stand at `start`.
     pub(crate) fn new(start: u32) -> Self {

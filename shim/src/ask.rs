@@ -43,7 +43,8 @@ fn ask(cell: &RequestCell, request: Request, limit_ns: u64) -> Answer {
     loop {
         attach::ring_bell();
         let waited = sys::now_ns().saturating_sub(start);
-        let slice = if limit_ns == 0 { SLICE_NS } else { SLICE_NS.min(limit_ns.saturating_sub(waited).max(1)) };
+        let slice =
+            if limit_ns == 0 { SLICE_NS } else { SLICE_NS.min(limit_ns.saturating_sub(waited).max(1)) };
         // A signal or a spurious wake-up is no answer.
         let until = sys::now_ns().saturating_add(slice);
         loop {

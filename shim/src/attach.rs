@@ -237,7 +237,7 @@ fn fill_ring(fd: c_int) -> Result<*mut RingFile, Failure> {
 /// Whether /proc shows one thread; assumed not where there is no /proc.
 fn only_task() -> bool {
     // The directory has two links and one for each thread.
-    sys::stat_at(k::AT_FDCWD, c"/proc/self/task".as_ptr(), 0).is_ok_and(|stat| stat.st_nlink as u64 == 3)
+    sys::stat_at(k::AT_FDCWD, c"/proc/self/task".as_ptr(), 0).is_ok_and(|stat| stat.st_nlink == 3)
 }
 
 fn hex(mut value: u64) -> [u8; 16] {
@@ -370,17 +370,18 @@ type Destructor = unsafe extern "C" fn(*mut c_void);
 /// Arranges that the slot is freed when this thread ends. Where that cannot be had the slot stays taken, and the
 /// table is the smaller for it.
 fn free_at_thread_exit() {
-    static CREATE: Real = Real::new(c"pthread_key_create");
-    static SET: Real = Real::new(c"pthread_setspecific");
+    static CREATE: Real = Real::new();
+    static SET: Real = Real::new();
     /// glibc keeps this many values without allocating.
     const INLINE_KEYS: u32 = 32;
 
     let mut key = EXIT_KEY.load(Ordering::Acquire);
     if key == 0 {
-        let Some(create) = CREATE.look_up() else { return };
+        let Some(create) = CREATE.look_up(c"pthread_key_create") else { return };
         let mut fresh = 0u32;
         // SAFETY: the type of pthread_key_create.
-        let create: unsafe extern "C" fn(*mut u32, Destructor) -> c_int = unsafe { core::mem::transmute(create) };
+        let create: unsafe extern "C" fn(*mut u32, Destructor) -> c_int =
+            unsafe { core::mem::transmute(create) };
         // SAFETY: `fresh` outlives the call.
         if unsafe { create(&raw mut fresh, thread_ends) } != 0 {
             return;
@@ -390,7 +391,7 @@ fn free_at_thread_exit() {
             Err(first) => first,
         };
     }
-    let Some(set) = SET.look_up() else { return };
+    let Some(set) = SET.look_up(c"pthread_setspecific") else { return };
     if key - 1 < INLINE_KEYS {
         // SAFETY: the type of pthread_setspecific.
         let set: unsafe extern "C" fn(u32, *const c_void) -> c_int = unsafe { core::mem::transmute(set) };

@@ -46,12 +46,15 @@ impl Entry {
 }
 
 /// The mounts, as they were at some moment: a newer agent may bring others, never change these under a reader.
+///
+/// In this order, so that a table of one mount is one page of memory.
+#[repr(C)]
 pub struct Table {
     generation: u32,
     count: u32,
-    entries: [Entry; MAX_MOUNTS],
     /// Some mount is not in identity placement.
     pub translates: bool,
+    entries: [Entry; MAX_MOUNTS],
 }
 
 impl Table {
@@ -71,12 +74,17 @@ static TABLE: AtomicPtr<Table> = AtomicPtr::new(core::ptr::null_mut());
 static CALLS: AtomicU32 = AtomicU32::new(0);
 static NEXT_LOOK: AtomicU64 = AtomicU64::new(0);
 static MISMATCH_TOLD: AtomicBool = AtomicBool::new(false);
+static RUN_DIR_READ: AtomicBool = AtomicBool::new(false);
 static RUN_DIR_LEN: AtomicU32 = AtomicU32::new(0);
 /// Bytes of the run directory's path, as the environment gave it when the process started.
 static RUN_DIR: [AtomicU64; 64] = [const { AtomicU64::new(0) }; 64];
 
-/// Remembers the run directory that the environment names; the app may clear its environment later.
+/// Remembers the run directory that the environment names; the app may clear its environment later. Called when the
+/// library starts, or at the first hook if some other library's start comes before ours.
 pub fn remember_run_dir() {
+    if RUN_DIR_READ.swap(true, Ordering::AcqRel) {
+        return;
+    }
     let Some(value) = variable(names::ENV_RUN_DIR.as_bytes()) else { return };
     if !value.starts_with(b"/") || value.len() > RUN_DIR.len() * 8 {
         return;
@@ -167,7 +175,7 @@ pub fn known_control() -> Option<&'static Control> {
 
 #[cold]
 fn look_now_and_then() -> Option<&'static Control> {
-    if CALLS.fetch_add(1, Ordering::Relaxed) % RETRY_CALLS != 0 {
+    if !CALLS.fetch_add(1, Ordering::Relaxed).is_multiple_of(RETRY_CALLS) {
         return None;
     }
     let now = sys::now_ns();
@@ -179,6 +187,7 @@ fn look_now_and_then() -> Option<&'static Control> {
 }
 
 fn look() -> Option<&'static Control> {
+    remember_run_dir();
     let mut path = PathBuf::new();
     run_path(&mut path, &[b"/", names::CONTROL.as_bytes()]).ok()?;
     let fd = sys::openat(k::AT_FDCWD, path.c_str(), (k::O_RDONLY | k::O_CLOEXEC) as i32, 0).ok()? as i32;
@@ -193,8 +202,10 @@ fn look() -> Option<&'static Control> {
         if control.magic.load(Ordering::Acquire) == storeshim_protocol::CONTROL_MAGIC
             && !MISMATCH_TOLD.swap(true, Ordering::Relaxed)
         {
-            complain(b"storeshim: the agent in the run directory speaks another version than this library: the \
-                program runs without it; install the library and the agent of one release\n");
+            complain(
+                b"storeshim: the agent in the run directory speaks another version than this library: the \
+                program runs without it; install the library and the agent of one release\n",
+            );
         }
         // SAFETY: nobody has seen the mapping.
         unsafe { sys::unmap(at.cast(), size) };
@@ -249,7 +260,8 @@ fn copy_table(control: &'static Control, old: Option<&'static Table>) -> Option<
         if mount.state() == MountState::Absent {
             continue;
         }
-        let (Some(prefix), Some(tree)) = (mount.prefix(&mut entry.prefix), mount.tree(&mut entry.tree)) else {
+        let (Some(prefix), Some(tree)) = (mount.prefix(&mut entry.prefix), mount.tree(&mut entry.tree))
+        else {
             continue;
         };
         entry.prefix_len = prefix;
@@ -270,6 +282,11 @@ fn copy_table(control: &'static Control, old: Option<&'static Table>) -> Option<
             }
         }
     }
+}
+
+/// Whether the tree of some mount lies on this device. Cheaper than the table.
+pub fn holds_device(dev: u64) -> bool {
+    control().is_some_and(|c| c.mounts().iter().any(|mount| mount.dev.load(Ordering::Relaxed) == dev))
 }
 
 /// The live entry of a mount.

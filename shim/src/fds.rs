@@ -195,7 +195,8 @@ fn look_up(fd: c_int) -> Known {
         && let Some(index) = known.mount()
     {
         // It was opened where we did not see it: by another program, or through a name outside the mount.
-        let flags = if known.appends() { OpenFlags::UNSEEN.with(OpenFlags::APPEND) } else { OpenFlags::UNSEEN };
+        let flags =
+            if known.appends() { OpenFlags::UNSEEN.with(OpenFlags::APPEND) } else { OpenFlags::UNSEEN };
         tell::note(index, &Intent::Opened { ino: stat.st_ino, flags });
         names::tell_by_path(index, fd);
     }
@@ -274,7 +275,9 @@ mod tests {
     #[test]
     fn an_entry_keeps_what_it_was_given() {
         for index in 0..storeshim_protocol::MAX_MOUNTS {
-            for flags in [k::O_RDONLY, k::O_WRONLY, k::O_RDWR | k::O_APPEND, k::O_WRONLY | k::O_SYNC, k::O_PATH] {
+            for flags in
+                [k::O_RDONLY, k::O_WRONLY, k::O_RDWR | k::O_APPEND, k::O_WRONLY | k::O_SYNC, k::O_PATH]
+            {
                 let known = Known::opened(index, flags as c_int).with_ino(0x1234_5678_9abc);
                 assert_eq!(known.mount(), Some(index));
                 assert_eq!(known.ino(), Some(0x1234_5678_9abc));

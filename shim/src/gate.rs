@@ -14,7 +14,7 @@ use crate::tell;
 /// Longest sleep in one piece while a freeze lasts, in nanoseconds.
 const SLICE_NS: u64 = 20_000_000;
 /// A frame further out than this is on another stack, not one that was left by longjmp.
-const STACK_MAX: usize = 1 << 20;
+pub const STACK_MAX: usize = 1 << 20;
 
 /// A call in progress inside the gate of a mount; leaves when it is dropped.
 pub struct Inside {
@@ -41,12 +41,20 @@ enum Way {
 pub fn enter(index: usize, subject: u64) -> Result<Inside, Errno> {
     let ring = attach::ring()?;
     let mount = control::mount(index).ok_or(Errno::of(errno::EIO))?;
-    let Some(seat) = attach::seat(ring) else { return Ok(enter_counted(index, mount, &ring.overflow_inside)) };
+    let Some(seat) = attach::seat(ring) else {
+        return Ok(enter_counted(index, mount, &ring.overflow_inside));
+    };
     let sp = sys::stack_pointer();
     if seat.slot.gate.is_inside() {
         let entered = seat.private.entered_at.load(Ordering::Relaxed);
-        if sp <= entered || sp - entered > STACK_MAX {
-            return Ok(Inside { mount, index, interval: mount.interval.load(Ordering::Relaxed), way: Way::Nested(seat) });
+        // A handler runs strictly further down the stack than what it interrupted.
+        if sp < entered || sp - entered > STACK_MAX {
+            return Ok(Inside {
+                mount,
+                index,
+                interval: mount.interval.load(Ordering::Relaxed),
+                way: Way::Nested(seat),
+            });
         }
         // The frame that entered is gone: a signal handler jumped out of it.
         seat.slot.pushing.store(0, Ordering::Relaxed);
@@ -56,9 +64,13 @@ pub fn enter(index: usize, subject: u64) -> Result<Inside, Errno> {
     seat.private.entered_at.store(sp, Ordering::Relaxed);
     let fenced = ring.fenced.load(Ordering::Relaxed) != 0;
     if !seat.slot.gate.try_enter(index, mount, fenced) {
-        wait_frozen(mount, || seat.slot.gate.try_enter(index, mount, fenced), || {
-            seat.slot.gate.enter_unchecked(index, fenced);
-        });
+        wait_frozen(
+            mount,
+            || seat.slot.gate.try_enter(index, mount, fenced),
+            || {
+                seat.slot.gate.enter_unchecked(index, fenced);
+            },
+        );
     }
     Ok(Inside { mount, index, interval: mount.interval.load(Ordering::Relaxed), way: Way::Seat(seat) })
 }
@@ -86,7 +98,8 @@ fn enter_counted(index: usize, mount: &'static Mount, count: &'static AtomicU32)
 fn wait_frozen(mount: &Mount, mut try_enter: impl FnMut() -> bool, go_on: impl FnOnce()) {
     let start = sys::now_ns();
     while !try_enter() {
-        let _ = sys::futex_wait(&raw const mount.frozen, mount.frozen.load(Ordering::Acquire).max(1), SLICE_NS);
+        let _ =
+            sys::futex_wait(&raw const mount.frozen, mount.frozen.load(Ordering::Acquire).max(1), SLICE_NS);
         if sys::now_ns().saturating_sub(start) > FREEZE_MAX_NS || !control::agent_lives() {
             go_on();
             return;

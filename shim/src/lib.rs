@@ -12,6 +12,8 @@
 
 mod ask;
 mod attach;
+#[cfg(test)]
+mod attached_tests;
 mod control;
 mod fds;
 mod gate;
@@ -34,7 +36,12 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     sys::abort()
 }
 
-/// What unoptimised `core` refers to; frames of this library are never unwound into.
-/// In assembly, so that it stays inside the library: exported, it would stand in front of the app's own.
+// What unoptimised `core` refers to; frames of this library are never unwound into.
+// In assembly, so that it stays inside the library: exported, it would stand in front of the app's own.
 #[cfg(not(test))]
-core::arch::global_asm!(".hidden rust_eh_personality", ".globl rust_eh_personality", "rust_eh_personality:", "ret");
+core::arch::global_asm!(
+    ".hidden rust_eh_personality",
+    ".globl rust_eh_personality",
+    "rust_eh_personality:",
+    "ret"
+);

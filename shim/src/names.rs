@@ -38,6 +38,15 @@ impl Entry {
         (stat.st_dev == dev).then_some(Self { dir: stat.st_ino, start, end })
     }
 
+    /// The entry that `other` names, where it is spelled as one of the same directory as this one in `room`.
+    fn sibling(self, room: &PathBuf, other: &PathBuf) -> Option<Self> {
+        let (start, end) = paths::last_component(other.bytes());
+        let (mine, theirs) = (room.bytes().get(..self.start)?, other.bytes().get(..start)?);
+        let name = other.bytes().get(start..end)?;
+        let plain = !matches!(name, b"" | b"." | b"..") && self.end != 0;
+        (plain && mine == theirs).then_some(Self { dir: self.dir, start, end })
+    }
+
     /// The intent that tells it.
     #[inline(always)]
     pub fn intent<'r>(&self, room: &'r PathBuf) -> Intent<'r> {
@@ -133,12 +142,14 @@ pub fn change_two(
         Ok(inside) => inside,
         Err(errno) => return Ok(Err(errno)),
     };
-    let old = if a.mount.is_some() && kind == Kind::Rename {
-        Entry::find(index, a.dirfd, from.room)
-    } else {
-        None
+    let old =
+        if a.mount.is_some() && kind == Kind::Rename { Entry::find(index, a.dirfd, from.room) } else { None };
+    let new = match (b.mount, old) {
+        (None, _) => None,
+        (_, Some(old)) if a.dirfd == b.dirfd => old.sibling(from.room, to.room),
+        _ => None,
     };
-    let new = if b.mount.is_some() { Entry::find(index, b.dirfd, to.room) } else { None };
+    let new = new.or_else(|| b.mount.and_then(|_| Entry::find(index, b.dirfd, to.room)));
     // The file itself: its link count changes, or it comes with writers that were never told.
     let moved_in = a.mount.is_none();
     let file = match kind {

@@ -121,17 +121,19 @@ pub fn at(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Place
 }
 
 fn absolute(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Result<Place, Errno> {
+    let odd = paths::is_odd(path);
+    let below = if odd { paths::below } else { paths::plainly_below };
     for (index, entry) in table.mounts() {
-        if let Match::Below(rest) = paths::below(entry.prefix(), path) {
-            return below_prefix(table, index, entry, same, rest, room);
+        if let Match::Below(rest) = below(entry.prefix(), path) {
+            return below_prefix(table, index, entry, same, rest, odd, room);
         }
         if !entry.identity
-            && let Match::Below(_) = paths::below(entry.tree(), path)
+            && let Match::Below(_) = below(entry.tree(), path)
         {
             return Ok(Place { mount: Some(index), ..same });
         }
     }
-    if paths::has_dotdot(path) { detour(table, same, path, room) } else { Ok(same) }
+    if odd && paths::has_dotdot(path) { detour(table, same, path, room) } else { Ok(same) }
 }
 
 fn below_prefix(
@@ -140,12 +142,14 @@ fn below_prefix(
     entry: &Entry,
     same: Place,
     rest: &[u8],
+    odd: bool,
     room: &mut PathBuf,
 ) -> Result<Place, Errno> {
     if entry.identity {
         return Ok(Place { mount: Some(index), ..same });
     }
-    if paths::has_dotdot(rest)
+    if odd
+        && paths::has_dotdot(rest)
         && let Some(outside) = paths::climbs(rest)
     {
         return climb(table, entry, outside, room);
@@ -192,7 +196,7 @@ fn climb(table: &Table, entry: &Entry, outside: &[u8], room: &mut PathBuf) -> Re
 fn detour(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Result<Place, Errno> {
     for (index, entry) in table.mounts().filter(|(_, entry)| !entry.identity) {
         if let Match::Below(rest) = paths::reaches(entry.prefix(), path) {
-            return below_prefix(table, index, entry, same, rest, room);
+            return below_prefix(table, index, entry, same, rest, true, room);
         }
     }
     Ok(same)
@@ -203,13 +207,13 @@ fn relative(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Resu
     match class {
         Class::In(index) => {
             let translated = table.get(index).is_some_and(|entry| !entry.identity);
-            if translated && paths::has_dotdot(path) && paths::climbs(path).is_some() {
+            if translated && paths::has_two_dots(path) && paths::climbs(path).is_some() {
                 return from_base(table, same, path, room);
             }
             Ok(Place { mount: Some(index), ..same })
         }
         Class::Above if table.translates && !path.is_empty() => from_base(table, same, path, room),
-        Class::Outside if table.translates && paths::has_dotdot(path) => from_base(table, same, path, room),
+        Class::Outside if table.translates && paths::has_two_dots(path) => from_base(table, same, path, room),
         _ => Ok(same),
     }
 }
@@ -231,20 +235,21 @@ fn from_base(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Res
         Class::In(index) => {
             let Some(entry) = table.get(index) else { return Ok(same) };
             let Match::Below(rest) = paths::below(entry.tree(), base) else { return Ok(same) };
-            whole.push(entry.prefix())?;
-            whole.push(rest)?;
+            paths::join(&mut whole, rest, b"/")?;
+            whole.push(path)?;
+            if paths::climbs(whole.bytes()).is_none() {
+                // It stays in the mount: the kernel walks it best from where the app stands.
+                return Ok(Place { mount: Some(index), ..same });
+            }
+            paths::join(&mut whole, entry.prefix(), rest)?;
         }
         _ => whole.push(base)?,
     }
     whole.push(b"/")?;
     whole.push(path)?;
     let found = absolute(table, Place { mount: None, dirfd: CWD, path: same.path }, whole.bytes(), room)?;
-    match (class, found.mount) {
-        // Still the same mount: the kernel walks it best from where the app stands.
-        (Class::In(from), Some(to)) if from == to => Ok(Place { mount: Some(to), ..same }),
-        (Class::In(_), _) | (_, Some(_)) if core::ptr::eq(found.path, room.c_str()) => Ok(found),
-        _ => Ok(same),
-    }
+    // Nothing was translated: it starts and ends outside.
+    if core::ptr::eq(found.path, room.c_str()) { Ok(found) } else { Ok(same) }
 }
 
 /// As [`at`], but the path always stands in `room`: for those who must take it apart.

@@ -137,16 +137,16 @@ pub fn fstat(fd: c_int) -> Result<Stat, Errno> {
 
 /// Whether a stat is one of a regular file.
 pub fn is_regular(stat: &Stat) -> bool {
-    stat.st_mode as u32 & k::S_IFMT == k::S_IFREG
+    stat.st_mode & k::S_IFMT == k::S_IFREG
 }
 
 /// Whether a stat is one of a directory.
 pub fn is_directory(stat: &Stat) -> bool {
-    stat.st_mode as u32 & k::S_IFMT == k::S_IFDIR
+    stat.st_mode & k::S_IFMT == k::S_IFDIR
 }
 
 /// readlinkat(2) into `out`; the part that was filled.
-pub fn readlink_at<'b>(dirfd: c_int, path: *const c_char, out: &'b mut Bytes) -> Result<&'b [u8], Errno> {
+pub fn readlink_at(dirfd: c_int, path: *const c_char, out: &mut Bytes) -> Result<&[u8], Errno> {
     let n = call!(__NR_readlinkat, dirfd, path, out.0.as_mut_ptr(), PATH_MAX)?;
     Ok(out.filled(n))
 }

@@ -105,7 +105,10 @@ pub fn sliced(
 /// The barrier after a write through a descriptor that promises one.
 #[inline(never)]
 pub fn synced(file: &File, synchronous: bool, answer: Answer) -> Answer {
-    if (synchronous || file.known.syncs()) && matches!(answer, Ok(n) if n > 0) && !control::is_local(file.mount) {
+    if (synchronous || file.known.syncs())
+        && matches!(answer, Ok(n) if n > 0)
+        && !control::is_local(file.mount)
+    {
         ask::barrier(file.mount, file.ino)?;
     }
     answer

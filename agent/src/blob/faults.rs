@@ -1,6 +1,7 @@
 //! A store that misbehaves on demand, over memory. The fault model of the tests:
 //! - a PUT is refused before it does anything, or is done and its answer is lost, or hangs for a while;
 //! - a PUT is answered with a conflict although nothing conflicts (a server that is still busy with our first attempt);
+//! - attributes are not supported, as in a directory, so that nothing tells our own object from another's;
 //! - conditions are ignored, or checked without a lock; writing, deleting or everything is forbidden.
 
 use std::sync::Arc;
@@ -44,6 +45,7 @@ pub(crate) struct Faulty {
     pub(crate) forbid_deletes: AtomicBool,
     pub(crate) forbid_reads: AtomicBool,
     pub(crate) no_bucket: AtomicBool,
+    pub(crate) no_attributes: AtomicBool,
 }
 
 impl std::fmt::Debug for Faulty {
@@ -96,6 +98,12 @@ impl ObjectStore for Faulty {
         }
         if Self::is(&self.forbid_writes) {
             return Err(denied(path));
+        }
+        if Self::is(&self.no_attributes) && !options.attributes.is_empty() {
+            return Err(Error::NotImplemented {
+                operation: "attributes".into(),
+                implementer: self.to_string(),
+            });
         }
         if Self::is(&self.ignore_conditions) {
             options.mode = PutMode::Overwrite;

@@ -339,6 +339,7 @@ impl Engine {
             let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
             for ino in self.troubled.drain(..) {
                 sink.add_inode(ino).ranges.add(0, u64::MAX);
+                sink.add_name(ino, b"");
             }
         }
         let (index, uploader) = (Arc::clone(&self.index), Arc::clone(&self.uploader));

@@ -176,10 +176,11 @@ impl<'a> Look<'a> {
             let mut progress = false;
             let mut later = Vec::new();
             while let Some((dir, names)) = todo.dirs.pop() {
-                if self.look_dir(dir, &names, todo)? {
-                    progress = true;
-                } else {
-                    later.push((dir, names));
+                match self.look_dir(dir, &names, todo) {
+                    Ok(true) => progress = true,
+                    Ok(false) => later.push((dir, names)),
+                    Err(CaptureError::Io(e)) => self.note_trouble(dir, &e)?,
+                    Err(error) => return Err(error),
                 }
             }
             for (kino, names) in std::mem::take(&mut todo.unknown) {
@@ -291,20 +292,26 @@ impl<'a> Look<'a> {
         let Some(path) = self.path_of(inode)? else { return Ok(false) };
         match self.look_path(inode, &path, dirty, sink) {
             Err(CaptureError::Io(e)) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => Ok(false),
-            Err(CaptureError::Io(e)) => {
-                let path = String::from_utf8_lossy(&path).into_owned();
-                let ino = self.id_of(inode)?.map_or(0, |id| id.ino);
-                self.trouble.push((ino, format!("the agent cannot read {path:?} in the tree: {e}")));
-                Ok(false)
-            }
+            Err(CaptureError::Io(e)) => self.note_trouble(inode, &e).map(|()| false),
             other => other,
         }
+    }
+
+    fn note_trouble(&mut self, inode: u64, error: &std::io::Error) -> Result<()> {
+        let path = self.path_of(inode)?.unwrap_or_default();
+        let ino = self.id_of(inode)?.map_or(0, |id| id.ino);
+        let path = String::from_utf8_lossy(&path);
+        self.trouble.push((
+            ino,
+            format!("the agent cannot read {path:?} in the tree ({error}), so it cannot be committed; make it readable"),
+        ));
+        Ok(())
     }
 
     fn look_path(&mut self, inode: u64, path: &[u8], dirty: &DirtyInode, sink: &mut dyn PieceSink) -> Result<bool> {
         let tree = self.cx.tree;
         let handle = tree.open_at(path, libc::O_PATH)?;
-        let stat = tree.stat(handle.as_fd())?;
+        let mut stat = tree.stat(handle.as_fd())?;
         if self.id_of(inode)?.is_some_and(|id| id != stat.id) {
             return Ok(false);
         }
@@ -321,6 +328,11 @@ impl<'a> Look<'a> {
         let mut captured = Captured::default();
         if stat.is_file() {
             let Some(file) = tree.open_file(path)? else { return Ok(false) };
+            // Before its data is read; and opening may have moved ctime, where the owner had shut the file.
+            stat = tree.stat(file.as_fd())?;
+            if self.id_of(inode)?.is_some_and(|id| id != stat.id) {
+                return Ok(false);
+            }
             xattrs = tree.xattrs(file.as_fd())?;
             captured = self.capture(inode, &file, &stat, before, dirty, sink)?;
         } else if stat.is_dir() {

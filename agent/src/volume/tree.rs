@@ -135,33 +135,65 @@ impl Tree {
         absent_as_none(self.open_at(path, libc::O_RDONLY | libc::O_DIRECTORY))
     }
 
-    /// Opens the regular file at `path` for reading; `None` as for [`Tree::open_dir`]. A file that its owner may
-    /// not read is made readable for a moment where the agent is its owner.
+    /// Opens the regular file at `path` for reading; `None` as for [`Tree::open_dir`].
     pub fn open_file(&self, path: &[u8]) -> io::Result<Option<File>> {
         let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
-        match self.open_at(path, flags) {
-            Err(e) if e.raw_os_error() == Some(libc::EACCES) => absent_as_none(self.open_unreadable(path, flags)),
-            other => absent_as_none(other),
-        }
-        .map(|fd| fd.map(File::from))
+        absent_as_none(self.open_at(path, flags)).map(|fd| fd.map(File::from))
     }
 
-    fn open_unreadable(&self, path: &[u8], flags: i32) -> io::Result<OwnedFd> {
-        let handle = self.open_at(path, libc::O_PATH)?;
+    /// Opens what its owner has shut: an agent that is not root, but the owner, opens each part of the path by giving
+    /// itself permission for a moment. (That moves ctime, so look at the times afterwards.)
+    fn open_shut(&self, path: &[u8], flags: i32) -> io::Result<OwnedFd> {
+        let mut at = self.root.try_clone()?;
+        let mut parts = path.split(|b| *b == b'/').filter(|p| !p.is_empty()).peekable();
+        if parts.peek().is_none() {
+            return self.with_permission(&at, 0o700, || open_beneath(at.as_fd(), b".", flags));
+        }
+        while let Some(part) = parts.next() {
+            let pass = |flags| match open_beneath(at.as_fd(), part, flags) {
+                Err(e) if shut(&e) => self.with_permission(&at, 0o700, || open_beneath(at.as_fd(), part, flags)),
+                other => other,
+            };
+            let handle = pass(libc::O_PATH)?;
+            if parts.peek().is_some() || flags & libc::O_PATH != 0 {
+                at = handle;
+                continue;
+            }
+            return match pass(flags) {
+                Err(e) if shut(&e) => self.with_permission(&handle, 0o600, || pass(flags)),
+                other => other,
+            };
+        }
+        Ok(at)
+    }
+
+    fn with_permission<T>(
+        &self,
+        handle: &OwnedFd,
+        bits: u32,
+        open: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
         let mode = self.stat(handle.as_fd())?.mode & 0o7777;
         let link = cstring(format!("/proc/self/fd/{}", handle.as_raw_fd()).as_bytes())?;
-        let chmod = |bits| {
+        let chmod = |mode| {
             // SAFETY: a valid C string and no other memory.
-            check(unsafe { libc::chmod(link.as_ptr(), bits) })
+            check(unsafe { libc::chmod(link.as_ptr(), mode) })
         };
-        chmod(mode | 0o400)?;
-        let opened = self.open_at(path, flags);
+        chmod(mode | bits)?;
+        let opened = open();
         chmod(mode)?;
         opened
     }
 
     /// Opens `path` below the root, in steps where it is longer than the kernel takes at once.
     pub fn open_at(&self, path: &[u8], flags: i32) -> io::Result<OwnedFd> {
+        match self.open_in_steps(path, flags) {
+            Err(e) if shut(&e) => self.open_shut(path, flags),
+            other => other,
+        }
+    }
+
+    fn open_in_steps(&self, path: &[u8], flags: i32) -> io::Result<OwnedFd> {
         const STEP: usize = 3800;
         let mut base: Option<OwnedFd> = None;
         let mut rest = path;
@@ -275,6 +307,10 @@ fn swap_prefix(path: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
         Some(rest) if rest.is_empty() || rest.starts_with(b"/") => [to, rest].concat(),
         _ => path.to_vec(),
     }
+}
+
+fn shut(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(libc::EACCES)
 }
 
 fn is_absent(e: &io::Error) -> bool {
@@ -395,6 +431,26 @@ mod tests {
         assert_eq!(tree.to_logical(real.as_os_str().as_bytes()), b"/storage/a/b");
         assert_eq!(tree.to_physical(b"/storage/a/b"), real.as_os_str().as_bytes());
         assert_eq!(tree.to_physical(b"/storage2"), b"/storage2");
+    }
+
+    #[test]
+    fn what_its_owner_has_shut_is_opened_and_left_shut() {
+        use std::os::unix::fs::PermissionsExt;
+        // Root is refused nothing; the test says the same then.
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Tree::open(dir.path(), dir.path()).unwrap();
+        let (outer, file) = (dir.path().join("d"), dir.path().join("d/f"));
+        std::fs::create_dir(&outer).unwrap();
+        std::fs::write(&file, "x").unwrap();
+        for (path, mode) in [(&file, 0o000), (&outer, 0o000)] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        assert!(tree.open_file(b"d/f").unwrap().is_some());
+        assert!(tree.open_dir(b"d").unwrap().is_some());
+        assert!(tree.open_at(b"d/f", libc::O_PATH).is_ok());
+        assert_eq!(std::fs::metadata(&outer).unwrap().permissions().mode() & 0o7777, 0);
+        std::fs::set_permissions(&outer, std::fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0);
     }
 
     #[test]

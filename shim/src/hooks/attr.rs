@@ -13,7 +13,7 @@ use crate::{control, fds, gate};
 /// Calls `act` with the place of `path`, inside the gate where it is in a mount, after the attributes of what it names
 /// were told.
 #[inline(always)]
-fn by_path(dirfd: c_int, path: *const c_char, follow: bool, act: impl FnOnce(Place) -> c_int) -> c_int {
+pub fn by_path(dirfd: c_int, path: *const c_char, follow: bool, act: impl FnOnce(Place) -> c_int) -> c_int {
     let mut room = PathBuf::new();
     let place = match place::at(dirfd, path, &mut room) {
         Ok(place) => place,
@@ -26,7 +26,8 @@ fn by_path(dirfd: c_int, path: *const c_char, follow: bool, act: impl FnOnce(Pla
     };
     // AT_EMPTY_PATH: some of these take a descriptor by an empty path; with another path it says nothing.
     let flags = k::AT_EMPTY_PATH | if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
-    let ino = sys::stat_at(place.dirfd, place.path, flags).ok().filter(|s| of_mount(index, s)).map(|s| s.st_ino);
+    let ino =
+        sys::stat_at(place.dirfd, place.path, flags).ok().filter(|s| of_mount(index, s)).map(|s| s.st_ino);
     let tell = |inside: &gate::Inside| {
         if let Some(ino) = ino {
             inside.tell(&Intent::Attributes { ino });
@@ -57,7 +58,8 @@ pub fn by_fd(fd: c_int, act: impl FnOnce() -> c_int) -> c_int {
     result
 }
 
-fn follows(flags: c_int) -> bool {
+/// Whether AT_* flags let a symbolic link be followed.
+pub fn follows(flags: c_int) -> bool {
     flags as u32 & k::AT_SYMLINK_NOFOLLOW == 0
 }
 

@@ -39,7 +39,7 @@ pub unsafe fn give(path: &[u8], out: *mut c_char, size: usize) -> *mut c_char {
 }
 
 /// The working directory as the app knows it, where it lies in a mount that is translated.
-fn logical_cwd<'o>(out: &'o mut PathBuf) -> Option<&'o [u8]> {
+fn logical_cwd(out: &mut PathBuf) -> Option<&[u8]> {
     let (_, entry) = place::cwd_mount()?;
     if entry.identity {
         return None;

@@ -55,7 +55,9 @@ pub unsafe fn with_environment<R>(envp: Strings, act: impl FnOnce(Strings) -> R)
 
 #[inline(never)]
 unsafe fn put_back<R>(envp: Strings, act: impl FnOnce(Strings) -> R) -> R {
-    let Some(own) = loader::own_path().map(CStr::to_bytes).filter(|own| !own.is_empty()) else { return act(envp) };
+    let Some(own) = loader::own_path().map(CStr::to_bytes).filter(|own| !own.is_empty()) else {
+        return act(envp);
+    };
     let mut run_dir = PathBuf::new();
     let (mut count, mut preload, mut has_dir) = (0usize, None, !control::names_run_dir());
     // SAFETY: the caller vouches for the array; its entries are C strings.
@@ -65,7 +67,8 @@ unsafe fn put_back<R>(envp: Strings, act: impl FnOnce(Strings) -> R) -> R {
         if let Some(value) = text.strip_prefix(PRELOAD) {
             preload = Some((at, value));
         }
-        has_dir |= text.strip_prefix(names::ENV_RUN_DIR.as_bytes()).is_some_and(|rest| rest.starts_with(b"="));
+        has_dir |=
+            text.strip_prefix(names::ENV_RUN_DIR.as_bytes()).is_some_and(|rest| rest.starts_with(b"="));
         count = at + 1;
     }
     if has_dir && preload.is_some_and(|(_, value)| contains(value, own)) {
@@ -121,9 +124,11 @@ impl Changed {
     unsafe fn run<const N: usize, R>(&self, act: impl FnOnce(Strings) -> R) -> R {
         let mut array = [const { MaybeUninit::<*const c_char>::uninit() }; N];
         // SAFETY: as above.
-        let old = unsafe { entries(self.envp) }.take(self.count).enumerate().map(|(at, entry)| match self.replaced {
-            Some((place, line)) if place == at => line,
-            _ => entry,
+        let old = unsafe { entries(self.envp) }.take(self.count).enumerate().map(|(at, entry)| {
+            match self.replaced {
+                Some((place, line)) if place == at => line,
+                _ => entry,
+            }
         });
         let new = self.added.iter().flatten().copied();
         for (to, from) in array.iter_mut().zip(old.chain(new).chain([core::ptr::null()])) {
@@ -175,7 +180,10 @@ const DEFAULT_PATH: &[u8] = b"/bin:/usr/bin";
 ///
 /// # Safety
 /// `file` must be a C string.
-pub unsafe fn along_path<R>(file: *const c_char, mut attempt: impl FnMut(*const c_char) -> Option<R>) -> Option<R> {
+pub unsafe fn along_path<R>(
+    file: *const c_char,
+    mut attempt: impl FnMut(*const c_char) -> Option<R>,
+) -> Option<R> {
     // SAFETY: as above.
     let name = unsafe { CStr::from_ptr(file) }.to_bytes();
     if name.is_empty() {
@@ -312,7 +320,12 @@ const LIST_PATH: usize = 1;
 const LIST_ENVIRONMENT: usize = 2;
 
 /// What the trampolines below call.
-unsafe extern "C" fn exec_list(path: *const c_char, registers: Strings, stack: Strings, form: usize) -> c_int {
+unsafe extern "C" fn exec_list(
+    path: *const c_char,
+    registers: Strings,
+    stack: Strings,
+    form: usize,
+) -> c_int {
     let arguments = Variadic { registers, stack };
     // SAFETY: the trampoline passes where the caller's arguments are; the caller ended them with null, and put the
     // environment after it in that form.
@@ -373,4 +386,3 @@ macro_rules! variadic {
 variadic!(execl, LIST);
 variadic!(execlp, LIST_PATH);
 variadic!(execle, LIST_ENVIRONMENT);
-

@@ -79,7 +79,8 @@ unsafe fn write_vectors(
         while within < len {
             let n = (len - within).min(SLICE);
             let part = k::iovec { iov_base: vector.iov_base.wrapping_byte_add(within), iov_len: n as _ };
-            let wrote = piece(fd, file, at(done), n, || sys::writev_at(fd, &raw const part, 1, here(done), flags));
+            let wrote =
+                piece(fd, file, at(done), n, || sys::writev_at(fd, &raw const part, 1, here(done), flags));
             match wrote {
                 Ok(wrote) => {
                     done = done.saturating_add(wrote);
@@ -200,4 +201,3 @@ hook! {
         }
     }
 }
-

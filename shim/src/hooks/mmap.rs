@@ -18,18 +18,21 @@ hook! {
     unsafe fn mmap | mmap64 | __mmap(at: *mut c_void, n: usize, protection: c_int, flags: c_int, fd: c_int, offset: i64)
         -> *mut c_void => my_mmap {
         let kind = flags as u32 & k::MAP_TYPE;
-        if fd >= 0 && flags as u32 & k::MAP_ANONYMOUS == 0 && (kind == k::MAP_SHARED || kind == k::MAP_SHARED_VALIDATE) {
-            if let Some(file) = fds::file(fd).filter(|file| file.known.writable()) {
-                // The gate only for its answer: without an agent that can be told there is no mapping.
-                match gate::enter(file.mount, file.ino) {
-                    Ok(inside) => inside.tell(&Intent::Opened { ino: file.ino, flags: OpenFlags::MAPPED }),
-                    Err(errno) => {
-                        set_errno(errno);
-                        return MAP_FAILED;
-                    }
+        let shared = kind == k::MAP_SHARED || kind == k::MAP_SHARED_VALIDATE;
+        if fd >= 0
+            && shared
+            && flags as u32 & k::MAP_ANONYMOUS == 0
+            && let Some(file) = fds::file(fd).filter(|file| file.known.writable())
+        {
+            // The gate only for its answer: without an agent that can be told there is no mapping.
+            match gate::enter(file.mount, file.ino) {
+                Ok(inside) => inside.tell(&Intent::Opened { ino: file.ino, flags: OpenFlags::MAPPED }),
+                Err(errno) => {
+                    set_errno(errno);
+                    return MAP_FAILED;
                 }
-                MAPPED.fetch_or(1 << file.mount, Ordering::Relaxed);
             }
+            MAPPED.fetch_or(1 << file.mount, Ordering::Relaxed);
         }
         real!(mmap)(at, n, protection, flags, fd, offset)
     }

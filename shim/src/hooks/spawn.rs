@@ -29,7 +29,7 @@ hook! {
 /// `file` must be a C string.
 unsafe fn found_in_mount(file: *const c_char, room: &mut PathBuf) -> bool {
     let executable = |place: &place::Place| {
-        sys::stat_at(place.dirfd, place.path, 0).is_ok_and(|s| sys::is_regular(&s) && s.st_mode as u32 & 0o111 != 0)
+        sys::stat_at(place.dirfd, place.path, 0).is_ok_and(|s| sys::is_regular(&s) && s.st_mode & 0o111 != 0)
     };
     // SAFETY: as above.
     let first = unsafe {
@@ -82,9 +82,9 @@ hook! {
 hook! {
     unsafe fn posix_spawn_file_actions_addchdir(actions: *mut c_void, path: *const c_char) -> c_int
         => my_addchdir {
-        static NEW: loader::Real = loader::Real::new(c"posix_spawn_file_actions_addchdir");
+        static NEW: loader::Real = loader::Real::new();
         // Older libcs have it under its older name only.
-        if NEW.look_up().is_none() { return my_addchdir_np(actions, path) }
+        if NEW.look_up(c"posix_spawn_file_actions_addchdir").is_none() { return my_addchdir_np(actions, path) }
         with_place(path, |path| real!(posix_spawn_file_actions_addchdir)(actions, path))
     }
 }
@@ -179,4 +179,3 @@ macro_rules! vfork {
 }
 
 vfork!(vfork __vfork);
-

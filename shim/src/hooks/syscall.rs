@@ -14,18 +14,68 @@ static ROUTED: [u64; 8] = routed_numbers();
 
 const fn routed_numbers() -> [u64; 8] {
     const COMMON: [u32; 62] = [
-        k::__NR_openat, k::__NR_openat2, k::__NR_close, k::__NR_close_range, k::__NR_dup, k::__NR_dup3,
-        k::__NR_fcntl, k::__NR_ioctl, k::__NR_write, k::__NR_pwrite64, k::__NR_writev, k::__NR_pwritev,
-        k::__NR_pwritev2, k::__NR_sendfile, k::__NR_splice, k::__NR_copy_file_range, k::__NR_ftruncate,
-        k::__NR_truncate, k::__NR_fallocate, k::__NR_fsync, k::__NR_fdatasync, k::__NR_sync, k::__NR_syncfs,
-        k::__NR_msync, k::__NR_mkdirat, k::__NR_mknodat, k::__NR_unlinkat, k::__NR_symlinkat, k::__NR_linkat,
-        k::__NR_renameat2, k::__NR_fchmod, k::__NR_fchmodat, k::__NR_fchmodat2, k::__NR_fchown, k::__NR_fchownat,
-        k::__NR_utimensat, k::__NR_setxattr, k::__NR_lsetxattr, k::__NR_fsetxattr, k::__NR_removexattr,
-        k::__NR_lremovexattr, k::__NR_fremovexattr, k::__NR_getxattr, k::__NR_lgetxattr, k::__NR_listxattr,
-        k::__NR_llistxattr, k::__NR_newfstatat, k::__NR_statx, k::__NR_faccessat, k::__NR_faccessat2,
-        k::__NR_statfs, k::__NR_readlinkat, k::__NR_getcwd, k::__NR_chdir, k::__NR_fchdir, k::__NR_execve,
-        k::__NR_execveat, k::__NR_inotify_add_watch, k::__NR_name_to_handle_at, k::__NR_io_uring_setup,
-        k::__NR_mmap, k::__NR_chroot,
+        k::__NR_openat,
+        k::__NR_openat2,
+        k::__NR_close,
+        k::__NR_close_range,
+        k::__NR_dup,
+        k::__NR_dup3,
+        k::__NR_fcntl,
+        k::__NR_ioctl,
+        k::__NR_write,
+        k::__NR_pwrite64,
+        k::__NR_writev,
+        k::__NR_pwritev,
+        k::__NR_pwritev2,
+        k::__NR_sendfile,
+        k::__NR_splice,
+        k::__NR_copy_file_range,
+        k::__NR_ftruncate,
+        k::__NR_truncate,
+        k::__NR_fallocate,
+        k::__NR_fsync,
+        k::__NR_fdatasync,
+        k::__NR_sync,
+        k::__NR_syncfs,
+        k::__NR_msync,
+        k::__NR_mkdirat,
+        k::__NR_mknodat,
+        k::__NR_unlinkat,
+        k::__NR_symlinkat,
+        k::__NR_linkat,
+        k::__NR_renameat2,
+        k::__NR_fchmod,
+        k::__NR_fchmodat,
+        k::__NR_fchmodat2,
+        k::__NR_fchown,
+        k::__NR_fchownat,
+        k::__NR_utimensat,
+        k::__NR_setxattr,
+        k::__NR_lsetxattr,
+        k::__NR_fsetxattr,
+        k::__NR_removexattr,
+        k::__NR_lremovexattr,
+        k::__NR_fremovexattr,
+        k::__NR_getxattr,
+        k::__NR_lgetxattr,
+        k::__NR_listxattr,
+        k::__NR_llistxattr,
+        k::__NR_newfstatat,
+        k::__NR_statx,
+        k::__NR_faccessat,
+        k::__NR_faccessat2,
+        k::__NR_statfs,
+        k::__NR_readlinkat,
+        k::__NR_getcwd,
+        k::__NR_chdir,
+        k::__NR_fchdir,
+        k::__NR_execve,
+        k::__NR_execveat,
+        k::__NR_inotify_add_watch,
+        k::__NR_name_to_handle_at,
+        k::__NR_io_uring_setup,
+        k::__NR_mmap,
+        k::__NR_chroot,
     ];
     let mut bits = [0u64; 8];
     let mut at = 0;
@@ -36,9 +86,25 @@ const fn routed_numbers() -> [u64; 8] {
     #[cfg(target_arch = "x86_64")]
     {
         const OLD: [u32; 20] = [
-            k::__NR_open, k::__NR_creat, k::__NR_dup2, k::__NR_mkdir, k::__NR_rmdir, k::__NR_mknod, k::__NR_unlink,
-            k::__NR_symlink, k::__NR_link, k::__NR_rename, k::__NR_renameat, k::__NR_chmod, k::__NR_chown,
-            k::__NR_lchown, k::__NR_utime, k::__NR_utimes, k::__NR_stat, k::__NR_lstat, k::__NR_access,
+            k::__NR_open,
+            k::__NR_creat,
+            k::__NR_dup2,
+            k::__NR_mkdir,
+            k::__NR_rmdir,
+            k::__NR_mknod,
+            k::__NR_unlink,
+            k::__NR_symlink,
+            k::__NR_link,
+            k::__NR_rename,
+            k::__NR_renameat,
+            k::__NR_chmod,
+            k::__NR_chown,
+            k::__NR_lchown,
+            k::__NR_utime,
+            k::__NR_utimes,
+            k::__NR_stat,
+            k::__NR_lstat,
+            k::__NR_access,
             k::__NR_readlink,
         ];
         let mut at = 0;
@@ -130,17 +196,18 @@ unsafe extern "C" fn routed(
             k::__NR_writev => io::my_writev(w.int(0), b as *const _, w.int(2)) as c_long,
             // The kernel takes the offset in two halves, of which 64-bit machines use the first.
             k::__NR_pwritev => io::my_pwritev(w.int(0), b as *const _, w.int(2), d as i64) as c_long,
-            k::__NR_pwritev2 => io::my_pwritev2(w.int(0), b as *const _, w.int(2), d as i64, w.int(5)) as c_long,
+            k::__NR_pwritev2 => {
+                io::my_pwritev2(w.int(0), b as *const _, w.int(2), d as i64, w.int(5)) as c_long
+            }
             k::__NR_sendfile => copy::my_sendfile(w.int(0), w.int(1), c as *mut i64, d) as c_long,
             k::__NR_splice => {
                 copy::my_splice(w.int(0), b as *mut i64, w.int(2), d as *mut i64, e, f as u32) as c_long
             }
             k::__NR_copy_file_range => {
-                copy::my_copy_file_range(w.int(0), b as *mut i64, w.int(2), d as *mut i64, e, f as u32) as c_long
+                copy::my_copy_file_range(w.int(0), b as *mut i64, w.int(2), d as *mut i64, e, f as u32)
+                    as c_long
             }
-            k::__NR_mmap => {
-                mmap::my_mmap(a as *mut _, b, w.int(2), w.int(3), w.int(4), f as i64) as c_long
-            }
+            k::__NR_mmap => mmap::my_mmap(a as *mut _, b, w.int(2), w.int(3), w.int(4), f as i64) as c_long,
             k::__NR_msync => mmap::my_msync(a as *mut _, b, w.int(2)).into(),
             k::__NR_ftruncate => io::my_ftruncate(w.int(0), b as i64).into(),
             k::__NR_truncate => attr::my_truncate(w.path(0), b as i64).into(),
@@ -157,10 +224,15 @@ unsafe extern "C" fn routed(
             k::__NR_unlinkat => name::my_unlinkat(w.int(0), w.path(1), w.int(2)).into(),
             k::__NR_symlinkat => name::my_symlinkat(w.path(0), w.int(1), w.path(2)).into(),
             k::__NR_linkat => name::my_linkat(w.int(0), w.path(1), w.int(2), w.path(3), w.int(4)).into(),
-            k::__NR_renameat2 => name::my_renameat2(w.int(0), w.path(1), w.int(2), w.path(3), e as u32).into(),
+            k::__NR_renameat2 => {
+                name::my_renameat2(w.int(0), w.path(1), w.int(2), w.path(3), e as u32).into()
+            }
             k::__NR_fchmod => attr::my_fchmod(w.int(0), b as u32).into(),
             k::__NR_fchmodat => attr::my_fchmodat(w.int(0), w.path(1), c as u32, 0).into(),
-            k::__NR_fchmodat2 => attr::my_fchmodat(w.int(0), w.path(1), c as u32, w.int(3)).into(),
+            k::__NR_fchmodat2 => attr::by_path(w.int(0), w.path(1), attr::follows(w.int(3)), |place| {
+                Words([place.dirfd as usize, place.path as usize, c, d, 0, 0]).call(number) as c_int
+            })
+            .into(),
             k::__NR_fchown => attr::my_fchown(w.int(0), b as u32, c as u32).into(),
             k::__NR_fchownat => attr::my_fchownat(w.int(0), w.path(1), c as u32, d as u32, w.int(4)).into(),
             k::__NR_utimensat if b == 0 => attr::by_fd(w.int(0), || w.call(number) as c_int).into(),
@@ -171,9 +243,16 @@ unsafe extern "C" fn routed(
             k::__NR_removexattr => attr::my_removexattr(w.path(0), w.path(1)).into(),
             k::__NR_lremovexattr => attr::my_lremovexattr(w.path(0), w.path(1)).into(),
             k::__NR_fremovexattr => attr::my_fremovexattr(w.int(0), w.path(1)).into(),
-            k::__NR_newfstatat | k::__NR_statx | k::__NR_faccessat | k::__NR_faccessat2
+            k::__NR_newfstatat
+            | k::__NR_statx
+            | k::__NR_faccessat
+            | k::__NR_faccessat2
             | k::__NR_name_to_handle_at => w.translated(number, Some(0), 1),
-            k::__NR_getxattr | k::__NR_lgetxattr | k::__NR_listxattr | k::__NR_llistxattr | k::__NR_statfs
+            k::__NR_getxattr
+            | k::__NR_lgetxattr
+            | k::__NR_listxattr
+            | k::__NR_llistxattr
+            | k::__NR_statfs
             | k::__NR_chroot => w.translated(number, None, 0),
             k::__NR_inotify_add_watch => w.translated(number, None, 1),
             k::__NR_readlinkat => readlink::my_readlinkat(w.int(0), w.path(1), c as *mut c_char, d) as c_long,
@@ -232,7 +311,9 @@ unsafe fn old_routed(number: usize, w: Words) -> c_long {
             k::__NR_utime => attr::my_utime(w.path(0), w.word(1) as *const _).into(),
             k::__NR_utimes => attr::my_utimes(w.path(0), w.word(1) as *const _).into(),
             k::__NR_stat | k::__NR_lstat | k::__NR_access => w.translated(number, None, 0),
-            k::__NR_readlink => readlink::my_readlink(w.path(0), w.word(1) as *mut c_char, w.word(2)) as c_long,
+            k::__NR_readlink => {
+                readlink::my_readlink(w.path(0), w.word(1) as *mut c_char, w.word(2)) as c_long
+            }
             _ => w.call(number),
         }
     }

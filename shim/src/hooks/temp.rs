@@ -26,12 +26,17 @@ fn in_mount(template: *const c_char) -> bool {
 ///
 /// # Safety
 /// `template` must be a C string that may be written to.
-unsafe fn make<R: Reply + PartialEq>(template: *mut c_char, suffix: c_int, make: impl Fn() -> R) -> Result<R, Errno> {
+unsafe fn make<R: Reply + PartialEq>(
+    template: *mut c_char,
+    suffix: c_int,
+    make: impl Fn() -> R,
+) -> Result<R, Errno> {
     const ALPHABET: &[u8; 62] = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789";
     let invalid = Errno::of(errno::EINVAL);
     // SAFETY: as above.
     let len = unsafe { CStr::from_ptr(template) }.to_bytes().len();
-    let start = usize::try_from(suffix).ok().and_then(|s| len.checked_sub(s)?.checked_sub(LETTERS)).ok_or(invalid)?;
+    let start =
+        usize::try_from(suffix).ok().and_then(|s| len.checked_sub(s)?.checked_sub(LETTERS)).ok_or(invalid)?;
     // SAFETY: within the string; nobody else has it during the call.
     let letters = unsafe { core::slice::from_raw_parts_mut(template.add(start).cast::<u8>(), LETTERS) };
     if letters != b"XXXXXX" {

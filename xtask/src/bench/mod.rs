@@ -1,27 +1,28 @@
-//! `cargo xtask bench`: one subcommand per table.
+//! `cargo xtask bench`: one subcommand per table. What is measured here is never a test: a busy machine must not
+//! make anything fail.
 
-use anyhow::{Result, bail};
-use clap::Args;
+mod core;
+mod rig;
+mod table;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
 
 /// Arguments of `cargo xtask bench`.
 #[derive(Args)]
 pub struct Arguments {
-    /// Which table.
-    table: String,
+    #[command(subcommand)]
+    table: Table,
 }
 
-/// A table's name and the function that measures and prints it.
-type Table = (&'static str, fn() -> Result<()>);
-
-/// All tables.
-const TABLES: [Table; 0] = [];
+#[derive(Subcommand)]
+enum Table {
+    /// Calls, cuts, commits and memory, each against the same work without storeshim.
+    Core(core::Arguments),
+}
 
 pub fn main(arguments: &Arguments) -> Result<()> {
-    match TABLES.iter().find(|(name, _)| *name == arguments.table) {
-        Some((_, measure)) => measure(),
-        None => {
-            let names: Vec<&str> = TABLES.iter().map(|(name, _)| *name).collect();
-            bail!("there is no table `{}`; there are: {}", arguments.table, names.join(", "))
-        }
+    match &arguments.table {
+        Table::Core(arguments) => core::main(arguments),
     }
 }

@@ -2,8 +2,9 @@
 //! file and its directory; two gaps remain and are closed here: a directory that exists but whose own entry was never
 //! synced (made by a concurrent call, or by an agent that was killed in between), and deletes.
 //!
-//! It has no attributes, so a conditional PUT whose answer was lost shows as a conflict. That happens only when
-//! fsync(2) of the directory fails after the link was made; the agent then counts itself as fenced, which is safe.
+//! It has no attributes, so a conditional PUT whose answer was lost shows as a conflict: when fsync(2) of the directory
+//! fails after the link was made. `meta` finds its own commits in it; an epoch claimed that way counts as another
+//! agent's, which is safe.
 
 use std::collections::HashSet;
 use std::fs::File;

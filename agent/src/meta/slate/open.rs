@@ -28,7 +28,7 @@ const MANIFESTS: &str = "meta/manifest";
 /// Names that may lie under the prefix of a volume that does not exist yet.
 const HARMLESS: [&str; 2] = ["probe/", "lost+found/"];
 /// Blocks, indexes and filters kept in memory, bytes.
-const CACHE_BYTES: usize = 64 << 20;
+const CACHE_BYTES: usize = 48 << 20;
 /// Opening is given up after this, for the caller to say so and try again.
 const OPEN_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -175,20 +175,22 @@ fn settings() -> Settings {
         manifest_poll_interval: Duration::from_secs(5),
         manifest_update_timeout: never,
         l0_sst_size_bytes: 16 << 20,
-        max_unflushed_bytes: 64 << 20,
-        l0_max_ssts: 16,
-        l0_max_ssts_per_key: 16,
+        max_unflushed_bytes: 48 << 20,
+        l0_max_ssts: 32,
+        l0_max_ssts_per_key: 32,
         l0_flush_parallelism: 1,
         compactor_options: Some(CompactorOptions {
-            poll_interval: Duration::from_secs(10),
+            poll_interval: Duration::from_secs(5),
             manifest_update_timeout: never,
             max_concurrent_compactions: 1,
             commit_compacted_interval: Duration::from_secs(5),
             worker: Some(CompactionWorkerOptions {
                 max_concurrent_compactions: 1,
-                compactions_poll_interval: Duration::from_secs(10),
-                max_sst_size: 64 << 20,
-                max_fetch_tasks: 2,
+                compactions_poll_interval: Duration::from_secs(5),
+                max_sst_size: 32 << 20,
+                // Per source of a compaction, of which there may be dozens: this bounds its memory.
+                max_fetch_tasks: 1,
+                bytes_to_fetch: 512 << 10,
                 max_subcompactions: 1,
                 ..CompactionWorkerOptions::default()
             }),

@@ -35,8 +35,11 @@ fn contents(meta: &dyn Meta) -> BTreeMap<Vec<u8>, Vec<u8>> {
 }
 
 /// Commits under faults of the WAL's PUTs, then reads back through a healthy store.
-fn survives(mut fault: impl FnMut(u32) -> Option<Fault> + Send + 'static) {
-    let store = Arc::new(Faulty::default());
+fn survives(fault: impl FnMut(u32) -> Option<Fault> + Send + 'static) {
+    survives_on(Arc::new(Faulty::default()), fault);
+}
+
+fn survives_on(store: Arc<Faulty>, mut fault: impl FnMut(u32) -> Option<Fault> + Send + 'static) {
     let meta = super::open(&over(Arc::clone(&store) as Arc<dyn ObjectStore>)).unwrap();
     let mut count = 0;
     store.plan(move |path| {
@@ -69,6 +72,14 @@ fn survives(mut fault: impl FnMut(u32) -> Option<Fault> + Send + 'static) {
 #[test]
 fn lost_answers_are_no_conflicts() {
     survives(|count| (count % 2 == 1).then_some(Fault::LoseAnswer));
+}
+
+/// The batch is durable, but SlateDB must take it for another writer's: the marker tells that it is ours.
+#[test]
+fn lost_answers_of_a_store_without_attributes_are_found_out() {
+    let store = Arc::new(Faulty::default());
+    store.no_attributes.store(true, std::sync::atomic::Ordering::Relaxed);
+    survives_on(store, |count| (count % 4 == 1).then_some(Fault::LoseAnswer));
 }
 
 #[test]

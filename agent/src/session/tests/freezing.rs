@@ -64,10 +64,11 @@ fn writers_never_change_anything_inside_a_freeze() {
             });
         }
         let begun = Instant::now();
-        let mut clean = 0;
+        let (mut clean, mut all) = (0, 0);
         while begun.elapsed() < Duration::from_secs(2) {
             let mut told = Recorder::default();
             let freeze = agent.sessions.freeze(agent.mount, &mut told);
+            all += 1;
             if told.stragglers.is_empty() {
                 clean += 1;
                 let look =
@@ -82,7 +83,7 @@ fn writers_never_change_anything_inside_a_freeze() {
             drop(freeze);
         }
         stop.store(true, Ordering::Relaxed);
-        assert!(clean > 20, "only {clean} freezes went well");
+        assert!(clean > 20 && clean * 2 > all, "only {clean} of {all} freezes went well");
     });
 }
 

@@ -1,6 +1,7 @@
 //! Clients that lie, tear down what the agent has mapped, or put rubbish into its directory.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, symlink};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -126,10 +127,28 @@ fn rubbish_in_the_directory_of_rings() {
     let place = tempfile::tempdir().unwrap();
     let agent = Agent::new(place.path());
     let rings = agent.dir.join("rings");
-    let victim = place.path().join("victim");
-    fs::write(&victim, vec![1u8; size_of::<RingFile>()]).unwrap();
-    fs::hard_link(&victim, rings.join("hard")).unwrap();
-    symlink(&victim, rings.join("soft")).unwrap();
+    // Rings elsewhere, which whoever laid the link could not open himself.
+    for (number, hard) in [true, false].into_iter().enumerate() {
+        let elsewhere = place.path().join(number.to_string());
+        fs::create_dir_all(elsewhere.join("rings")).unwrap();
+        for name in ["control", "doorbell"] {
+            fs::copy(agent.dir.join(name), elsewhere.join(name)).unwrap();
+        }
+        let other = FakeClient::attach(&elsewhere);
+        other.push(agent.mount, Intent::Attributes { ino: 666 });
+        let ring = fs::read_dir(elsewhere.join("rings")).unwrap().next().unwrap().unwrap().path();
+        let name = rings.join(format!("link{number}"));
+        if hard { fs::hard_link(&ring, name).unwrap() } else { symlink(&ring, name).unwrap() }
+    }
+    // A lease makes others' opens wait, and tells its holder by a signal.
+    let leased = fs::File::create(rings.join("leased")).unwrap();
+    // SAFETY: a descriptor that is open, and integers. SIGURG is ignored by default.
+    let lease = unsafe {
+        const F_SETSIG: libc::c_int = 10;
+        libc::fcntl(leased.as_raw_fd(), F_SETSIG, libc::SIGURG);
+        libc::fcntl(leased.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK)
+    };
+    assert_eq!(lease, 0);
     symlink("nowhere", rings.join("dangling")).unwrap();
     fs::create_dir(rings.join("dir")).unwrap();
     nix::unistd::mkfifo(&rings.join("pipe"), nix::sys::stat::Mode::from_bits_truncate(0o666)).unwrap();
@@ -142,7 +161,7 @@ fn rubbish_in_the_directory_of_rings() {
     client.push(agent.mount, Intent::Attributes { ino: 3 });
     agent.until("a client beside it is served", |sink| sink.inodes.contains(&3));
     assert_eq!(agent.sessions.list().len(), 1);
-    assert!(fs::read(&victim).unwrap().iter().all(|byte| *byte == 1));
+    assert!(!agent.sink.lock().unwrap().inodes.contains(&666), "a link was followed");
     wait_until("incomplete files that nobody holds are removed", || {
         !rings.join("short").exists() && !rings.join("long").exists()
     });

@@ -1,0 +1,333 @@
+//! What a measurement needs: a home directory, the compiled programs, an agent, an S3 server. It must not know what is
+//! measured.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use xshell::cmd;
+
+use crate::{build, workspace};
+
+/// Where apps see the volume.
+pub const PREFIX: &str = "/storage";
+/// The key pair of the S3 server.
+const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "bench"), ("AWS_SECRET_ACCESS_KEY", "bench-secret")];
+/// Longest wait for an agent to be ready or to end.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Everything that was built, and a directory to work in, which is removed at the end.
+pub struct Rig {
+    program: PathBuf,
+    /// The library.
+    pub shim: PathBuf,
+    release: PathBuf,
+    home: PathBuf,
+    run_dir: PathBuf,
+}
+
+impl Rig {
+    /// Builds everything, optimised.
+    pub fn set_up() -> Result<Self> {
+        let sh = workspace::shell()?;
+        let built = build::build(&sh, true)?;
+        cmd!(sh, "cargo build --quiet --locked --release --package storeshim-tests --bins").quiet().run()?;
+        let target = workspace::target()?;
+        let home = target.join("bench");
+        remove(&home)?;
+        fs::create_dir_all(&home)?;
+        for name in ["calls", "spawn", "load"] {
+            let source = workspace::root().join("xtask/src/bench/programs").join(name).with_extension("c");
+            let program = home.join(name);
+            cmd!(sh, "cc -std=gnu11 -O2 -Wall -Wextra -Werror -o {program} {source}").quiet().run()?;
+        }
+        // The rings belong into memory: on a disk, writing them back would be measured, too.
+        let memory = Path::new("/dev/shm");
+        let run_dir = if memory.is_dir() {
+            memory.join(format!("storeshim-bench-{}", std::process::id()))
+        } else {
+            home.join("run")
+        };
+        Ok(Self { program: built.program, shim: built.shim, release: target.join("release"), home, run_dir })
+    }
+
+    /// A path in the working directory.
+    pub fn home(&self, name: &str) -> PathBuf {
+        self.home.join(name)
+    }
+
+    /// An empty directory for native work: on the tree's file system, as deep as the tree and with as long a name.
+    pub fn native(&self) -> Result<PathBuf> {
+        fresh(self.home("home"))
+    }
+
+    /// One of our C programs.
+    pub fn program(&self, name: &str) -> Command {
+        Command::new(self.home(name))
+    }
+
+    /// A variable of the environment for each process with the shim, as `storeshim run` sets them.
+    pub fn environment(&self) -> [(&'static str, &Path); 2] {
+        [("LD_PRELOAD", &self.shim), ("STORESHIM_RUN_DIR", &self.run_dir)]
+    }
+
+    /// Our client that does plain PUTs, for [`S3::endpoint`].
+    pub fn plain_puts(&self) -> Command {
+        let mut command = Command::new(self.release.join("s3put"));
+        command.envs(KEYS);
+        command
+    }
+
+    /// A store in a directory, emptied.
+    pub fn directory_store(&self) -> Result<String> {
+        Ok(format!("file://{}", fresh(self.home("store"))?.display()))
+    }
+
+    /// Starts an S3 server.
+    pub fn s3(&self) -> Result<S3> {
+        let mut command = Command::new(self.release.join("s3mem"));
+        command.args(["127.0.0.1:0"]).args(KEYS.map(|(_, value)| value));
+        // Its own MD5 sums would take the CPU that is measured here.
+        command.env("S3MEM_FAST_ETAG", "1");
+        let mut server = Talk::start(command)?;
+        let line = server.read()?;
+        let endpoint = line.strip_prefix("listening on ").context("the S3 server does not start")?;
+        Ok(S3 { endpoint: endpoint.to_owned(), server })
+    }
+
+    /// Starts an agent with an empty tree and state; `settings` are those of the mount, each behind a comma.
+    pub fn agent(&self, url: &str, settings: &str) -> Result<Agent<'_>> {
+        fresh(self.home("state"))?;
+        fresh(self.home("tree"))?;
+        remove(&self.run_dir)?;
+        let tree = self.home("tree");
+        let mount = format!("{PREFIX}={url},placement=translated,tree={}{settings}", tree.display());
+        let mut agent = Agent { rig: self, mount, child: None };
+        agent.start()?;
+        Ok(agent)
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // What is left is removed by the next run.
+        let _ = remove(&self.home);
+        let _ = remove(&self.run_dir);
+    }
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn fresh(dir: PathBuf) -> Result<PathBuf> {
+    remove(&dir)?;
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// Runs a program to its end; its output. Fails when it fails.
+pub fn run(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("cannot start {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?} failed: {}", output.status);
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// As [`run`]; the seconds that it took.
+pub fn timed(command: &mut Command) -> Result<f64> {
+    let started = Instant::now();
+    run(command)?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// The numbers in a program's output.
+pub fn numbers<const N: usize>(text: &str) -> Result<[f64; N]> {
+    let numbers: Vec<f64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    numbers.try_into().map_err(|_| anyhow::anyhow!("not {N} numbers: {text:?}"))
+}
+
+/// An agent with one mount; killed when dropped.
+pub struct Agent<'a> {
+    rig: &'a Rig,
+    mount: String,
+    child: Option<Child>,
+}
+
+impl Agent<'_> {
+    /// Starts it on the state and the tree that are there.
+    pub fn start(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.rig.home("agent.log"))?;
+        let mut command = self.command("agent");
+        command.arg("--state-dir").arg(self.rig.home("state")).arg("--mount").arg(&self.mount);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.child = Some(command.spawn().context("cannot start the agent")?);
+        let deadline = Instant::now() + PATIENCE;
+        while !self.status().is_ok_and(|status| volume(&status, "state") == Some(&Value::from("ready"))) {
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().transpose()).transpose()?;
+            if ended.is_some() || Instant::now() > deadline {
+                let log = fs::read_to_string(self.rig.home("agent.log")).unwrap_or_default();
+                bail!("the agent does not get ready:\n{log}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Ends it in good order.
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            run(Command::new("kill").arg(child.id().to_string()))?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    fn command(&self, subcommand: &str) -> Command {
+        let mut command = Command::new(&self.rig.program);
+        command.arg(subcommand).arg("--run-dir").arg(&self.rig.run_dir);
+        command.envs(KEYS).env("STORESHIM_SHIM", &self.rig.shim);
+        command
+    }
+
+    /// The root of its tree.
+    pub fn tree(&self) -> PathBuf {
+        self.rig.home("tree")
+    }
+
+    /// `storeshim run -- PROGRAM`, by the program's own name and arguments.
+    pub fn runs(&self, program: &Command) -> Command {
+        let mut command = self.command("run");
+        command.arg("--state-dir").arg(self.rig.home("state"));
+        command.arg("--").arg(program.get_program()).args(program.get_args());
+        command
+    }
+
+    /// The program with the shim, and without the flush that `storeshim run` ends with.
+    pub fn shows(&self, mut program: Command) -> Command {
+        program.envs(self.rig.environment());
+        program
+    }
+
+    /// `storeshim flush`; the seconds that it took.
+    pub fn flush(&self) -> Result<f64> {
+        timed(&mut self.command("flush"))
+    }
+
+    fn status(&self) -> Result<Value> {
+        let output = self.command("status").arg("--json").stderr(Stdio::null()).output()?;
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// Pauses of the cuts since it started, in nanoseconds: p50, p99, longest.
+    pub fn pauses(&self) -> Result<[f64; 3]> {
+        let status = self.status()?;
+        let pauses = volume(&status, "cut_pause_us").context("the status has no cut_pause_us")?;
+        let pauses: [f64; 3] = serde_json::from_value(pauses.clone())?;
+        Ok(pauses.map(|micros| micros * 1e3))
+    }
+
+    /// A counter of the volume, zero where it never counted.
+    pub fn counter(&self, name: &str) -> Result<f64> {
+        let status = self.status()?;
+        let counter = volume(&status, "counters").and_then(|counters| counters.get(name));
+        Ok(counter.and_then(Value::as_f64).unwrap_or(0.0))
+    }
+
+    /// Resident memory in bytes: at present, and at most since it started.
+    pub fn memory(&self) -> Result<[f64; 2]> {
+        let pid = self.child.as_ref().map(Child::id).context("the agent does not run")?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let kib = |field: &str| -> Result<f64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(field)).context("no such field")?;
+            Ok(line.split_whitespace().next().unwrap_or_default().parse::<f64>()? * 1024.0)
+        };
+        Ok([kib("VmRSS:")?, kib("VmHWM:")?])
+    }
+}
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// What an agent's status says of its only mount.
+fn volume<'a>(status: &'a Value, field: &str) -> Option<&'a Value> {
+    status.get("mounts")?.get(0)?.get("volume")?.get(field)
+}
+
+/// An S3 server in memory.
+pub struct S3 {
+    /// Its address.
+    pub endpoint: String,
+    server: Talk,
+}
+
+impl S3 {
+    /// A volume in it.
+    pub fn url(&self, name: &str) -> String {
+        format!("s3://volumes/{name}?endpoint={}", self.endpoint)
+    }
+
+    /// Requests so far: PUTs, and all others.
+    pub fn requests(&mut self) -> Result<[f64; 2]> {
+        let [puts, others, _bytes] = numbers(&self.server.ask("count")?)?;
+        Ok([puts, others])
+    }
+}
+
+/// A program that answers lines by lines; killed when dropped.
+pub struct Talk {
+    child: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+}
+
+impl Talk {
+    /// Starts it.
+    pub fn start(mut command: Command) -> Result<Self> {
+        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = spawned.with_context(|| format!("cannot start {command:?}"))?;
+        let to = child.stdin.take().context("a pipe was asked for")?;
+        let from = child.stdout.take().context("a pipe was asked for")?;
+        Ok(Self { child, to, from: BufReader::new(from) })
+    }
+
+    /// Its next line.
+    pub fn read(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.from.read_line(&mut line)?;
+        if line.is_empty() {
+            bail!("a program ended in the middle of a measurement");
+        }
+        Ok(line.trim_end().to_owned())
+    }
+
+    /// Its answer to a line.
+    pub fn ask(&mut self, line: &str) -> Result<String> {
+        writeln!(self.to, "{line}")?;
+        self.read()
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
