@@ -69,7 +69,7 @@ impl Machine {
     fn start_sleep(&self, seconds: f64) -> Child {
         let ready = self.path("ready");
         let child =
-            start(&mut self.run(&["sh", "-c", &format!("touch {}; sleep {seconds}", ready.display())]));
+            start(&mut self.run(&["sh", "-c", &format!("touch {}; exec sleep {seconds}", ready.display())]));
         until("the program has started", || exists(&ready));
         std::fs::remove_file(ready).unwrap();
         child

@@ -54,6 +54,7 @@ pub struct Mounts {
     started: Instant,
     drain_timeout: Duration,
     sessions: Arc<dyn SessionPort>,
+    router: Arc<Router>,
     mounts: Vec<Arc<OneMount>>,
     life: Mutex<Life>,
 }
@@ -137,6 +138,7 @@ impl Mounts {
             started: Instant::now(),
             drain_timeout: config.drain_timeout,
             sessions,
+            router,
             mounts,
             life: Mutex::default(),
         }))
@@ -231,6 +233,8 @@ impl Mounts {
         let mut waiting = Vec::new();
         for one in &self.mounts {
             let Some(engine) = one.engine() else { continue };
+            // An engine that has ended would refuse what the next agent can serve.
+            self.router.hold(one.index);
             waiting.push(one.clone());
             let (done, prefix) = (done.clone(), one.config.prefix.clone());
             let spawned = std::thread::Builder::new().name(format!("drain {prefix}")).spawn(move || {

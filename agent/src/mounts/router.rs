@@ -11,7 +11,7 @@ use crate::session::{Reply, RequestSink};
 
 /// Where the requests of one mount go.
 enum Route {
-    /// The volume is being opened. A request that is still here when the agent ends stays pending in its ring,
+    /// The volume is being opened, or closed. A request that is still here when the agent ends stays pending in its ring,
     /// where the next agent finds it.
     Held(Vec<(u64, Box<dyn Reply>)>),
     /// To the volume.
@@ -42,6 +42,15 @@ impl Router {
         for (ino, reply) in held {
             engine.barrier(ino, reply);
         }
+    }
+
+    /// From now on the requests of mount `index` are kept, for the next agent: this one is about to end. Those that
+    /// its volume has taken are the volume's to answer.
+    pub fn hold(&self, index: usize) {
+        self.replace(index, |route| match route {
+            Route::Open(_) => Some(Route::Held(Vec::new())),
+            Route::Held(_) | Route::Refused(_) => None,
+        });
     }
 
     /// From now on the requests of mount `index`, and those that were kept, are answered with `errno`.
@@ -79,15 +88,12 @@ impl RequestSink for Router {
     fn request(&self, request: Request, reply: Box<dyn Reply>) {
         let Request::Barrier { mount, ino } = request;
         let Some(route) = self.routes.get(usize::from(mount)) else { return reply.reply(libc::EINVAL) };
-        let engine = {
-            let mut route = route.lock().unwrap_or_else(PoisonError::into_inner);
-            match &mut *route {
-                Route::Held(held) => return held.push((ino, reply)),
-                Route::Refused(errno) => return reply.reply(*errno),
-                Route::Open(engine) => engine.clone(),
-            }
-        };
-        engine.barrier(ino, reply);
+        // An engine is called with the lock held, so that after `hold` nothing is on its way to it.
+        match &mut *route.lock().unwrap_or_else(PoisonError::into_inner) {
+            Route::Held(held) => held.push((ino, reply)),
+            Route::Refused(errno) => reply.reply(*errno),
+            Route::Open(engine) => engine.barrier(ino, reply),
+        }
     }
 }
 
@@ -112,6 +118,23 @@ mod tests {
         let (reply, answer) = FakeReply::pair();
         router.request(barrier(0), reply);
         assert_eq!(answer.get(), Some(0));
+    }
+
+    /// A live app must not see that an agent makes room for the next one.
+    #[test]
+    fn requests_wait_for_the_next_agent_when_this_one_ends() {
+        let router = Router::default();
+        let engine: Arc<dyn Engine> = Arc::new(FakeEngine::default());
+        router.open(0, &engine);
+        router.hold(0);
+        let (reply, answer) = FakeReply::pair();
+        router.request(barrier(0), reply);
+        assert_eq!(answer.get(), None);
+        router.refuse(1, libc::ESTALE);
+        router.hold(1);
+        let (reply, answer) = FakeReply::pair();
+        router.request(barrier(1), reply);
+        assert_eq!(answer.get(), Some(libc::ESTALE));
     }
 
     #[test]
