@@ -370,14 +370,14 @@ type Destructor = unsafe extern "C" fn(*mut c_void);
 /// Arranges that the slot is freed when this thread ends. Where that cannot be had the slot stays taken, and the
 /// table is the smaller for it.
 fn free_at_thread_exit() {
-    static CREATE: Real = Real::new(c"pthread_key_create");
-    static SET: Real = Real::new(c"pthread_setspecific");
+    static CREATE: Real = Real::new();
+    static SET: Real = Real::new();
     /// glibc keeps this many values without allocating.
     const INLINE_KEYS: u32 = 32;
 
     let mut key = EXIT_KEY.load(Ordering::Acquire);
     if key == 0 {
-        let Some(create) = CREATE.look_up() else { return };
+        let Some(create) = CREATE.look_up(c"pthread_key_create") else { return };
         let mut fresh = 0u32;
         // SAFETY: the type of pthread_key_create.
         let create: unsafe extern "C" fn(*mut u32, Destructor) -> c_int =
@@ -391,7 +391,7 @@ fn free_at_thread_exit() {
             Err(first) => first,
         };
     }
-    let Some(set) = SET.look_up() else { return };
+    let Some(set) = SET.look_up(c"pthread_setspecific") else { return };
     if key - 1 < INLINE_KEYS {
         // SAFETY: the type of pthread_setspecific.
         let set: unsafe extern "C" fn(u32, *const c_void) -> c_int = unsafe { core::mem::transmute(set) };

@@ -46,12 +46,15 @@ impl Entry {
 }
 
 /// The mounts, as they were at some moment: a newer agent may bring others, never change these under a reader.
+///
+/// In this order, so that a table of one mount is one page of memory.
+#[repr(C)]
 pub struct Table {
     generation: u32,
     count: u32,
-    entries: [Entry; MAX_MOUNTS],
     /// Some mount is not in identity placement.
     pub translates: bool,
+    entries: [Entry; MAX_MOUNTS],
 }
 
 impl Table {
@@ -279,6 +282,11 @@ fn copy_table(control: &'static Control, old: Option<&'static Table>) -> Option<
             }
         }
     }
+}
+
+/// Whether the tree of some mount lies on this device. Cheaper than the table.
+pub fn holds_device(dev: u64) -> bool {
+    control().is_some_and(|c| c.mounts().iter().any(|mount| mount.dev.load(Ordering::Relaxed) == dev))
 }
 
 /// The live entry of a mount.

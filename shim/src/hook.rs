@@ -71,15 +71,15 @@ macro_rules! hook {
             #[allow(dead_code, reason = "not every hook calls its function by name")]
             #[inline(always)]
             pub fn real() -> unsafe extern "C" fn($($type),*) $(-> $ret)? {
-                static REAL: $crate::loader::Real = $crate::loader::Real::new(
+                static REAL: $crate::loader::Real = $crate::loader::Real::new();
+                const NAME: &core::ffi::CStr =
                     match core::ffi::CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
                         Ok(name) => name,
                         Err(_) => c"",
-                    },
-                );
+                    };
                 // SAFETY: the function of this name has this type in every libc (a variadic one takes the same
                 // registers), or it is the stand-in, which takes anything.
-                unsafe { core::mem::transmute(REAL.address()) }
+                unsafe { core::mem::transmute(REAL.address(NAME)) }
             }
         }
 

@@ -12,6 +12,8 @@
 
 mod ask;
 mod attach;
+#[cfg(test)]
+mod attached_tests;
 mod control;
 mod fds;
 mod gate;

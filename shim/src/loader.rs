@@ -264,31 +264,29 @@ fn next(name: &CStr) -> Option<usize> {
     })
 }
 
-/// A function of libc, looked up at its first use.
-pub struct Real {
-    name: &'static CStr,
-    at: AtomicUsize,
-}
+/// Where the address of a function of libc is kept once it was looked up. Without the function's name: a pointer in
+/// a static is a relocation at each start of a process, and this is in memory that is not even read until then.
+pub struct Real(AtomicUsize);
 
 impl Real {
-    /// The function with this name.
-    pub const fn new(name: &'static CStr) -> Self {
-        Self { name, at: AtomicUsize::new(0) }
+    /// Not looked up yet.
+    pub const fn new() -> Self {
+        Self(AtomicUsize::new(0))
     }
 
-    /// Its address, or that of a function that fails with ENOSYS where this libc has none.
+    /// The address of `name`, or that of a function that fails with ENOSYS where this libc has none.
     #[inline(always)]
-    pub fn address(&self) -> usize {
-        let at = self.at.load(Ordering::Relaxed);
-        if at != 0 { at } else { self.look_up().unwrap_or(missing as *const () as usize) }
+    pub fn address(&self, name: &CStr) -> usize {
+        let at = self.0.load(Ordering::Relaxed);
+        if at != 0 { at } else { self.look_up(name).unwrap_or(missing as *const () as usize) }
     }
 
-    /// Its address, where this libc has it.
+    /// The address of `name`, where this libc has it.
     #[cold]
     #[inline(never)]
-    pub fn look_up(&self) -> Option<usize> {
-        let at = next(self.name)?;
-        self.at.store(at, Ordering::Relaxed);
+    pub fn look_up(&self, name: &CStr) -> Option<usize> {
+        let at = next(name)?;
+        self.0.store(at, Ordering::Relaxed);
         Some(at)
     }
 }

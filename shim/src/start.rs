@@ -26,7 +26,7 @@ fn tell_inherited(fd: c_int) {
     if flags as u32 & k::O_ACCMODE == k::O_RDONLY {
         return;
     }
-    if sys::fstat(fd).is_ok_and(|stat| sys::is_regular(&stat)) {
+    if sys::fstat(fd).is_ok_and(|stat| sys::is_regular(&stat) && control::holds_device(stat.st_dev)) {
         // Looks the descriptor up, which tells it where it lies in a mount.
         let _ = fds::known(fd);
     }

@@ -13,7 +13,7 @@ use crate::{control, fds, gate};
 /// Calls `act` with the place of `path`, inside the gate where it is in a mount, after the attributes of what it names
 /// were told.
 #[inline(always)]
-fn by_path(dirfd: c_int, path: *const c_char, follow: bool, act: impl FnOnce(Place) -> c_int) -> c_int {
+pub fn by_path(dirfd: c_int, path: *const c_char, follow: bool, act: impl FnOnce(Place) -> c_int) -> c_int {
     let mut room = PathBuf::new();
     let place = match place::at(dirfd, path, &mut room) {
         Ok(place) => place,
@@ -58,7 +58,8 @@ pub fn by_fd(fd: c_int, act: impl FnOnce() -> c_int) -> c_int {
     result
 }
 
-fn follows(flags: c_int) -> bool {
+/// Whether AT_* flags let a symbolic link be followed.
+pub fn follows(flags: c_int) -> bool {
     flags as u32 & k::AT_SYMLINK_NOFOLLOW == 0
 }
 

@@ -111,6 +111,30 @@ pub struct Glob {
 
 const GLOB_ALTDIRFUNC: c_int = 1 << 9;
 
+/// Turns the paths that a glob has found round, in place; one that would grow stays as it is.
+///
+/// # Safety
+/// `out` must be what a glob with this result left.
+unsafe fn turn_found(result: c_int, out: *mut Glob) {
+    if result != 0 {
+        return;
+    }
+    // SAFETY: as above: an array of C strings, which are the app's to change.
+    unsafe {
+        for at in 0..(*out).count {
+            let path = *(*out).paths.add((*out).offset.wrapping_add(at));
+            let old = core::ffi::CStr::from_ptr(path).to_bytes();
+            let mut room = PathBuf::new();
+            match place::turned(old, &mut room) {
+                Some(new) if new.len() <= old.len() => {
+                    super::cwd::give(new, path, old.len() + 1);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
 /// Globs with directories opened by our functions, so that the pattern and what it finds stay logical.
 ///
 /// # Safety
@@ -129,16 +153,19 @@ unsafe fn glob_with(
     if !translated || out.is_null() || flags & GLOB_ALTDIRFUNC != 0 {
         return call(pattern, flags);
     }
-    static READ: crate::loader::Real = crate::loader::Real::new(c"readdir64");
-    static GLIBC: crate::loader::Real = crate::loader::Real::new(c"gnu_get_libc_version");
-    if GLIBC.look_up().is_none() {
-        // musl knows no such functions: what it finds is named as in the tree.
-        return call(room.c_str(), flags);
+    static READ: crate::loader::Real = crate::loader::Real::new();
+    static GLIBC: crate::loader::Real = crate::loader::Real::new();
+    if GLIBC.look_up(c"gnu_get_libc_version").is_none() {
+        // musl knows no such functions: what it finds is turned round afterwards.
+        let result = call(room.c_str(), flags);
+        // SAFETY: a glob that has not failed has filled `out` in.
+        unsafe { turn_found(result, out) };
+        return result;
     }
     // SAFETY: `out` is the app's glob_t.
     unsafe {
         (*out).close = my_closedir as *const () as usize;
-        (*out).read = READ.address();
+        (*out).read = READ.address(c"readdir64");
         (*out).open = my_opendir as *const () as usize;
         (*out).lstat = super::stat::my_lstat as *const () as usize;
         (*out).stat = super::stat::my_stat as *const () as usize;

@@ -2,6 +2,7 @@
 //! there; any other open for writing is told afterwards, since nothing has changed yet.
 
 use core::ffi::{c_char, c_int};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use storeshim_protocol::{Intent, OpenFlags};
 
@@ -12,6 +13,11 @@ use crate::names::{self, Entry};
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, Answer, Errno, PathBuf, Stat, errno, k};
 use crate::{control, tell};
+
+/// The last file that was opened with O_CREAT was not there before.
+static CREATES: AtomicBool = AtomicBool::new(true);
+
+const EXISTS: Answer = Err(Errno::of(errno::EEXIST));
 
 /// An open: what is asked, and how the kernel is asked.
 pub struct Open<F> {
@@ -72,8 +78,16 @@ impl<F: Fn(c_int, *const c_char, c_int) -> Answer> Open<F> {
         let follow = if self.has(k::O_NOFOLLOW) { k::AT_SYMLINK_NOFOLLOW } else { 0 };
         let mut inside = gate::enter(index, 0)?;
         let exclusive = self.has(k::O_CREAT | k::O_EXCL);
-        let found = if exclusive { Err(Errno(0)) } else { sys::stat_at(place.dirfd, place.path, follow) };
-        match found {
+        // Creating it straight away spares a look where there is nothing, and costs one more where there is
+        // something: do what was right the last time.
+        if self.has(k::O_CREAT) && (exclusive || CREATES.load(Ordering::Relaxed)) {
+            let answer = self.create(index, place, path, room, &mut inside);
+            if exclusive || answer != EXISTS {
+                return answer;
+            }
+            CREATES.store(false, Ordering::Relaxed);
+        }
+        match sys::stat_at(place.dirfd, place.path, follow) {
             Ok(stat) if sys::is_regular(&stat) && of_mount(index, &stat) => {
                 inside.is_about(stat.st_ino);
                 if self.has(k::O_TRUNC) {
@@ -99,39 +113,49 @@ impl<F: Fn(c_int, *const c_char, c_int) -> Answer> Open<F> {
                 self.plain(index, place)
             }
             Err(_) if !self.has(k::O_CREAT) => (self.call)(place.dirfd, place.path, self.flags),
-            Err(_) => {
-                let place = place::owned(place.dirfd, path, room).unwrap_or(place);
-                let entry = Entry::find(index, place.dirfd, room);
-                if let Some(entry) = entry {
-                    inside.is_about(entry.dir);
-                    inside.tell(&entry.intent(room));
+            Err(_) => match self.create(index, place, path, room, &mut inside) {
+                // A dangling symbolic link, or somebody was quicker.
+                EXISTS => {
+                    let fd = (self.call)(place.dirfd, place.path, self.flags)?;
+                    self.opened(index, &inside, fd as c_int);
+                    names::tell_by_path(index, fd as c_int);
+                    Ok(fd)
                 }
-                let created = (self.call)(place.dirfd, place.path, self.flags | k::O_EXCL as c_int);
-                match created {
-                    Ok(fd) => {
-                        let ino = self.opened(index, &inside, fd as c_int);
-                        if let Some(ino) = ino {
-                            // All of it is new: no write need find out where it writes.
-                            inside.tell_range(ino, 0, u64::MAX);
-                        }
-                        match entry {
-                            Some(entry) if inside.overtaken() => inside.tell(&entry.intent(room)),
-                            Some(_) => {}
-                            None => tell::lost(),
-                        }
-                        Ok(fd)
-                    }
-                    // A dangling symbolic link, or somebody was quicker.
-                    Err(e) if e == Errno::of(errno::EEXIST) && !exclusive => {
-                        let fd = (self.call)(place.dirfd, place.path, self.flags)?;
-                        self.opened(index, &inside, fd as c_int);
-                        names::tell_by_path(index, fd as c_int);
-                        Ok(fd)
-                    }
-                    Err(e) => Err(e),
+                answer => {
+                    CREATES.store(true, Ordering::Relaxed);
+                    answer
                 }
-            }
+            },
         }
+    }
+
+    /// Creates the file, inside the gate and told; [`EXISTS`] where there is something of that name.
+    fn create(
+        &self,
+        index: usize,
+        place: Place,
+        path: *const c_char,
+        room: &mut PathBuf,
+        inside: &mut gate::Inside,
+    ) -> Answer {
+        let translated = core::ptr::eq(place.path, room.c_str());
+        let place = if translated { place } else { place::owned(place.dirfd, path, room)? };
+        let entry = Entry::find(index, place.dirfd, room);
+        if let Some(entry) = entry {
+            inside.is_about(entry.dir);
+            inside.tell(&entry.intent(room));
+        }
+        let fd = (self.call)(place.dirfd, place.path, self.flags | k::O_EXCL as c_int)?;
+        if let Some(ino) = self.opened(index, inside, fd as c_int) {
+            // All of it is new: no write need find out where it writes.
+            inside.tell_range(ino, 0, u64::MAX);
+        }
+        match entry {
+            Some(entry) if inside.overtaken() => inside.tell(&entry.intent(room)),
+            Some(_) => {}
+            None => tell::lost(),
+        }
+        Ok(fd)
     }
 
     /// After an open inside the gate: tells and remembers the file; its inode where it is one of the mount.

@@ -7,14 +7,14 @@ use crate::loader::Real;
 use crate::place::{self, CWD};
 use crate::sys::PathBuf;
 
-static DLOPEN: Real = Real::new(c"dlopen");
+static DLOPEN: Real = Real::new();
 
 /// The real dlopen's address where the path can be passed on as it is, 0 where it must be translated.
 extern "C" fn plain_dlopen(path: *const c_char) -> usize {
     let mut room = PathBuf::new();
     match place::at(CWD, path, &mut room) {
         // A bare name is searched, not opened.
-        Ok(place) if core::ptr::eq(place.path, path) => DLOPEN.address(),
+        Ok(place) if core::ptr::eq(place.path, path) => DLOPEN.address(c"dlopen"),
         _ => 0,
     }
 }
@@ -24,7 +24,7 @@ unsafe extern "C" fn translated_dlopen(path: *const c_char, flags: c_int) -> *mu
     let mut room = PathBuf::new();
     // SAFETY: the type of dlopen.
     let dlopen: unsafe extern "C" fn(*const c_char, c_int) -> *mut c_void =
-        unsafe { core::mem::transmute(DLOPEN.address()) };
+        unsafe { core::mem::transmute(DLOPEN.address(c"dlopen")) };
     match place::at(CWD, path, &mut room) {
         // SAFETY: the caller keeps the contract of dlopen(3).
         Ok(place) => unsafe { dlopen(place.path, flags) },

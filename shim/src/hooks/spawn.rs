@@ -82,9 +82,9 @@ hook! {
 hook! {
     unsafe fn posix_spawn_file_actions_addchdir(actions: *mut c_void, path: *const c_char) -> c_int
         => my_addchdir {
-        static NEW: loader::Real = loader::Real::new(c"posix_spawn_file_actions_addchdir");
+        static NEW: loader::Real = loader::Real::new();
         // Older libcs have it under its older name only.
-        if NEW.look_up().is_none() { return my_addchdir_np(actions, path) }
+        if NEW.look_up(c"posix_spawn_file_actions_addchdir").is_none() { return my_addchdir_np(actions, path) }
         with_place(path, |path| real!(posix_spawn_file_actions_addchdir)(actions, path))
     }
 }

@@ -229,7 +229,10 @@ unsafe extern "C" fn routed(
             }
             k::__NR_fchmod => attr::my_fchmod(w.int(0), b as u32).into(),
             k::__NR_fchmodat => attr::my_fchmodat(w.int(0), w.path(1), c as u32, 0).into(),
-            k::__NR_fchmodat2 => attr::my_fchmodat(w.int(0), w.path(1), c as u32, w.int(3)).into(),
+            k::__NR_fchmodat2 => attr::by_path(w.int(0), w.path(1), attr::follows(w.int(3)), |place| {
+                Words([place.dirfd as usize, place.path as usize, c, d, 0, 0]).call(number) as c_int
+            })
+            .into(),
             k::__NR_fchown => attr::my_fchown(w.int(0), b as u32, c as u32).into(),
             k::__NR_fchownat => attr::my_fchownat(w.int(0), w.path(1), c as u32, d as u32, w.int(4)).into(),
             k::__NR_utimensat if b == 0 => attr::by_fd(w.int(0), || w.call(number) as c_int).into(),
