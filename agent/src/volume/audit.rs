@@ -102,11 +102,16 @@ fn scan_dir(
             }
             continue;
         };
-        let Some(child) = child else {
+        let seen = child.map(|child| index.seen(child)).transpose()?.flatten();
+        let Some(child) = child.filter(|_| seen.is_some_and(|seen| seen.id == stat.id)) else {
             dirty.add_name(own.id.ino, &name);
+            // One that moved here: the look will find where it is now, and what is in it is compared as ever.
+            if let Some(moved) = index.kernel(stat.id.ino)?.filter(|k| k.id == stat.id && stat.is_dir()) {
+                dirs.push((moved.inode, join(path, &name)));
+            }
             continue;
         };
-        match index.seen(child)? {
+        match seen {
             Some(seen) if seen.id == stat.id => {
                 if !same(&seen, &stat) || seen.racy {
                     dirty.add_inode(stat.id.ino).untold = true;
@@ -115,7 +120,7 @@ fn scan_dir(
                     dirs.push((child, join(path, &name)));
                 }
             }
-            _ => dirty.add_name(own.id.ino, &name),
+            _ => {}
         }
     }
     for name in known.into_keys() {

@@ -4,6 +4,7 @@
 //! looks in a row agree (double collect). It must not know what becomes of the look.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use storeshim_protocol::OpenFlags;
@@ -120,7 +121,8 @@ impl<'a> Cutter<'a, '_> {
             round += 1;
             let last = round >= ROUNDS;
             if round == CROWDED {
-                // They write faster than we read: the engine opens the throttle again after the cut.
+                // They write faster than we read: the throttle is open again after the cut.
+                self.shared.crowded.store(true, Ordering::Relaxed);
                 self.shared.gate().set_throttle(THROTTLE_BLOCK);
             }
             let closed = Instant::now();
@@ -130,6 +132,7 @@ impl<'a> Cutter<'a, '_> {
             let mut work = std::mem::take(&mut *self.sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
             work.merge(fresh);
             bytes = bytes.saturating_add(work.bytes);
+            self.shared.cutting_bytes.fetch_add(work.bytes, Ordering::Relaxed);
             since = since.into_iter().chain(work.since).min();
             self.note(&work);
             told.add(&work);

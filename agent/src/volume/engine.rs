@@ -7,7 +7,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use storeshim_protocol::control::{THROTTLE_BLOCK, THROTTLE_SLOW};
 use storeshim_protocol::{MountState, OpenFlags};
 
 use super::chunks::ChunkStore;
@@ -37,11 +36,14 @@ enum Command {
 }
 
 impl Command {
-    fn refuse(self, error: &VolumeError) {
-        match self {
-            Self::Barrier(_, reply) => Waiter::Barrier(reply).failed(error),
-            Self::Flush(to) => Waiter::Flush(to).failed(error),
-            Self::Found(_) | Self::Stop(_) => {}
+    /// Answers what the engine does not do any more. Without an error a barrier is not answered at all: it stands in
+    /// its ring, and the next agent serves it.
+    fn refuse(self, error: Option<&VolumeError>) {
+        let closed = VolumeError::Failed("the volume is closed".into());
+        match (self, error) {
+            (Self::Barrier(_, reply), Some(error)) => Waiter::Barrier(reply).failed(error),
+            (Self::Flush(to), error) => Waiter::Flush(to).failed(error.unwrap_or(&closed)),
+            (Self::Barrier(..) | Self::Found(_) | Self::Stop(_), _) => {}
         }
     }
 }
@@ -51,8 +53,14 @@ pub struct Volume {
     shared: Arc<Shared>,
     sink: Sink,
     commands: Sender<Command>,
-    /// The engine; then the auditor, which ends when its sender is dropped.
-    threads: Mutex<Option<(JoinHandle<()>, Sender<()>, JoinHandle<()>)>>,
+    threads: Mutex<Option<Threads>>,
+}
+
+struct Threads {
+    engine: JoinHandle<()>,
+    /// The helpers end when this is dropped.
+    end: Sender<()>,
+    helpers: [JoinHandle<()>; 2],
 }
 
 impl Volume {
@@ -99,12 +107,12 @@ impl Volume {
         shared.set_ready();
         shared.gate().set_complete(true);
         shared.gate().set_state(MountState::Ready);
-        let (end_audits, auditor) = engine.audit_in_background(commands.clone()).map_err(threads)?;
+        let (end, helpers) = engine.start_helpers(commands.clone()).map_err(threads)?;
         let thread = std::thread::Builder::new()
             .name("volume".into())
             .spawn(move || engine.run(&inbox, &blob))
             .map_err(threads)?;
-        let threads = Mutex::new(Some((thread, end_audits, auditor)));
+        let threads = Mutex::new(Some(Threads { engine: thread, end, helpers }));
         Ok(Arc::new(Self { shared, sink, commands, threads }))
     }
 
@@ -134,17 +142,18 @@ impl Volume {
         self.send(Command::Stop(done));
         // An engine that has ended already answers by hanging up.
         let _ = ended.recv();
-        if let Some((engine, end_audits, auditor)) = self.threads.lock().take() {
-            drop(end_audits);
-            // A thread that panicked has taken the process with it.
-            let _ = engine.join();
-            let _ = auditor.join();
+        if let Some(Threads { engine, end, helpers }) = self.threads.lock().take() {
+            drop(end);
+            for thread in helpers.into_iter().chain([engine]) {
+                // A thread that panicked has taken the process with it.
+                let _ = thread.join();
+            }
         }
     }
 
     fn send(&self, command: Command) {
         if let Err(crossbeam::channel::SendError(command)) = self.commands.send(command) {
-            command.refuse(&self.closed());
+            command.refuse(self.shared.failure().as_ref());
         }
     }
 
@@ -178,6 +187,39 @@ fn leftover_garbage(index: &Index) -> Result<Vec<PackId>, VolumeError> {
         Ok(())
     })?;
     Ok(found)
+}
+
+fn is_over(ended: &Receiver<()>, wait: Duration) -> bool {
+    !matches!(ended.recv_timeout(wait), Err(RecvTimeoutError::Timeout))
+}
+
+/// Audits the tree again and again, slowly, and sends what it finds to the engine: no cut waits for it.
+fn audit_in_background(
+    index: &Index,
+    tree: &Tree,
+    shared: &Shared,
+    interval: Duration,
+    ended: &Receiver<()>,
+    commands: &Sender<Command>,
+) {
+    while !is_over(ended, interval) {
+        let mut pace = audit::Pace::new();
+        let scanned = audit::scan(index, tree, FINDINGS, &mut || {
+            pace.tick();
+            shared.failure().is_none() && !is_over(ended, Duration::ZERO)
+        });
+        shared.count("audits", 1);
+        *shared.foreign.lock() = audit::foreign(tree.path(), tree.dev(), &shared.gate().attached());
+        match scanned {
+            Ok(findings) if !findings.dirty.is_empty() => {
+                if commands.send(Command::Found(findings.dirty)).is_err() {
+                    return;
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "a background audit was given up"),
+        }
+    }
 }
 
 struct Engine {
@@ -238,7 +280,6 @@ impl Engine {
                 waiters.into_iter().for_each(|w| w.failed(&error));
                 continue;
             }
-            self.throttle();
             let asked = !matches!(audit, Audit::No);
             if !waiters.is_empty() || stop.is_some() || asked || self.is_due(Instant::now()) {
                 self.cut(waiters, audit);
@@ -268,52 +309,23 @@ impl Engine {
         suspicious
     }
 
-    /// Audits the tree again and again, slowly, on a thread of its own, and sends what it finds to the engine. The
-    /// thread ends when the returned sender is dropped.
-    fn audit_in_background(
-        &self,
-        commands: Sender<Command>,
-    ) -> std::io::Result<(Sender<()>, JoinHandle<()>)> {
+    /// Starts the auditor and the throttle. They end when the returned sender is dropped.
+    fn start_helpers(&self, commands: Sender<Command>) -> std::io::Result<(Sender<()>, [JoinHandle<()>; 2])> {
         let (end, ended) = bounded::<()>(0);
         let (index, tree, shared) = (Arc::clone(&self.index), Arc::clone(&self.tree), Arc::clone(&self.shared));
-        let interval = self.options.audit_interval;
-        let is_over = move |wait| !matches!(ended.recv_timeout(wait), Err(RecvTimeoutError::Timeout));
-        let thread = std::thread::Builder::new().name("audit".into()).spawn(move || {
-            while !is_over(interval) {
-                let mut pace = audit::Pace::new();
-                let scanned = audit::scan(&index, &tree, FINDINGS, &mut || {
-                    pace.tick();
-                    shared.failure().is_none() && !is_over(Duration::ZERO)
-                });
-                shared.count("audits", 1);
-                *shared.foreign.lock() = audit::foreign(tree.path(), tree.dev(), &shared.gate().attached());
-                match scanned {
-                    Ok(findings) if !findings.dirty.is_empty() => {
-                        if commands.send(Command::Found(findings.dirty)).is_err() {
-                            return;
-                        }
-                    }
-                    Ok(_) => {}
-                    Err(error) => tracing::warn!(%error, "a background audit was given up"),
-                }
+        let (interval, ended_too) = (self.options.audit_interval, ended.clone());
+        let auditor = std::thread::Builder::new()
+            .name("audit".into())
+            .spawn(move || audit_in_background(&index, &tree, &shared, interval, &ended, &commands))?;
+        let (sink, shared, limit) = (Arc::clone(&self.sink), Arc::clone(&self.shared), self.options.dirty_limit);
+        let throttle = std::thread::Builder::new().name("throttle".into()).spawn(move || {
+            while !is_over(&ended_too, TICK) {
+                let dirty = sink.lock().unwrap_or_else(PoisonError::into_inner).bytes;
+                shared.gate().set_throttle(shared.throttle_at(dirty, limit));
             }
+            shared.gate().set_throttle(0);
         })?;
-        Ok((end, thread))
-    }
-
-    /// Slows writers down, then blocks them, as what is not in the backend yet nears the limit.
-    fn throttle(&self) {
-        let dirty = self.sink.lock().unwrap_or_else(PoisonError::into_inner).bytes;
-        let at_risk = dirty.saturating_add(self.shared.in_flight_bytes.load(Ordering::Relaxed));
-        let limit = self.options.dirty_limit;
-        let throttle = if at_risk >= limit {
-            THROTTLE_BLOCK
-        } else if at_risk >= limit / 2 {
-            THROTTLE_SLOW
-        } else {
-            0
-        };
-        self.shared.gate().set_throttle(throttle);
+        Ok((end, [auditor, throttle]))
     }
 
     /// Takes in the files that were there before the volume was.
@@ -329,6 +341,7 @@ impl Engine {
             waiters.into_iter().for_each(|w| w.failed(&error));
             false
         });
+        self.shared.cut_ended();
         // At least as much rest as work, and never so much that the promised lag is lost to it.
         self.next_cut = Instant::now() + started.elapsed().min(self.options.max_lag / 2);
         more
@@ -445,7 +458,6 @@ impl Engine {
         if self.shared.failure().is_none() {
             self.cut(Vec::new(), Audit::No);
         }
-        self.shared.gate().set_throttle(0);
         self.pipeline.finish();
         let error = self.shared.failure();
         if error.is_none() && !self.suspects.values().any(|f| f.has(OpenFlags::MAPPED)) {
@@ -455,7 +467,6 @@ impl Engine {
                 let _ = self.index.set_base(&Base { clean: true, ..base });
             }
         }
-        let closed = error.unwrap_or_else(|| VolumeError::Failed("the volume is closed".into()));
-        inbox.try_iter().for_each(|command| command.refuse(&closed));
+        inbox.try_iter().for_each(|command| command.refuse(error.as_ref()));
     }
 }

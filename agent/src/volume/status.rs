@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex as StdMutex;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use storeshim_protocol::MountState;
+use storeshim_protocol::control::{THROTTLE_BLOCK, THROTTLE_SLOW};
 
 use super::{Gatekeeper, Progress, VolumeError, VolumeStatus};
 
@@ -32,10 +33,14 @@ const PAUSES: usize = 1024;
 pub struct Shared {
     gate: Arc<dyn Gatekeeper>,
     failure: Mutex<Option<VolumeError>>,
-    ready: std::sync::atomic::AtomicBool,
+    ready: AtomicBool,
     seq: AtomicU64,
     /// Bytes in cuts that are not durable yet.
     pub in_flight_bytes: AtomicU64,
+    /// Bytes that the cut under way has taken from the dirty set.
+    pub cutting_bytes: AtomicU64,
+    /// Writers are faster than the cut under way: hold them up.
+    pub crowded: AtomicBool,
     /// Oldest change of each cut on its way.
     pub in_flight: Mutex<VecDeque<Instant>>,
     /// Regular files in the volume.
@@ -61,9 +66,11 @@ impl Shared {
         Arc::new(Self {
             gate,
             failure: Mutex::new(None),
-            ready: false.into(),
+            ready: AtomicBool::new(false),
             seq: AtomicU64::new(0),
             in_flight_bytes: AtomicU64::new(0),
+            cutting_bytes: AtomicU64::new(0),
+            crowded: AtomicBool::new(false),
             in_flight: Mutex::new(VecDeque::new()),
             files: AtomicI64::new(0),
             bytes: AtomicI64::new(0),
@@ -103,6 +110,29 @@ impl Shared {
     /// The tree may be used.
     pub fn set_ready(&self) {
         self.ready.store(true, Ordering::Release);
+    }
+
+    /// Bytes that would be lost with this machine, besides those of the dirty set.
+    fn under_way(&self) -> u64 {
+        self.in_flight_bytes.load(Ordering::Relaxed).saturating_add(self.cutting_bytes.load(Ordering::Relaxed))
+    }
+
+    /// How writers are to be held up: slowed, then blocked, as what is not in the backend yet nears the limit.
+    pub fn throttle_at(&self, dirty: u64, limit: u64) -> u32 {
+        let at_risk = dirty.saturating_add(self.under_way());
+        if at_risk >= limit || self.crowded.load(Ordering::Relaxed) {
+            THROTTLE_BLOCK
+        } else if at_risk >= limit / 2 {
+            THROTTLE_SLOW
+        } else {
+            0
+        }
+    }
+
+    /// What the cut took is in the pipeline now, or was given up.
+    pub fn cut_ended(&self) {
+        self.cutting_bytes.store(0, Ordering::Relaxed);
+        self.crowded.store(false, Ordering::Relaxed);
     }
 
     /// Commit `seq` is durable.
@@ -176,12 +206,11 @@ impl Shared {
         let mut pauses: Vec<u64> = self.pauses.lock().iter().copied().collect();
         pauses.sort_unstable();
         let at = |q: usize| pauses.get((pauses.len() * q / 100).min(pauses.len().saturating_sub(1))).copied();
-        let in_flight = self.in_flight_bytes.load(Ordering::Relaxed);
         VolumeStatus {
             state: state.into(),
             reason: failure.map(|e| e.to_string()).or_else(|| self.trouble.lock().clone()).or_else(|| self.notice.lock().clone()),
             seq: self.seq(),
-            dirty_bytes: dirty_bytes + in_flight,
+            dirty_bytes: dirty_bytes.saturating_add(self.under_way()),
             dirty_entries,
             dirty_age_ms: oldest.map_or(0, |t| t.elapsed().as_millis() as u64),
             files: self.files.load(Ordering::Relaxed).max(0) as u64,

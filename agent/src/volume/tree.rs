@@ -117,7 +117,10 @@ impl Tree {
     /// Looks at `name` in `dir`, not following it; `None` where there is no such entry, or one that is not the
     /// volume's: another filesystem is mounted there.
     pub fn stat_at(&self, dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<Stat>> {
-        match statx(dir, &cstring(name)?, libc::AT_SYMLINK_NOFOLLOW) {
+        let name = cstring(name)?;
+        let look = || statx(dir, &name, libc::AT_SYMLINK_NOFOLLOW);
+        match look() {
+            Err(e) if shut(&e) => self.with_permission(dir, 0o700, look).map(Some),
             Ok(stat) => Ok(Some(stat).filter(|s| s.dev == self.dev)),
             Err(e) if is_absent(&e) => Ok(None),
             Err(e) => Err(e),
@@ -147,11 +150,11 @@ impl Tree {
         let mut at = self.root.try_clone()?;
         let mut parts = path.split(|b| *b == b'/').filter(|p| !p.is_empty()).peekable();
         if parts.peek().is_none() {
-            return self.with_permission(&at, 0o700, || open_beneath(at.as_fd(), b".", flags));
+            return self.with_permission(at.as_fd(), 0o700, || open_beneath(at.as_fd(), b".", flags));
         }
         while let Some(part) = parts.next() {
             let pass = |flags| match open_beneath(at.as_fd(), part, flags) {
-                Err(e) if shut(&e) => self.with_permission(&at, 0o700, || open_beneath(at.as_fd(), part, flags)),
+                Err(e) if shut(&e) => self.with_permission(at.as_fd(), 0o700, || open_beneath(at.as_fd(), part, flags)),
                 other => other,
             };
             let handle = pass(libc::O_PATH)?;
@@ -160,7 +163,7 @@ impl Tree {
                 continue;
             }
             return match pass(flags) {
-                Err(e) if shut(&e) => self.with_permission(&handle, 0o600, || pass(flags)),
+                Err(e) if shut(&e) => self.with_permission(handle.as_fd(), 0o600, || pass(flags)),
                 other => other,
             };
         }
@@ -169,11 +172,11 @@ impl Tree {
 
     fn with_permission<T>(
         &self,
-        handle: &OwnedFd,
+        handle: BorrowedFd<'_>,
         bits: u32,
         open: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<T> {
-        let mode = self.stat(handle.as_fd())?.mode & 0o7777;
+        let mode = self.stat(handle)?.mode & 0o7777;
         let link = cstring(format!("/proc/self/fd/{}", handle.as_raw_fd()).as_bytes())?;
         let chmod = |mode| {
             // SAFETY: a valid C string and no other memory.
@@ -211,7 +214,9 @@ impl Tree {
     /// The names in a directory, without `.` and `..`, and without the `lost+found` that a filesystem keeps in its
     /// root.
     pub fn list(&self, dir: BorrowedFd<'_>) -> io::Result<Vec<Vec<u8>>> {
-        let own = nix::fcntl::openat(dir, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        // The position is shared with `dir`, whose owner reads it by this function alone.
+        let own = dir.try_clone_to_owned()?;
+        nix::unistd::lseek(&own, 0, nix::unistd::Whence::SeekSet)?;
         let is_root = statx(dir, c"", libc::AT_EMPTY_PATH)?.id.ino == statx(self.root(), c"", libc::AT_EMPTY_PATH)?.id.ino;
         let mut names = Vec::new();
         for entry in Dir::from_fd(own)?.iter() {
