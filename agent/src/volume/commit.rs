@@ -150,7 +150,8 @@ impl Pipeline {
         let (submitted, acks) = bounded::<(Job, Option<Receiver<crate::meta::Result<()>>>)>(DEPTH);
         let (dead, garbage) = unbounded::<PackId>();
         let (gone, deleted) = unbounded::<PackId>();
-        let spawn = |name: &str, f: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.into()).spawn(f);
+        let spawn =
+            |name: &str, f: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.into()).spawn(f);
         let submit = Arc::clone(&shared);
         let threads = vec![
             spawn("commit", Box::new(move || submit_all(&*meta, &submit, queued, &submitted)))?,

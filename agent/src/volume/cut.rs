@@ -129,7 +129,8 @@ impl<'a> Cutter<'a, '_> {
             let mut fresh = DirtySet::default();
             let frozen = self.shared.gate().freeze(&mut fresh);
             let at = std::time::SystemTime::now();
-            let mut work = std::mem::take(&mut *self.sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+            let mut work =
+                std::mem::take(&mut *self.sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
             work.merge(fresh);
             bytes = bytes.saturating_add(work.bytes);
             self.shared.cutting_bytes.fetch_add(work.bytes, Ordering::Relaxed);
@@ -153,9 +154,8 @@ impl<'a> Cutter<'a, '_> {
                 self.shared.paused(closed.elapsed());
                 if everywhere {
                     everywhere = false;
-                    let findings = audit::scan(self.index, self.tree, limit, &mut || {
-                        self.shared.failure().is_none()
-                    })?;
+                    let findings =
+                        audit::scan(self.index, self.tree, limit, &mut || self.shared.failure().is_none())?;
                     more = findings.more;
                     told.found(&findings.dirty);
                     work.merge(findings.dirty);
@@ -176,7 +176,9 @@ impl<'a> Cutter<'a, '_> {
                 Ok(()) if !expired => break at,
                 Ok(()) if last => {
                     self.shared.count("cuts_past_the_deadline", 1);
-                    tracing::warn!("a cut took longer than writers wait: its files may stand at slightly different instants");
+                    tracing::warn!(
+                        "a cut took longer than writers wait: its files may stand at slightly different instants"
+                    );
                     break at;
                 }
                 // Looked at again, without hurry, before the next freeze.
@@ -313,4 +315,3 @@ impl PieceSink for Keep {
 
 /// The dirty set behind a lock, for the engine.
 pub type Sink = std::sync::Arc<std::sync::Mutex<DirtySet>>;
-

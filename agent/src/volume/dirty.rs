@@ -92,7 +92,8 @@ impl DirtySet {
 
     /// Names and inodes to look at.
     pub fn entries(&self) -> u64 {
-        let names: usize = self.names.values().map(|n| if let Names::Some(s) = n { s.len() } else { 1 }).sum();
+        let names: usize =
+            self.names.values().map(|n| if let Names::Some(s) = n { s.len() } else { 1 }).sum();
         (names + self.inodes.len()) as u64
     }
 

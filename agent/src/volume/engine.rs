@@ -312,12 +312,14 @@ impl Engine {
     /// Starts the auditor and the throttle. They end when the returned sender is dropped.
     fn start_helpers(&self, commands: Sender<Command>) -> std::io::Result<(Sender<()>, [JoinHandle<()>; 2])> {
         let (end, ended) = bounded::<()>(0);
-        let (index, tree, shared) = (Arc::clone(&self.index), Arc::clone(&self.tree), Arc::clone(&self.shared));
+        let (index, tree, shared) =
+            (Arc::clone(&self.index), Arc::clone(&self.tree), Arc::clone(&self.shared));
         let (interval, ended_too) = (self.options.audit_interval, ended.clone());
         let auditor = std::thread::Builder::new()
             .name("audit".into())
             .spawn(move || audit_in_background(&index, &tree, &shared, interval, &ended, &commands))?;
-        let (sink, shared, limit) = (Arc::clone(&self.sink), Arc::clone(&self.shared), self.options.dirty_limit);
+        let (sink, shared, limit) =
+            (Arc::clone(&self.sink), Arc::clone(&self.shared), self.options.dirty_limit);
         let throttle = std::thread::Builder::new().name("throttle".into()).spawn(move || {
             while !is_over(&ended_too, TICK) {
                 let dirty = sink.lock().unwrap_or_else(PoisonError::into_inner).bytes;

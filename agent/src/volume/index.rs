@@ -156,10 +156,7 @@ type Result<T> = std::result::Result<T, VolumeError>;
 impl Index {
     /// Opens the index in directory `path`, or makes an empty one.
     pub fn open(path: &Path) -> Result<Self> {
-        let db = Database::builder(path)
-            .cache_size(32 << 20)
-            .worker_threads(1)
-            .open()?;
+        let db = Database::builder(path).cache_size(32 << 20).worker_threads(1).open()?;
         let records = db.keyspace("index", || KeyspaceCreateOptions::default().max_memtable_size(8 << 20))?;
         Ok(Self { db, records })
     }
@@ -271,7 +268,8 @@ impl Index {
         let prefix = tagged(b'l', &[inode]);
         let mut found = Vec::new();
         self.scan(&prefix, |key, _| {
-            if let Some((dir, name)) = key.get(prefix.len()..).and_then(|rest| rest.split_first_chunk::<8>()) {
+            if let Some((dir, name)) = key.get(prefix.len()..).and_then(|rest| rest.split_first_chunk::<8>())
+            {
                 found.push((u64::from_be_bytes(*dir), name.to_vec()));
             }
             Ok(())
@@ -284,7 +282,8 @@ impl Index {
         let prefix = key::blocks_of(inode);
         let mut found = Vec::new();
         self.scan(&prefix, |key, value| {
-            if let Some((number, [])) = key.get(prefix.len()..).and_then(|rest| rest.split_first_chunk::<8>()) {
+            if let Some((number, [])) = key.get(prefix.len()..).and_then(|rest| rest.split_first_chunk::<8>())
+            {
                 found.push((u64::from_be_bytes(*number), records::decode(key, value).map_err(damaged)?));
             }
             Ok(())
@@ -305,7 +304,11 @@ impl Index {
     }
 
     /// Remembers them, for an agent that takes over from this one while the files stay open.
-    pub fn set_suspects(&self, before: &HashMap<u64, OpenFlags>, now: &HashMap<u64, OpenFlags>) -> Result<()> {
+    pub fn set_suspects(
+        &self,
+        before: &HashMap<u64, OpenFlags>,
+        now: &HashMap<u64, OpenFlags>,
+    ) -> Result<()> {
         let mut batch = self.db.batch();
         for (ino, flags) in now.iter().filter(|(ino, flags)| before.get(ino) != Some(flags)) {
             batch.insert(&self.records, suspect_key(*ino), encode(&flags.0)?);

@@ -138,7 +138,11 @@ impl<'a> Look<'a> {
     }
 
     /// Looks at suspects again; whether any had changed. Two rounds in a row without a change are a double collect.
-    pub fn changed_again(&mut self, suspects: &HashMap<u64, OpenFlags>, sink: &mut dyn PieceSink) -> Result<bool> {
+    pub fn changed_again(
+        &mut self,
+        suspects: &HashMap<u64, OpenFlags>,
+        sink: &mut dyn PieceSink,
+    ) -> Result<bool> {
         let mut any = false;
         for (kino, flags) in suspects {
             if let Some(inode) = self.known(*kino)? {
@@ -158,7 +162,8 @@ impl<'a> Look<'a> {
     }
 
     fn children(&self, dir: u64, mut known: HashMap<Vec<u8>, u64>) -> HashMap<Vec<u8>, u64> {
-        for ((_, name), child) in self.dentries.range((dir, Vec::new())..).take_while(|((d, _), _)| *d == dir) {
+        for ((_, name), child) in self.dentries.range((dir, Vec::new())..).take_while(|((d, _), _)| *d == dir)
+        {
             match child {
                 Some(child) => known.insert(name.clone(), *child),
                 None => known.remove(name),
@@ -264,7 +269,8 @@ impl<'a> Look<'a> {
             None => path = join(&path, &target),
         }
         let cut = path.iter().rposition(|b| *b == b'/');
-        let (parent, last) = cut.map_or((&[][..], &path[..]), |at| (&path[..at], path.get(at + 1..).unwrap_or(&[])));
+        let (parent, last) =
+            cut.map_or((&[][..], &path[..]), |at| (&path[..at], path.get(at + 1..).unwrap_or(&[])));
         if let Some(parent) = self.cx.tree.open_dir(parent)?
             && let Some(parent) = self.known(self.cx.tree.stat(parent.as_fd())?.id.ino)?
             && self.child(parent, last)?.is_none()
@@ -291,7 +297,9 @@ impl<'a> Look<'a> {
         }
         let Some(path) = self.path_of(inode)? else { return Ok(false) };
         match self.look_path(inode, &path, dirty, sink) {
-            Err(CaptureError::Io(e)) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => Ok(false),
+            Err(CaptureError::Io(e)) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {
+                Ok(false)
+            }
             Err(CaptureError::Io(e)) => self.note_trouble(inode, &e).map(|()| false),
             other => other,
         }
@@ -308,7 +316,13 @@ impl<'a> Look<'a> {
         Ok(())
     }
 
-    fn look_path(&mut self, inode: u64, path: &[u8], dirty: &DirtyInode, sink: &mut dyn PieceSink) -> Result<bool> {
+    fn look_path(
+        &mut self,
+        inode: u64,
+        path: &[u8],
+        dirty: &DirtyInode,
+        sink: &mut dyn PieceSink,
+    ) -> Result<bool> {
         let tree = self.cx.tree;
         let handle = tree.open_at(path, libc::O_PATH)?;
         let mut stat = tree.stat(handle.as_fd())?;
@@ -345,8 +359,18 @@ impl<'a> Look<'a> {
             mode: stat.mode,
             uid: stat.uid,
             gid: stat.gid,
-            rdev: if matches!(stat.mode & libc::S_IFMT, libc::S_IFBLK | libc::S_IFCHR) { stat.rdev } else { 0 },
-            size: if stat.is_dir() { 0 } else if stat.is_symlink() { target.len() as u64 } else { stat.size },
+            rdev: if matches!(stat.mode & libc::S_IFMT, libc::S_IFBLK | libc::S_IFCHR) {
+                stat.rdev
+            } else {
+                0
+            },
+            size: if stat.is_dir() {
+                0
+            } else if stat.is_symlink() {
+                target.len() as u64
+            } else {
+                stat.size
+            },
             mtime: stat.mtime,
             links: 0,
             target,
@@ -493,7 +517,9 @@ impl<'a> Look<'a> {
         let mut at = inode;
         let mut head = Vec::new();
         while at != ROOT_INODE {
-            if at != inode && let Some(path) = self.dir_paths.get(&at) {
+            if at != inode
+                && let Some(path) = self.dir_paths.get(&at)
+            {
                 head.clone_from(path);
                 break;
             }

@@ -167,4 +167,3 @@ impl From<crate::meta::MetaError> for VolumeError {
         }
     }
 }
-

@@ -110,7 +110,9 @@ fn judge(
         return Ok(match (head, is_empty) {
             (None, _) => Verdict::Adopt,
             (Some(_), true) => Verdict::Restore,
-            (Some(_), false) => Verdict::SetAside("the agent's state is lost, so it is not known how old the tree is"),
+            (Some(_), false) => {
+                Verdict::SetAside("the agent's state is lost, so it is not known how old the tree is")
+            }
         });
     };
     if !base.populated && base.volume_id == volume_id {

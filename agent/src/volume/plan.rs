@@ -9,7 +9,9 @@ use super::VolumeError;
 use super::capture::{Edit, Piece};
 use super::index::{self, Changes, Index};
 use super::look::{Look, Looked};
-use crate::meta::records::{self, BLOCK_SIZE, Block, Chunk, ChunkHash, Extent, PackId, Pack, ROOT_INODE, key};
+use crate::meta::records::{
+    self, BLOCK_SIZE, Block, Chunk, ChunkHash, Extent, Pack, PackId, ROOT_INODE, key,
+};
 
 type Result<T> = std::result::Result<T, VolumeError>;
 
@@ -191,7 +193,8 @@ impl Planner<'_> {
             self.extents(inode, record.size, old.as_ref().map_or(0, |o| o.size), looked.edits)?;
         }
         for (block, prints) in looked.fingerprints {
-            let value = prints.filter(|_| block * BLOCK_SIZE < record.size).map(|p| index::encode(&p)).transpose()?;
+            let value =
+                prints.filter(|_| block * BLOCK_SIZE < record.size).map(|p| index::encode(&p)).transpose()?;
             self.set(index::fingerprints_key(inode, block), value);
         }
         self.set(key::inode(inode), Some(encode(&record)?));

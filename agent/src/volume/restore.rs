@@ -152,9 +152,16 @@ impl Restore<'_> {
 
     fn hard_link(&self, from: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
         let at = from.iter().rposition(|b| *b == b'/');
-        let (parent, last) = at.map_or((&[][..], from), |at| (&from[..at], from.get(at + 1..).unwrap_or(&[])));
+        let (parent, last) =
+            at.map_or((&[][..], from), |at| (&from[..at], from.get(at + 1..).unwrap_or(&[])));
         let parent = self.tree.open_dir(parent)?.ok_or(io::ErrorKind::NotFound)?;
-        Ok(linkat(parent, OsStr::from_bytes(last), dir, OsStr::from_bytes(name), nix::fcntl::AtFlags::empty())?)
+        Ok(linkat(
+            parent,
+            OsStr::from_bytes(last),
+            dir,
+            OsStr::from_bytes(name),
+            nix::fcntl::AtFlags::empty(),
+        )?)
     }
 
     fn make(&self, dir: BorrowedFd<'_>, name: &[u8], record: &Inode) -> io::Result<()> {
@@ -164,7 +171,8 @@ impl Restore<'_> {
             libc::S_IFLNK => symlinkat(OsStr::from_bytes(&self.tree.to_physical(&record.target)), dir, os)?,
             libc::S_IFREG => {
                 let name = cstring(name)?;
-                let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+                let flags =
+                    libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
                 // SAFETY: a C string, and a mode as O_CREAT wants it.
                 let fd = check(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags, 0o600) })?;
                 // SAFETY: the kernel has just given us this descriptor.
@@ -186,8 +194,13 @@ impl Restore<'_> {
                     let file_offset = number * BLOCK_SIZE + u64::from(extent.start);
                     match &chunk.location {
                         Location::Inline(stored) => {
-                            let bytes =
-                                pack::read_chunk(&extent.chunk, chunk.len, chunk.codec, stored, "the metadata")?;
+                            let bytes = pack::read_chunk(
+                                &extent.chunk,
+                                chunk.len,
+                                chunk.codec,
+                                stored,
+                                "the metadata",
+                            )?;
                             self.write(path, &bytes, file_offset, extent.chunk_offset, extent.len)?;
                         }
                         Location::Pack { pack, offset } => fetches.push(Fetch {
@@ -220,7 +233,8 @@ impl Restore<'_> {
 
     /// Reads packs in parallel and writes what is in them.
     fn fetch(&self, fetches: &[Fetch], paths: &[(u64, Vec<u8>)]) -> Result<()> {
-        let by_inode: HashMap<u64, &[u8]> = paths.iter().map(|(inode, path)| (*inode, path.as_slice())).collect();
+        let by_inode: HashMap<u64, &[u8]> =
+            paths.iter().map(|(inode, path)| (*inode, path.as_slice())).collect();
         let groups: Vec<&[Fetch]> = fetches.chunk_by(|a, b| a.pack == b.pack).collect();
         let (queue, work) = crossbeam::channel::unbounded();
         for group in groups {
@@ -242,9 +256,8 @@ impl Restore<'_> {
     }
 
     fn fetch_pack(&self, group: &[Fetch], paths: &HashMap<u64, &[u8]>) -> Result<()> {
-        let near = |a: &Fetch, b: &Fetch| {
-            u64::from(b.offset) <= u64::from(a.offset) + u64::from(a.stored_len) + GAP
-        };
+        let near =
+            |a: &Fetch, b: &Fetch| u64::from(b.offset) <= u64::from(a.offset) + u64::from(a.stored_len) + GAP;
         for run in group.chunk_by(near) {
             let (Some(head), Some(end)) =
                 (run.first(), run.iter().map(|f| u64::from(f.offset) + u64::from(f.stored_len)).max())
@@ -340,7 +353,8 @@ impl Restore<'_> {
         let mtime = TimeSpec::new(record.mtime.secs, i64::from(record.mtime.nanos));
         if is_link {
             let at = path.iter().rposition(|b| *b == b'/');
-            let (parent, last) = at.map_or((&[][..], path), |at| (&path[..at], path.get(at + 1..).unwrap_or(&[])));
+            let (parent, last) =
+                at.map_or((&[][..], path), |at| (&path[..at], path.get(at + 1..).unwrap_or(&[])));
             let parent = self.tree.open_dir(parent)?.ok_or(io::ErrorKind::NotFound)?;
             utimensat(parent, OsStr::from_bytes(last), &mtime, &mtime, UtimensatFlags::NoFollowSymlink)?;
         } else {

@@ -114,7 +114,9 @@ impl Shared {
 
     /// Bytes that would be lost with this machine, besides those of the dirty set.
     fn under_way(&self) -> u64 {
-        self.in_flight_bytes.load(Ordering::Relaxed).saturating_add(self.cutting_bytes.load(Ordering::Relaxed))
+        self.in_flight_bytes
+            .load(Ordering::Relaxed)
+            .saturating_add(self.cutting_bytes.load(Ordering::Relaxed))
     }
 
     /// How writers are to be held up: slowed, then blocked, as what is not in the backend yet nears the limit.
@@ -208,7 +210,10 @@ impl Shared {
         let at = |q: usize| pauses.get((pauses.len() * q / 100).min(pauses.len().saturating_sub(1))).copied();
         VolumeStatus {
             state: state.into(),
-            reason: failure.map(|e| e.to_string()).or_else(|| self.trouble.lock().clone()).or_else(|| self.notice.lock().clone()),
+            reason: failure
+                .map(|e| e.to_string())
+                .or_else(|| self.trouble.lock().clone())
+                .or_else(|| self.notice.lock().clone()),
             seq: self.seq(),
             dirty_bytes: dirty_bytes.saturating_add(self.under_way()),
             dirty_entries,
@@ -217,9 +222,11 @@ impl Shared {
             bytes: self.bytes.load(Ordering::Relaxed).max(0) as u64,
             counters: self.counters.lock().clone(),
             cut_pause_us: [at(50), at(99), pauses.last().copied()].map(|p| p.unwrap_or(0)),
-            backend_error: self.backend.lock().as_ref().map(|(why, since)| {
-                format!("for {} s: {why}", since.elapsed().as_secs())
-            }),
+            backend_error: self
+                .backend
+                .lock()
+                .as_ref()
+                .map(|(why, since)| format!("for {} s: {why}", since.elapsed().as_secs())),
             foreign: self.foreign.lock().clone(),
             progress: self.progress.lock().clone(),
         }

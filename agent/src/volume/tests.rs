@@ -69,7 +69,8 @@ impl Node {
     }
 
     fn start(&mut self) -> Result<(), VolumeError> {
-        let store = Store::open(&self.url, &StoreOptions::default()).map_err(|e| VolumeError::Failed(e.to_string()))?;
+        let store = Store::open(&self.url, &StoreOptions::default())
+            .map_err(|e| VolumeError::Failed(e.to_string()))?;
         let meta = crate::meta::open(&store)?;
         let options = VolumeOptions {
             tree: self.tree(),
@@ -212,7 +213,11 @@ fn told_ranges_are_all_that_is_read() {
         node.tell(Intent::Written { ino, offset: at, length: 8 });
         assert_eq!(node.barrier(), 0);
     }
-    assert_eq!(node.volume().status().counters.get("pack_bytes").copied(), before, "small commits are inline");
+    assert_eq!(
+        node.volume().status().counters.get("pack_bytes").copied(),
+        before,
+        "small commits are inline"
+    );
     same_elsewhere(&mut node);
 }
 

@@ -154,7 +154,9 @@ impl Tree {
         }
         while let Some(part) = parts.next() {
             let pass = |flags| match open_beneath(at.as_fd(), part, flags) {
-                Err(e) if shut(&e) => self.with_permission(at.as_fd(), 0o700, || open_beneath(at.as_fd(), part, flags)),
+                Err(e) if shut(&e) => {
+                    self.with_permission(at.as_fd(), 0o700, || open_beneath(at.as_fd(), part, flags))
+                }
                 other => other,
             };
             let handle = pass(libc::O_PATH)?;
@@ -201,7 +203,8 @@ impl Tree {
         let mut base: Option<OwnedFd> = None;
         let mut rest = path;
         while rest.len() > STEP {
-            let cut = rest.iter().take(STEP).rposition(|b| *b == b'/').ok_or(io::ErrorKind::InvalidFilename)?;
+            let cut =
+                rest.iter().take(STEP).rposition(|b| *b == b'/').ok_or(io::ErrorKind::InvalidFilename)?;
             let (head, tail) = rest.split_at(cut);
             let at = base.as_ref().map_or(self.root.as_fd(), AsFd::as_fd);
             base = Some(open_beneath(at, head, libc::O_PATH | libc::O_DIRECTORY)?);
@@ -217,7 +220,8 @@ impl Tree {
         // The position is shared with `dir`, whose owner reads it by this function alone.
         let own = dir.try_clone_to_owned()?;
         nix::unistd::lseek(&own, 0, nix::unistd::Whence::SeekSet)?;
-        let is_root = statx(dir, c"", libc::AT_EMPTY_PATH)?.id.ino == statx(self.root(), c"", libc::AT_EMPTY_PATH)?.id.ino;
+        let is_root = statx(dir, c"", libc::AT_EMPTY_PATH)?.id.ino
+            == statx(self.root(), c"", libc::AT_EMPTY_PATH)?.id.ino;
         let mut names = Vec::new();
         for entry in Dir::from_fd(own)?.iter() {
             let name = entry?.file_name().to_bytes().to_vec();
