@@ -76,9 +76,14 @@ pub struct Job {
     pub since: Instant,
 }
 
+/// A pack to be stored, and who wants to know.
+type Upload = (PackId, Bytes, Sender<Result<(), VolumeError>>);
+/// What became of a submitted batch; `None` where there was none.
+type Submitted = Option<Receiver<crate::meta::Result<()>>>;
+
 /// Sends packs up, several at a time, each until it is stored.
 pub struct Uploader {
-    queue: Sender<(PackId, Bytes, Sender<Result<(), VolumeError>>)>,
+    queue: Sender<Upload>,
 }
 
 impl Uploader {
@@ -86,7 +91,7 @@ impl Uploader {
     pub fn start(blob: &Arc<dyn Blob>, shared: &Arc<Shared>, parallelism: usize) -> std::io::Result<Self> {
         let parallelism = parallelism.max(1);
         // Bounded: a look outside of a freeze waits here, so that packs in memory stay few.
-        let (queue, jobs) = bounded::<(PackId, Bytes, Sender<Result<(), VolumeError>>)>(parallelism);
+        let (queue, jobs) = bounded::<Upload>(parallelism);
         for n in 0..parallelism {
             let (jobs, blob, shared) = (jobs.clone(), Arc::clone(blob), Arc::clone(shared));
             std::thread::Builder::new().name(format!("upload-{n}")).spawn(move || {
@@ -147,7 +152,7 @@ impl Pipeline {
         shared: Arc<Shared>,
     ) -> std::io::Result<Self> {
         let (jobs, queued) = bounded::<Job>(DEPTH);
-        let (submitted, acks) = bounded::<(Job, Option<Receiver<crate::meta::Result<()>>>)>(DEPTH);
+        let (submitted, acks) = bounded::<(Job, Submitted)>(DEPTH);
         let (dead, garbage) = unbounded::<PackId>();
         let (gone, deleted) = unbounded::<PackId>();
         let spawn =
@@ -190,7 +195,7 @@ fn submit_all(
     meta: &dyn Meta,
     shared: &Shared,
     jobs: Receiver<Job>,
-    submitted: &Sender<(Job, Option<Receiver<crate::meta::Result<()>>>)>,
+    submitted: &Sender<(Job, Submitted)>,
 ) {
     for mut job in jobs {
         for ticket in std::mem::take(&mut job.uploads) {
@@ -214,7 +219,7 @@ fn submit_all(
 fn acknowledge_all(
     index: &Index,
     shared: &Shared,
-    acks: Receiver<(Job, Option<Receiver<crate::meta::Result<()>>>)>,
+    acks: Receiver<(Job, Submitted)>,
     dead: &Sender<PackId>,
 ) {
     for (job, answer) in acks {

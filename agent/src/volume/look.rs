@@ -377,7 +377,7 @@ impl<'a> Look<'a> {
             xattrs,
         };
         let changed = !unchanged || !captured.edits.is_empty();
-        if !changed && self.inodes.get(&inode).is_none() && captured.fingerprints.is_empty() {
+        if !changed && !self.inodes.contains_key(&inode) && captured.fingerprints.is_empty() {
             return Ok(false);
         }
         let seen = Seen {
