@@ -53,7 +53,7 @@ pub enum Intent<'a> {
         flags: OpenFlags,
     },
     /// Bytes `offset..offset + length` of `ino` may change; a `length` of `u64::MAX` reaches to the end, and
-    /// beyond any end (truncation).
+    /// beyond any end (truncation). An `offset` of `u64::MAX` only counts `length` bytes more, within what was told.
     Written {
         /// Kernel inode number.
         ino: u64,

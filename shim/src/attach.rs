@@ -36,6 +36,8 @@ pub struct Private {
     pub entered_at: AtomicUsize,
     /// Non-zero while a request of this thread is out.
     pub asking: AtomicU32,
+    /// Bytes written to what was told as a whole, and not accounted for yet.
+    pub unsaid: AtomicU64,
     /// What was told in this interval.
     pub told: [Told; TOLD],
 }

@@ -138,6 +138,14 @@ impl Inside {
         self.seat().is_some_and(|seat| tell::has_told_end(seat, self.index, self.interval, ino))
     }
 
+    /// Counts bytes that go where a write was told already.
+    #[inline(never)]
+    pub fn account(&self, ino: u64, bytes: u64) {
+        if let Some(seat) = self.seat() {
+            tell::account(seat, self.index, ino, bytes);
+        }
+    }
+
     /// Names what the call is about, where that was found out inside.
     #[inline(always)]
     pub fn is_about(&self, ino: u64) {

@@ -109,6 +109,22 @@ pub fn has_told_end(seat: &Seat, index: usize, interval: u32, ino: u64) -> bool 
     place_of(seat, ino, ALL).is_some_and(|told| holds(told, ino, when(index, interval), u64::MAX, u64::MAX))
 }
 
+/// Written bytes of which the agent hears at once.
+const ACCOUNT: u64 = 256 << 10;
+
+/// Counts bytes written to a range that was told already: where they lie is known, but the agent must hear how many
+/// they are, or it could not hold writers up in time. (A range from `u64::MAX` on is no range, only its length.)
+#[inline(always)]
+pub fn account(seat: &Seat, index: usize, ino: u64, bytes: u64) {
+    let unsaid = seat.private.unsaid.load(Ordering::Relaxed).saturating_add(bytes);
+    if unsaid < ACCOUNT {
+        seat.private.unsaid.store(unsaid, Ordering::Relaxed);
+        return;
+    }
+    seat.private.unsaid.store(0, Ordering::Relaxed);
+    push(seat, index, &Intent::Written { ino, offset: u64::MAX, length: unsaid });
+}
+
 /// Pushes the pages that `start..end` touches (an `end` of `u64::MAX` reaches to the end of the file), where they
 /// were not told in this interval.
 #[inline(always)]
@@ -121,6 +137,9 @@ pub fn push_range(seat: &Seat, index: usize, interval: u32, ino: u64, start: u64
     let busy = seat.slot.pushing.load(Ordering::Relaxed) != 0;
     let told_all = place_of(seat, ino, ALL);
     if !busy && told_all.is_some_and(|told| holds(told, ino, when, start, end)) {
+        if !open_ended {
+            account(seat, index, ino, end - start);
+        }
         return;
     }
     let window = if open_ended { ALL } else { start >> WINDOW_SHIFT };

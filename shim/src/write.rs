@@ -45,12 +45,12 @@ fn tell(inside: &Inside, fd: c_int, file: &File, position: Position, n: usize) {
     match position {
         Position::At(offset) => inside.tell_range(file.ino, offset, offset.saturating_add(n)),
         // The position costs a system call: not where the answer would be no news.
-        Position::Cursor if inside.has_told_all(file.ino) => {}
+        Position::Cursor if inside.has_told_all(file.ino) => inside.account(file.ino, n),
         Position::Cursor => {
             let at = sys::lseek(fd, 0, k::SEEK_CUR).unwrap_or(0) as u64;
             inside.tell_range(file.ino, at, at.saturating_add(n));
         }
-        Position::End if inside.has_told_end(file.ino) => {}
+        Position::End if inside.has_told_end(file.ino) => inside.account(file.ino, n),
         Position::End => {
             let size = sys::fstat(fd).map_or(0, |stat| stat.st_size as u64);
             inside.tell_range(file.ino, size, u64::MAX);

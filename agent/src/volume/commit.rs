@@ -191,12 +191,7 @@ impl Pipeline {
     }
 }
 
-fn submit_all(
-    meta: &dyn Meta,
-    shared: &Shared,
-    jobs: Receiver<Job>,
-    submitted: &Sender<(Job, Submitted)>,
-) {
+fn submit_all(meta: &dyn Meta, shared: &Shared, jobs: Receiver<Job>, submitted: &Sender<(Job, Submitted)>) {
     for mut job in jobs {
         for ticket in std::mem::take(&mut job.uploads) {
             match ticket.recv() {
@@ -216,12 +211,7 @@ fn submit_all(
     }
 }
 
-fn acknowledge_all(
-    index: &Index,
-    shared: &Shared,
-    acks: Receiver<(Job, Submitted)>,
-    dead: &Sender<PackId>,
-) {
+fn acknowledge_all(index: &Index, shared: &Shared, acks: Receiver<(Job, Submitted)>, dead: &Sender<PackId>) {
     for (job, answer) in acks {
         if let Some(answer) = answer {
             match answer.recv() {
