@@ -212,6 +212,7 @@ fn a_call_inside_a_call_leaves_the_gate_to_the_outer_one() {
     assert_eq!(seat.slot.subject.load(Ordering::Relaxed), 42);
     {
         // As a signal handler would, from further down the stack.
+        #[inline(never)]
         fn handler() {
             let inner = gate::enter(0, 43).unwrap();
             inner.tell(&Intent::Opened { ino: 43, flags: OpenFlags::UNSEEN });
@@ -227,7 +228,8 @@ fn a_call_inside_a_call_leaves_the_gate_to_the_outer_one() {
 fn a_push_inside_a_push_is_not_lost() {
     let seat = seat();
     let ring = attach::ring().unwrap();
-    seat.slot.pushing.store(1, Ordering::Relaxed);
+    // As if interrupted somewhat further up the stack.
+    seat.slot.pushing.store(sys::stack_pointer() as u32 + 4096, Ordering::Relaxed);
     tell::push(&seat, 0, &Intent::Attributes { ino: 5 });
     seat.slot.pushing.store(0, Ordering::Relaxed);
     assert_eq!(ring.look_everywhere.swap(0, Ordering::Relaxed), 1);

@@ -8,6 +8,8 @@ use storeshim_protocol::intent::{Entry, encode, encode_short};
 use storeshim_protocol::ring::WAKE_AT;
 
 use crate::attach::{self, Seat, TOLD, Told};
+use crate::gate::STACK_MAX;
+use crate::sys;
 
 /// Ranges are told in whole pages of this many bytes.
 const PAGE: u64 = 4096;
@@ -26,12 +28,16 @@ pub fn push(seat: &Seat, index: usize, intent: &Intent<'_>) {
 #[inline(never)]
 fn push_entries(seat: &Seat, entries: &[Entry]) {
     let pushing = &seat.slot.pushing;
-    if pushing.load(Ordering::Relaxed) != 0 {
-        // A signal handler in the middle of this thread's own push.
+    // Where on the stack this push is, never zero.
+    let here = sys::stack_pointer() as u32 | 1;
+    let busy = pushing.load(Ordering::Relaxed);
+    if busy != 0 && here.wrapping_sub(busy) as usize > STACK_MAX {
+        // A signal handler, further down the stack, in the middle of this thread's own push. (One further up means
+        // that a handler jumped out of a push, which published nothing.)
         lost();
         return;
     }
-    pushing.store(1, Ordering::Relaxed);
+    pushing.store(here, Ordering::Relaxed);
     compiler_fence(Ordering::SeqCst);
     let result = seat.slot.push(entries);
     compiler_fence(Ordering::SeqCst);
