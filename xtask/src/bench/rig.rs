@@ -31,13 +31,13 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Builds everything, optimised.
-    pub fn set_up() -> Result<Self> {
+    /// Builds everything, optimised, and makes a directory below `dir` or the target folder.
+    pub fn set_up(dir: Option<&Path>) -> Result<Self> {
         let sh = workspace::shell()?;
         let built = build::build(&sh, true)?;
         cmd!(sh, "cargo build --quiet --locked --release --package storeshim-tests --bins").quiet().run()?;
         let target = workspace::target()?;
-        let home = target.join("bench");
+        let home = dir.map_or_else(|| Ok(target.clone()), std::path::absolute)?.join("storeshim-bench");
         remove(&home)?;
         fs::create_dir_all(&home)?;
         for name in ["calls", "spawn", "load"] {

@@ -37,7 +37,7 @@ pub fn cuts(rig: &Rig, quick: bool, table: &mut Table) -> Result<()> {
         ));
     }
     // No cut but the one that the program asks for.
-    let agent = rig.agent(&rig.directory_store()?, ",max_lag=10min")?;
+    let agent = rig.agent(&rig.directory_store()?, ",max_lag=10m")?;
     let before = agent.counter("commits")?;
     let mut load = rig.program("load");
     load.args(["names", PREFIX, NAMES]);

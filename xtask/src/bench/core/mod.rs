@@ -7,6 +7,8 @@ mod cuts;
 mod memory;
 mod untar;
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use clap::Args;
 
@@ -28,6 +30,9 @@ pub struct Arguments {
     /// Only the parts whose name contains this: calls, spawn, library, cuts, untar, commits, fsync, memory.
     #[arg(long, value_name = "NAME")]
     only: Option<String>,
+    /// Directory to work below, on the file system that is measured; the target folder if none is given.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
 }
 
 /// A part's name and the function that measures it.
@@ -44,7 +49,7 @@ const PARTS: [Part; 7] = [
 ];
 
 pub fn main(arguments: &Arguments) -> Result<()> {
-    let rig = Rig::set_up()?;
+    let rig = Rig::set_up(arguments.dir.as_deref())?;
     let mut table = Table::default();
     let chosen = |name: &str| arguments.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
     for (name, measure) in PARTS.into_iter().filter(|(name, _)| chosen(name)) {
