@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use xshell::cmd;
 
-use crate::{build, workspace};
+use crate::{build, lint, workspace};
 
 /// What `--full` makes of the campaigns, whose size is a variable of theirs.
 const FULL: [(&str, &str); 4] = [
@@ -19,7 +19,7 @@ const FULL: [(&str, &str); 4] = [
 /// Arguments of `cargo xtask test`.
 #[derive(Args)]
 pub struct Arguments {
-    /// Only the tests whose name contains this; no models.
+    /// Only the tests whose name contains this; no lints, no models.
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
     /// Long campaigns instead of short ones.
@@ -30,6 +30,9 @@ pub struct Arguments {
 pub fn main(arguments: &Arguments) -> Result<()> {
     let sh = workspace::shell()?;
     needs::provide(&sh)?;
+    if arguments.filter.is_none() {
+        lint::main()?;
+    }
     let target = workspace::target()?;
     if arguments.filter.is_none() {
         // A target folder of its own: the flag would rebuild everything, and the next build rebuild it back.
