@@ -42,9 +42,11 @@ pub fn scan(
                 findings.more = true;
                 return Ok(findings);
             }
-            // Gone, moved or unreadable meanwhile: its parent's entry tells, or the look that follows.
-            Err(CannotScan::Io(error)) => {
-                tracing::debug!(%error, path = %String::from_utf8_lossy(&path), "a directory was passed over");
+            // The look meets the same error, and makes it known.
+            Err(CannotScan::Io) => {
+                if let Some(seen) = index.seen(dir)? {
+                    findings.dirty.add_name(seen.id.ino, b"");
+                }
             }
             Err(CannotScan::Index(error)) => return Err(error),
         }
@@ -57,13 +59,13 @@ pub fn scan(
 }
 
 enum CannotScan {
-    Io(io::Error),
+    Io,
     Index(VolumeError),
 }
 
 impl From<io::Error> for CannotScan {
-    fn from(e: io::Error) -> Self {
-        Self::Io(e)
+    fn from(_: io::Error) -> Self {
+        Self::Io
     }
 }
 
@@ -106,8 +108,12 @@ fn scan_dir(
         let Some(child) = child.filter(|_| seen.is_some_and(|seen| seen.id == stat.id)) else {
             dirty.add_name(own.id.ino, &name);
             // One that moved here: the look will find where it is now, and what is in it is compared as ever.
-            if let Some(moved) = index.kernel(stat.id.ino)?.filter(|k| k.id == stat.id && stat.is_dir()) {
-                dirs.push((moved.inode, join(path, &name)));
+            if let Some(moved) = index.kernel(stat.id.ino)?.filter(|k| k.id == stat.id) {
+                if stat.is_dir() {
+                    dirs.push((moved.inode, join(path, &name)));
+                } else {
+                    dirty.add_inode(stat.id.ino).untold = true;
+                }
             }
             continue;
         };

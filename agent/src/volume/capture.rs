@@ -1,6 +1,6 @@
 //! Reads what changed of a file's data, as edits of its extents. It must not know why it is asked to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -31,7 +31,7 @@ pub enum Piece {
     },
 }
 
-/// A change of a file's extents; later ones win. None crosses the border of a block.
+/// A change of a file's extents; later ones win. No data crosses the border of a block.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
     /// Data from byte `start` on.
@@ -41,7 +41,7 @@ pub enum Edit {
         /// The bytes.
         piece: Piece,
     },
-    /// No data in `start..end`.
+    /// No data in `start..end`, which may cross blocks.
     Hole {
         /// First byte.
         start: u64,
@@ -80,6 +80,10 @@ pub trait Before {
     fn block(&self, block: u64) -> Result<Option<Block>, CaptureError>;
     /// Fingerprints of a block's pieces.
     fn fingerprints(&self, block: u64) -> Result<Option<Fingerprints>, CaptureError>;
+    /// Numbers of the blocks in `first..end` of which anything is known.
+    fn blocks(&self, first: u64, end: u64) -> Result<Vec<u64>, CaptureError>;
+    /// To be asked once per block: an error where the look has lasted long enough.
+    fn in_time(&self) -> Result<(), CaptureError>;
 }
 
 /// What a capture found.
@@ -103,36 +107,43 @@ pub fn ranges(
     for (start, end) in ranges.iter() {
         wide.add(start / PAGE * PAGE, end.div_ceil(PAGE).saturating_mul(PAGE).min(size));
     }
+    let mut found = Captured::default();
     let mut by_block: BTreeMap<u64, Vec<(u64, u64)>> = BTreeMap::new();
     for (start, end) in wide.iter() {
-        each_block(start, end, |block, start, end| {
-            by_block.entry(block).or_default().push((start, end));
-            Ok(())
-        })?;
+        if end - start > BLOCK_SIZE {
+            read(file, start, end, before, &mut found, sink)?;
+        } else {
+            each_block(start, end, |block, start, end| {
+                by_block.entry(block).or_default().push((start, end));
+                Ok(())
+            })?;
+        }
     }
-    let mut found = Captured::default();
     for (block, parts) in by_block {
         let fragments = before.block(block)?.map_or(0, |b| b.extents.len());
         let touched: u64 = parts.iter().map(|(start, end)| end - start).sum();
         if fragments + parts.len() > FRAGMENTS_MAX || touched > BLOCK_SIZE / 2 {
-            read(file, block * BLOCK_SIZE, ((block + 1) * BLOCK_SIZE).min(size), &mut found.edits, sink)?;
+            let end = ((block + 1) * BLOCK_SIZE).min(size);
+            read(file, block * BLOCK_SIZE, end, before, &mut found, sink)?;
         } else {
             for (start, end) in parts {
-                read(file, start, end, &mut found.edits, sink)?;
+                read(file, start, end, before, &mut found, sink)?;
             }
         }
-        found.fingerprints.insert(block, None);
     }
     Ok(found)
 }
 
 /// Captures `from..size`: all of a new file, or what was appended.
-pub fn tail(file: &File, from: u64, size: u64, sink: &mut dyn PieceSink) -> Result<Captured, CaptureError> {
+pub fn tail(
+    file: &File,
+    from: u64,
+    size: u64,
+    before: &dyn Before,
+    sink: &mut dyn PieceSink,
+) -> Result<Captured, CaptureError> {
     let mut found = Captured::default();
-    each_block(from, size, |block, start, end| {
-        found.fingerprints.insert(block, None);
-        read(file, start, end, &mut found.edits, sink)
-    })?;
+    read(file, from, size, before, &mut found, sink)?;
     Ok(found)
 }
 
@@ -144,7 +155,14 @@ pub fn compare(
     sink: &mut dyn PieceSink,
 ) -> Result<Captured, CaptureError> {
     let mut found = Captured::default();
-    each_block(0, size, |block, start, end| {
+    // However large the file: only blocks that have data, or had.
+    let mut blocks: BTreeSet<u64> = before.blocks(0, size.div_ceil(BLOCK_SIZE))?.into_iter().collect();
+    for (start, end) in segments(file, 0, size)? {
+        blocks.extend(start / BLOCK_SIZE..end.div_ceil(BLOCK_SIZE));
+    }
+    for block in blocks {
+        before.in_time()?;
+        let (start, end) = (block * BLOCK_SIZE, ((block + 1) * BLOCK_SIZE).min(size));
         let segments = segments(file, start, end)?;
         let mut prints = Vec::new();
         let mut bytes = vec![0u8; (end - start) as usize];
@@ -159,7 +177,7 @@ pub fn compare(
         let old = before.fingerprints(block)?;
         if old.is_none() && is_same_chunk(before.block(block)?, start, &segments, &bytes) {
             found.fingerprints.insert(block, Some(Fingerprints(prints)));
-            return Ok(());
+            continue;
         }
         let changed = |i: usize| old.as_ref().is_none_or(|o| o.0.get(i) != prints.get(i));
         let mut i = 0;
@@ -186,8 +204,7 @@ pub fn compare(
         if any || old.is_none() {
             found.fingerprints.insert(block, Some(Fingerprints(prints)));
         }
-        Ok(())
-    })?;
+    }
     Ok(found)
 }
 
@@ -219,28 +236,38 @@ fn each_block(
     Ok(())
 }
 
-/// Captures `start..end`, which lies in one block.
+/// Captures `start..end`.
 fn read(
     file: &File,
     start: u64,
     end: u64,
-    edits: &mut Vec<Edit>,
+    before: &dyn Before,
+    found: &mut Captured,
     sink: &mut dyn PieceSink,
 ) -> Result<(), CaptureError> {
+    let hole = |from: u64, to: u64, found: &mut Captured| -> Result<(), CaptureError> {
+        if from < to {
+            found.edits.push(Edit::Hole { start: from, end: to });
+            for block in before.blocks(from / BLOCK_SIZE, to.div_ceil(BLOCK_SIZE))? {
+                found.fingerprints.insert(block, None);
+            }
+        }
+        Ok(())
+    };
     let mut hole_from = start;
     for (from, to) in segments(file, start, end)? {
-        if hole_from < from {
-            edits.push(Edit::Hole { start: hole_from, end: from });
-        }
-        let mut bytes = vec![0u8; (to - from) as usize];
-        read_into(file, from, &mut bytes)?;
-        edits.push(Edit::Data { start: from, piece: sink.piece(bytes)? });
+        hole(hole_from, from, found)?;
+        each_block(from, to, |block, from, to| {
+            before.in_time()?;
+            let mut bytes = vec![0u8; (to - from) as usize];
+            read_into(file, from, &mut bytes)?;
+            found.edits.push(Edit::Data { start: from, piece: sink.piece(bytes)? });
+            found.fingerprints.insert(block, None);
+            Ok(())
+        })?;
         hole_from = to;
     }
-    if hole_from < end {
-        edits.push(Edit::Hole { start: hole_from, end });
-    }
-    Ok(())
+    hole(hole_from, end, found)
 }
 
 /// Reads `bytes.len()` bytes; what lies beyond the end of the file (truncated meanwhile) stays zero.
@@ -304,6 +331,12 @@ mod tests {
         fn fingerprints(&self, block: u64) -> Result<Option<Fingerprints>, CaptureError> {
             Ok(self.0.get(&block).cloned())
         }
+        fn blocks(&self, first: u64, end: u64) -> Result<Vec<u64>, CaptureError> {
+            Ok(self.0.range(first..end).map(|(block, _)| *block).collect())
+        }
+        fn in_time(&self) -> Result<(), CaptureError> {
+            Ok(())
+        }
     }
 
     fn data(edits: &[Edit]) -> Vec<(u64, usize)> {
@@ -321,8 +354,19 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(64 << 20).unwrap();
         file.write_at(b"x", 32 << 20).unwrap();
-        let found = tail(&file, 0, 64 << 20, &mut Keep).unwrap();
+        let found = tail(&file, 0, 64 << 20, &Known::default(), &mut Keep).unwrap();
         assert_eq!(data(&found.edits), [(32 << 20, 4096)]);
+    }
+
+    #[test]
+    fn emptiness_costs_nothing() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(15 << 40).unwrap();
+        let mut all = Ranges::default();
+        all.add(0, u64::MAX);
+        let found = ranges(&file, 15 << 40, &all, &Known::default(), &mut Keep).unwrap();
+        assert_eq!(found.edits, [Edit::Hole { start: 0, end: 15 << 40 }]);
+        assert!(compare(&file, 15 << 40, &Known::default(), &mut Keep).unwrap().edits.is_empty());
     }
 
     #[test]

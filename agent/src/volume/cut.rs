@@ -135,20 +135,26 @@ impl<'a> Cutter<'a, '_> {
             bytes = bytes.saturating_add(work.bytes);
             self.shared.cutting_bytes.fetch_add(work.bytes, Ordering::Relaxed);
             since = since.into_iter().chain(work.since).min();
-            self.note(&work);
+            self.note(&work)?;
             told.add(&work);
             if let Some(why) = work.everywhere.take() {
                 tracing::info!(%why, "looking at the whole tree");
                 (everywhere, blamed) = (true, false);
             }
-            if let Some(found) = found.take() {
+            if let Some(mut found) = found.take() {
+                // Hooked writers at work: what they told is all that there is.
+                found.inodes.iter_mut().for_each(|(ino, dirty)| dirty.untold &= !told.inodes.contains(ino));
                 told.found(&found);
                 work.merge(found);
             }
             for (ino, flags) in self.suspects.iter() {
                 work.add_inode(*ino).opened = Some(*flags);
             }
-            let small = !everywhere && work.entries() <= FREEZE_ENTRIES && work.bytes <= FREEZE_BYTES;
+            let mapped = self.mapped_bytes()?;
+            let small = !everywhere
+                && mapped <= FREEZE_BYTES_MAX
+                && work.entries() <= FREEZE_ENTRIES
+                && work.bytes <= FREEZE_BYTES;
             if !small && !last {
                 drop(frozen);
                 self.shared.paused(closed.elapsed());
@@ -198,10 +204,11 @@ impl<'a> Cutter<'a, '_> {
         Ok(Cut { look, bytes, since, at, more })
     }
 
-    /// Remembers who may go on writing unseen.
-    fn note(&mut self, work: &DirtySet) {
+    /// Remembers who may go on writing unseen; on the disk too, for an agent that takes over.
+    fn note(&mut self, work: &DirtySet) -> Result<(), VolumeError> {
+        let unseen = |f: &OpenFlags| f.has(OpenFlags::UNSEEN) || f.has(OpenFlags::MAPPED);
+        let before = self.suspects.clone();
         for (ino, dirty) in &work.inodes {
-            let unseen = |f: &OpenFlags| f.has(OpenFlags::UNSEEN) || f.has(OpenFlags::MAPPED);
             if let Some(flags) = dirty.opened.filter(unseen) {
                 let known = self.suspects.entry(*ino).or_insert(flags);
                 // Appends only while every opener appends.
@@ -209,10 +216,25 @@ impl<'a> Cutter<'a, '_> {
                 *known = OpenFlags((known.0 | flags.0) & !OpenFlags::APPEND.0 | append);
             }
         }
+        if before != *self.suspects {
+            self.index.set_suspects(&before, self.suspects)?;
+        }
         for who in &work.stragglers {
             self.shared.count("stragglers", 1);
             tracing::warn!(%who, "a call was still inside the gate when the cut went on");
         }
+        Ok(())
+    }
+
+    /// Bytes of files that are mapped for writing: all of them are read by every look.
+    fn mapped_bytes(&self) -> Result<u64, VolumeError> {
+        let mut bytes = 0u64;
+        for (ino, _) in self.suspects.iter().filter(|(_, flags)| flags.has(OpenFlags::MAPPED)) {
+            if let Some(kernel) = self.index.kernel(*ino)? {
+                bytes = bytes.saturating_add(self.index.seen(kernel.inode)?.map_or(0, |seen| seen.size));
+            }
+        }
+        Ok(bytes)
     }
 
     fn double_collect(&self, look: &mut Look<'_>, keep: &mut Keep) -> Result<(), CaptureError> {
@@ -233,18 +255,27 @@ impl<'a> Cutter<'a, '_> {
     /// Lets go of suspects that nobody can write to any more, where a look after that has found them unchanged.
     fn settle(&mut self, look: &mut Look<'_>, told: &Told) -> Result<(), CaptureError> {
         let mut released = Vec::new();
-        for ino in self.suspects.keys() {
+        for (ino, flags) in self.suspects.iter() {
             // Changed in this cut: perhaps again after it. The next cut asks.
             let quiet = look.known(*ino)?.is_none_or(|inode| !look.inodes.contains_key(&inode));
-            if quiet && !told.inodes.contains(ino) && !look.has_writers(*ino)? {
-                released.push(*ino);
+            if quiet && !told.inodes.contains(ino) {
+                // Where the kernel does not tell of mappings, one is taken to stand while any program does.
+                let unsure = flags.has(OpenFlags::MAPPED) && !self.tree.leases_see_mappings();
+                let held =
+                    if unsure { !self.shared.gate().attached().is_empty() } else { look.has_writers(*ino)? };
+                if !held {
+                    released.push(*ino);
+                }
             }
+        }
+        for ino in look.missed()? {
+            self.sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner).add_inode(ino).untold = true;
         }
         // A writer may have written and gone between the look and the question: one more look, then they are free.
         for ino in released {
-            self.suspects.remove(&ino);
+            let mapped = self.suspects.remove(&ino).is_some_and(|f| f.has(OpenFlags::MAPPED));
             let mut sink = self.sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            sink.add_inode(ino);
+            sink.add_inode(ino).untold |= mapped;
             sink.since.get_or_insert_with(Instant::now);
         }
         Ok(())

@@ -13,6 +13,7 @@ use super::chunks::ChunkStore;
 use super::commit::{Job, Pipeline, Uploader, Waiter};
 use super::cut::{Audit, Cut, Cutter, Sink, Suspects};
 use super::index::{Base, Index};
+use super::look::Trouble;
 use super::open::{self, Opened};
 use super::plan::{self, Plan};
 use super::status::{Mutex, Shared};
@@ -231,8 +232,8 @@ struct Engine {
     uploader: Arc<Uploader>,
     pipeline: Pipeline,
     suspects: Suspects,
-    /// Kernel inodes that could not be read: no barrier succeeds until they can.
-    troubled: Vec<u64>,
+    /// What could not be read: no barrier succeeds until they can.
+    troubled: Vec<Trouble>,
     /// Packs of earlier agents, to be deleted once.
     garbage: Vec<PackId>,
     seq: u64,
@@ -352,9 +353,14 @@ impl Engine {
     fn try_cut(&mut self, waiters: Vec<Waiter>, audit: Audit) -> Result<bool, (VolumeError, Vec<Waiter>)> {
         if !self.troubled.is_empty() {
             let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
-            for ino in self.troubled.drain(..) {
-                sink.add_inode(ino).ranges.add(0, u64::MAX);
-                sink.add_name(ino, b"");
+            for Trouble { ino, name, .. } in self.troubled.drain(..) {
+                if ino != 0 {
+                    sink.add_inode(ino).untold = true;
+                    sink.add_name(ino, b"");
+                }
+                if let Some((dir, name)) = name {
+                    sink.add_name(dir, &name);
+                }
             }
         }
         let (index, uploader) = (Arc::clone(&self.index), Arc::clone(&self.uploader));
@@ -376,8 +382,9 @@ impl Engine {
             return Err((error, waiters));
         }
         let trouble = std::mem::take(&mut look.trouble);
-        self.troubled = trouble.iter().map(|(ino, _)| *ino).collect();
-        let trouble = trouble.into_iter().next().map(|(_, why)| VolumeError::Failed(why));
+        let first = trouble.first().map(|t| VolumeError::Failed(t.why.clone()));
+        self.troubled = trouble;
+        let trouble = first;
         if let Some(error) = &trouble {
             tracing::error!(%error, "a change cannot be committed");
         }

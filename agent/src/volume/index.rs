@@ -16,7 +16,7 @@
 //! m                             Base: what this index stands for
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -319,6 +319,19 @@ impl Index {
         Ok(batch.commit()?)
     }
 
+    /// Numbers of a file's blocks in `first..end` that have a record.
+    pub fn block_numbers(&self, inode: u64, first: u64, end: u64) -> Result<Vec<u64>> {
+        let mut found = Vec::new();
+        if first < end {
+            for pair in self.records.range(key::block(inode, first)..key::block(inode, end)) {
+                if let key::Key::Block(_, number) = key::parse(&pair.key()?)? {
+                    found.push(number);
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Keys of a file's fingerprints.
     pub fn fingerprint_keys(&self, inode: u64) -> Result<Vec<Vec<u8>>> {
         let mut found = Vec::new();
@@ -404,9 +417,14 @@ impl Index {
         if !ours {
             return Ok(Standing::Diverged);
         }
+        let mut stale = BTreeSet::new();
         for (cut, undo) in cuts.into_iter().rev() {
             let mut batch = self.db.batch();
             if cut > seq {
+                stale.extend(undo.before.iter().filter_map(|(key, _)| match key::parse(key) {
+                    Ok(key::Key::Inode(inode) | key::Key::Block(inode, _)) => Some(inode),
+                    _ => None,
+                }));
                 for (key, value) in undo.before {
                     match value {
                         Some(value) => batch.insert(&self.records, key, value),
@@ -416,6 +434,13 @@ impl Index {
             }
             batch.remove(&self.records, undo_key(cut));
             batch.commit()?;
+        }
+        // A look that found nothing new since may have been noted without an undo: what it saw describes data that is
+        // not in the volume any more.
+        for inode in stale {
+            if let Some(seen) = self.seen(inode)? {
+                self.records.insert(seen_key(inode), encode(&Seen { racy: true, ..seen })?)?;
+            }
         }
         self.set_base(&Base { seq, nonce, ..base })?;
         Ok(Standing::Current)

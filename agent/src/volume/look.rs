@@ -13,7 +13,7 @@ use super::VolumeError;
 use super::capture::{self, Before, CaptureError, Captured, Edit, PieceSink};
 use super::dirty::{DirtyInode, DirtySet, Names};
 use super::index::{Fingerprints, Index, Kernel, Seen};
-use super::tree::{COARSE_TICK_NS, FileId, Stat, Tree};
+use super::tree::{COARSE_TICK_NS, FileId, LOST_AND_FOUND, Stat, Tree};
 use crate::meta::records::{Block, Inode, ROOT_INODE};
 
 /// An inode as it was looked at.
@@ -27,6 +27,17 @@ pub struct Looked {
     pub edits: Vec<Edit>,
     /// New fingerprints of blocks; `None` where the old ones do not hold any more.
     pub fingerprints: BTreeMap<u64, Option<Fingerprints>>,
+}
+
+/// Something that could not be looked at.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// Kernel inode, 0 where it is not known.
+    pub ino: u64,
+    /// A name of it: kernel inode of the directory, and the entry.
+    pub name: Option<(u64, Vec<u8>)>,
+    /// The sentence that the log and a failing barrier get.
+    pub why: String,
 }
 
 /// What a look needs of the world.
@@ -46,8 +57,8 @@ pub struct Look<'a> {
     pub inodes: HashMap<u64, Looked>,
     /// Kernel inodes that the index does not know (by number).
     pub kernel: HashMap<u64, Kernel>,
-    /// What could not be looked at: the kernel inode, and the sentence that the log and a failing barrier get.
-    pub trouble: Vec<(u64, String)>,
+    /// What could not be looked at.
+    pub trouble: Vec<Trouble>,
     added_links: HashMap<u64, BTreeSet<(u64, Vec<u8>)>>,
     dir_paths: HashMap<u64, Vec<u8>>,
     next_inode: u64,
@@ -56,6 +67,8 @@ pub struct Look<'a> {
     /// Leaves what is in new directories to a later look.
     pub shallow: bool,
     ids: HashMap<u64, FileId>,
+    /// Were not to be found where they were looked for: what was told of them is still to be looked at.
+    missed: HashSet<u64>,
     first_new: u64,
 }
 
@@ -94,6 +107,7 @@ impl<'a> Look<'a> {
             deadline: None,
             shallow: false,
             ids: HashMap::new(),
+            missed: HashSet::new(),
             first_new: next_inode,
         })
     }
@@ -120,11 +134,24 @@ impl<'a> Look<'a> {
                 mine.clone_from(dirty);
             }
         }
-        while let Some((inode, dirty)) = todo.inodes.pop_first() {
-            if !todo.done.contains(&inode) {
-                self.look_inode(inode, &dirty, sink)?;
-                todo.done.insert(inode);
+        // A few times over, where names move while they are looked at.
+        for _ in 0..4 {
+            while let Some((inode, dirty)) = todo.inodes.pop_first() {
+                if !todo.done.contains(&inode) {
+                    self.look_inode(inode, &dirty, sink)?;
+                    todo.done.insert(inode);
+                }
             }
+            // Its name stands for nothing, or for another inode, by now: find out which.
+            let missed: Vec<u64> = self.missed.iter().copied().collect();
+            for inode in missed {
+                self.recheck_links(inode, None, &mut todo)?;
+                todo.done.remove(&inode);
+            }
+            if todo.dirs.is_empty() {
+                break;
+            }
+            self.look_dirs(&mut todo)?;
         }
         Ok(())
     }
@@ -134,7 +161,9 @@ impl<'a> Look<'a> {
         let Some(inode) = self.known(kino)? else { return Ok(false) };
         let Some(path) = self.path_of(inode)? else { return Ok(false) };
         let Some(file) = self.cx.tree.open_file(&path)? else { return Ok(false) };
-        Ok(self.cx.tree.stat(file.as_fd())?.id.ino != kino || !self.cx.tree.no_writers(&file))
+        Ok(!self.cx.tree.leases_see_mappings()
+            || self.cx.tree.stat(file.as_fd())?.id.ino != kino
+            || !self.cx.tree.no_writers(&file))
     }
 
     /// Looks at suspects again; whether any had changed. Two rounds in a row without a change are a double collect.
@@ -151,6 +180,17 @@ impl<'a> Look<'a> {
             }
         }
         Ok(any)
+    }
+
+    /// Kernel inodes that have a name and were not found by it to the end.
+    pub fn missed(&self) -> std::result::Result<Vec<u64>, VolumeError> {
+        let mut found = Vec::new();
+        for inode in &self.missed {
+            if !self.links_of(*inode)?.is_empty() {
+                found.extend(self.id_of(*inode)?.map(|id| id.ino));
+            }
+        }
+        Ok(found)
     }
 
     /// The volume inode behind a kernel inode, new ones of this look included.
@@ -235,6 +275,7 @@ impl<'a> Look<'a> {
 
     fn look_name(&mut self, dir: u64, fd: BorrowedFd<'_>, name: &[u8], todo: &mut Todo) -> Result<()> {
         let stat = self.cx.tree.stat_at(fd, name)?;
+        let stat = stat.filter(|_| dir != ROOT_INODE || name != LOST_AND_FOUND);
         let Some(stat) = stat else { return self.set_dentry(dir, name, None) };
         let (inode, new) = self.inode_of(&stat)?;
         let was = self.child(dir, name)?;
@@ -295,9 +336,15 @@ impl<'a> Look<'a> {
         if self.deadline.is_some_and(|d| Instant::now() > d) {
             return Err(CaptureError::TooMuch);
         }
-        let Some(path) = self.path_of(inode)? else { return Ok(false) };
-        match self.look_path(inode, &path, dirty, sink) {
+        let mut dirty = dirty.clone();
+        dirty.untold |= self.missed.remove(&inode);
+        let Some(path) = self.path_of(inode)? else {
+            self.missed.insert(inode);
+            return Ok(false);
+        };
+        match self.look_path(inode, &path, &dirty, sink) {
             Err(CaptureError::Io(e)) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {
+                self.missed.insert(inode);
                 Ok(false)
             }
             Err(CaptureError::Io(e)) => self.note_trouble(inode, &e).map(|()| false),
@@ -309,10 +356,14 @@ impl<'a> Look<'a> {
         let path = self.path_of(inode)?.unwrap_or_default();
         let ino = self.id_of(inode)?.map_or(0, |id| id.ino);
         let path = String::from_utf8_lossy(&path);
-        self.trouble.push((
-            ino,
-            format!("the agent cannot read {path:?} in the tree ({error}), so it cannot be committed; make it readable"),
-        ));
+        let name = match self.links_of(inode)?.pop_first() {
+            Some((dir, name)) => self.id_of(dir)?.map(|id| (id.ino, name)),
+            None => None,
+        };
+        let why = format!(
+            "the agent cannot read {path:?} in the tree ({error}), so it cannot be committed; make it readable"
+        );
+        self.trouble.push(Trouble { ino, name, why });
         Ok(())
     }
 
@@ -327,12 +378,13 @@ impl<'a> Look<'a> {
         let handle = tree.open_at(path, libc::O_PATH)?;
         let mut stat = tree.stat(handle.as_fd())?;
         if self.id_of(inode)?.is_some_and(|id| id != stat.id) {
+            self.missed.insert(inode);
             return Ok(false);
         }
         let before = self.seen(inode)?;
         let unchanged = before.is_some_and(|seen| same(&seen, &stat));
         let flags = dirty.opened.unwrap_or_default();
-        let again = flags.has(OpenFlags::MAPPED) || before.is_some_and(|seen| seen.racy);
+        let again = dirty.untold || flags.has(OpenFlags::MAPPED) || before.is_some_and(|seen| seen.racy);
         if unchanged && dirty.ranges.is_empty() && !again {
             return Ok(false);
         }
@@ -341,7 +393,10 @@ impl<'a> Look<'a> {
         let mut xattrs = Vec::new();
         let mut captured = Captured::default();
         if stat.is_file() {
-            let Some(file) = tree.open_file(path)? else { return Ok(false) };
+            let Some(file) = tree.open_file(path)? else {
+                self.missed.insert(inode);
+                return Ok(false);
+            };
             // Before its data is read; and opening may have moved ctime, where the owner had shut the file.
             stat = tree.stat(file.as_fd())?;
             if self.id_of(inode)?.is_some_and(|id| id != stat.id) {
@@ -409,13 +464,15 @@ impl<'a> Look<'a> {
         dirty: &DirtyInode,
         sink: &mut dyn PieceSink,
     ) -> Result<Captured> {
-        let Some(seen) = before else { return capture::tail(file, 0, stat.size, sink) };
+        let Some(seen) = before else {
+            return capture::tail(file, 0, stat.size, &Known { look: self, inode }, sink);
+        };
         let known = Known { look: self, inode };
         let flags = dirty.opened.unwrap_or_default();
         let unseen = flags.has(OpenFlags::UNSEEN) || flags.has(OpenFlags::MAPPED);
         // Of two sizes within one cut the data beyond the smaller is new.
         let shrunk = stat.size < seen.size;
-        if !unseen && !dirty.ranges.is_empty() {
+        if !unseen && !dirty.untold && !dirty.ranges.is_empty() {
             let mut ranges = dirty.ranges.clone();
             ranges.add(seen.size.min(stat.size), stat.size);
             return capture::ranges(file, stat.size, &ranges, &known, sink);
@@ -423,13 +480,20 @@ impl<'a> Look<'a> {
         // A rename, a link or a chmod moves ctime alone; so does who writes and then sets mtime back, but that one has
         // opened the file, or no intent tells of anything at all.
         let written = stat.ctime != seen.ctime && (dirty.opened.is_some() || dirty.untold);
-        let data_changed = stat.size != seen.size || stat.mtime != seen.mtime || written || seen.racy;
+        let data_changed =
+            stat.size != seen.size || stat.mtime != seen.mtime || written || seen.racy || dirty.untold;
         if !data_changed && !flags.has(OpenFlags::MAPPED) {
             return Ok(Captured::default());
         }
-        if unseen && flags.has(OpenFlags::APPEND) && !flags.has(OpenFlags::MAPPED) && !shrunk && !seen.racy {
+        if unseen
+            && !dirty.untold
+            && flags.has(OpenFlags::APPEND)
+            && !flags.has(OpenFlags::MAPPED)
+            && !shrunk
+            && !seen.racy
+        {
             let from = dirty.ranges.iter().next().map_or(seen.size, |(start, _)| start.min(seen.size));
-            return capture::tail(file, from.min(stat.size), stat.size, sink);
+            return capture::tail(file, from.min(stat.size), stat.size, &known, sink);
         }
         capture::compare(file, stat.size, &known, sink)
     }
@@ -571,6 +635,22 @@ impl Before for Known<'_, '_> {
         match self.look.inodes.get(&self.inode).and_then(|l| l.fingerprints.get(&block)) {
             Some(prints) => Ok(prints.clone()),
             None => Ok(self.look.cx.index.fingerprints(self.inode, block)?),
+        }
+    }
+
+    fn blocks(&self, first: u64, end: u64) -> Result<Vec<u64>> {
+        let mut blocks = self.look.cx.index.block_numbers(self.inode, first, end)?;
+        if let Some(looked) = self.look.inodes.get(&self.inode) {
+            blocks.extend(looked.fingerprints.range(first..end).map(|(block, _)| *block));
+        }
+        Ok(blocks)
+    }
+
+    fn in_time(&self) -> Result<()> {
+        if self.look.deadline.is_some_and(|d| Instant::now() > d) {
+            Err(CaptureError::TooMuch)
+        } else {
+            Ok(())
         }
     }
 }

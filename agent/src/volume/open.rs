@@ -38,8 +38,6 @@ enum Verdict {
     Adopt,
     /// Populate an empty tree.
     Restore,
-    /// A restore was interrupted: nothing in the tree is anybody's yet.
-    Again,
     /// Set the tree aside, then populate.
     SetAside(&'static str),
 }
@@ -81,10 +79,9 @@ pub fn open(options: &VolumeOptions, meta: &dyn Meta, blob: &dyn Blob, shared: &
             tracing::warn!("{notice}");
             *shared.notice.lock() = Some(notice);
         }
-        Verdict::Again => empty(tree.path()).map_err(|e| disk(tree.path(), &e))?,
         Verdict::Restore => {}
     }
-    if matches!(verdict, Verdict::Restore | Verdict::Again | Verdict::SetAside(_)) {
+    if matches!(verdict, Verdict::Restore | Verdict::SetAside(_)) {
         index.clear()?;
         index.set_base(&base(false))?;
         let parallelism = options.upload_parallelism;
@@ -116,7 +113,11 @@ fn judge(
         });
     };
     if !base.populated && base.volume_id == volume_id {
-        return Ok(Verdict::Again);
+        return Ok(if is_empty {
+            Verdict::Restore
+        } else {
+            Verdict::SetAside("a restore was interrupted half way, so it is not whole")
+        });
     }
     if index.reconcile(volume_id, head)? == Standing::Diverged {
         return Ok(match (head, is_empty) {
@@ -134,7 +135,8 @@ fn judge(
     if !same_root {
         return Ok(Verdict::SetAside("it is not the directory that the agent had left"));
     }
-    if base.boot_id != boot_id && !base.clean && options.durability == Durability::Remote && head.is_some() {
+    let same_boot = !boot_id.is_empty() && base.boot_id == boot_id;
+    if !same_boot && !base.clean && options.durability == Durability::Remote && head.is_some() {
         return Ok(Verdict::SetAside(
             "the machine stopped without warning, and files that were not synced to this disk may have lost data",
         ));
@@ -154,21 +156,6 @@ fn set_aside(tree: &Tree, state: &Path) -> io::Result<PathBuf> {
         }
     }
     Ok(aside)
-}
-
-fn empty(dir: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_name().as_encoded_bytes() == LOST_AND_FOUND {
-            continue;
-        }
-        if entry.file_type()?.is_dir() {
-            std::fs::remove_dir_all(entry.path())?;
-        } else {
-            std::fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 fn disk(path: &Path, e: &io::Error) -> VolumeError {

@@ -153,6 +153,12 @@ impl Planner<'_> {
     fn names(&mut self, look: &Look<'_>) -> Result<()> {
         for ((dir, name), child) in &look.dentries {
             let child = child.filter(|c| !self.dead.contains(c) && !self.dead.contains(dir));
+            // Without its inode a name is damage: one that vanished or could not be read since its name was seen is left
+            // out, and looked at again by the next cut.
+            let child = match child {
+                Some(c) if !look.inodes.contains_key(&c) && self.index.inode(c)?.is_none() => None,
+                child => child,
+            };
             let old = self.index.child(*dir, name)?;
             if let Some(old) = old.filter(|old| Some(*old) != child) {
                 self.set(index::link_key(old, *dir, name), None);
@@ -208,38 +214,36 @@ impl Planner<'_> {
     fn extents(&mut self, inode: u64, size: u64, old_size: u64, edits: Vec<Edit>) -> Result<()> {
         let mut blocks: BTreeMap<u64, Block> = BTreeMap::new();
         for edit in edits {
-            let (start, end, piece) = match edit {
-                Edit::Hole { start, end } => (start, end, None),
+            match edit {
+                Edit::Hole { start, end } => {
+                    let (first, last) = (start / BLOCK_SIZE, end.div_ceil(BLOCK_SIZE));
+                    for number in self.index.block_numbers(inode, first, last)? {
+                        self.load(&mut blocks, inode, number)?;
+                    }
+                    for (number, block) in blocks.range_mut(first..last) {
+                        let base = number * BLOCK_SIZE;
+                        let low = start.saturating_sub(base) as u32;
+                        cut_out(&mut block.extents, low, (end - base).min(BLOCK_SIZE) as u32);
+                    }
+                }
                 Edit::Data { start, piece } => {
                     let (chunk, len) = match piece {
                         Piece::Stored { chunk, len } => (chunk, len),
                         Piece::Raw(bytes) => (self.chunks.store(&bytes)?, bytes.len() as u32),
                     };
-                    (start, start + u64::from(len), Some((chunk, len)))
+                    let block = self.load(&mut blocks, inode, start / BLOCK_SIZE)?;
+                    let start = (start % BLOCK_SIZE) as u32;
+                    cut_out(&mut block.extents, start, start.saturating_add(len));
+                    let at = block.extents.partition_point(|e| e.start < start);
+                    block.extents.insert(at, Extent { start, len, chunk, chunk_offset: 0 });
                 }
-            };
-            let number = start / BLOCK_SIZE;
-            let base = number * BLOCK_SIZE;
-            let block = match blocks.entry(number) {
-                std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::btree_map::Entry::Vacant(entry) => {
-                    entry.insert(self.index.block(inode, number)?.unwrap_or_default())
-                }
-            };
-            cut_out(&mut block.extents, (start - base) as u32, (end - base) as u32);
-            if let Some((chunk, len)) = piece {
-                let at = block.extents.partition_point(|e| u64::from(e.start) < start - base);
-                let extent = Extent { start: (start - base) as u32, len, chunk, chunk_offset: 0 };
-                block.extents.insert(at, extent);
             }
         }
         if size < old_size {
             // The block with the new end, and all beyond it.
-            for number in size / BLOCK_SIZE..old_size.div_ceil(BLOCK_SIZE) {
-                if let std::collections::btree_map::Entry::Vacant(entry) = blocks.entry(number)
-                    && let Some(block) = self.index.block(inode, number)?
-                {
-                    entry.insert(block);
+            for number in self.index.block_numbers(inode, size / BLOCK_SIZE, u64::MAX)? {
+                if let std::collections::btree_map::Entry::Vacant(_) = blocks.entry(number) {
+                    self.load(&mut blocks, inode, number)?;
                     self.set(index::fingerprints_key(inode, number), None);
                 }
             }
@@ -254,6 +258,21 @@ impl Planner<'_> {
             self.set(key::block(inode, number), value);
         }
         Ok(())
+    }
+
+    /// A block as it is so far.
+    fn load<'b>(
+        &self,
+        blocks: &'b mut BTreeMap<u64, Block>,
+        inode: u64,
+        number: u64,
+    ) -> Result<&'b mut Block> {
+        Ok(match blocks.entry(number) {
+            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                entry.insert(self.index.block(inode, number)?.unwrap_or_default())
+            }
+        })
     }
 
     fn delete(&mut self, inode: u64) -> Result<()> {

@@ -137,7 +137,15 @@ impl Restore<'_> {
                     self.hard_link(from, fd.as_fd(), &name).map_err(|e| local("linked", &child, &e))?;
                     continue;
                 }
-                let record = self.index.inode(inode)?.ok_or_else(|| missing(&child))?;
+                let Some(record) = self.index.inode(inode)? else {
+                    // Better all but one than none: the name is left out, and said.
+                    let path = String::from_utf8_lossy(&child).into_owned();
+                    tracing::error!(
+                        path,
+                        "the volume has no inode for a name, which is left out of the tree"
+                    );
+                    continue;
+                };
                 self.make(fd.as_fd(), &name, &record).map_err(|e| local("made", &child, &e))?;
                 if record.mode & libc::S_IFMT == libc::S_IFDIR {
                     dirs.push((inode, child.clone()));
@@ -336,7 +344,8 @@ impl Restore<'_> {
         // Only root can give files away; an ordinary user's agent keeps them as its own.
         if root {
             let (uid, gid) = (Uid::from_raw(record.uid), Gid::from_raw(record.gid));
-            fchownat(&handle, "", Some(uid), Some(gid), nix::fcntl::AtFlags::AT_EMPTY_PATH)?;
+            let given = fchownat(&handle, "", Some(uid), Some(gid), nix::fcntl::AtFlags::AT_EMPTY_PATH);
+            unless_unsupported(given.map_err(io::Error::from), "owner", path)?;
         }
         for (name, value) in &record.xattrs {
             let name = cstring(name)?;
@@ -344,7 +353,7 @@ impl Restore<'_> {
             let set = unsafe {
                 libc::setxattr(by_fd.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
             };
-            check(set)?;
+            unless_unsupported(check(set), "extended attribute", path)?;
         }
         if !is_link {
             // SAFETY: a C string.
@@ -371,6 +380,19 @@ fn local(what: &str, path: &[u8], error: &io::Error) -> VolumeError {
         "the tree cannot be populated: {path:?} could not be {what} on this disk: {error}; make room or mend the \
          disk, then start the agent again"
     ))
+}
+
+/// Takes it that this filesystem or user namespace has no such thing: said, and no reason to withhold the tree.
+fn unless_unsupported<T>(result: io::Result<T>, what: &str, path: &[u8]) -> io::Result<()> {
+    match result {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTSUP | libc::EINVAL | libc::EPERM)) => {
+            let path = String::from_utf8_lossy(path).into_owned();
+            tracing::warn!(%error, path, what, "cannot be restored on this filesystem");
+            Ok(())
+        }
+        Err(error) => Err(error),
+        Ok(_) => Ok(()),
+    }
 }
 
 fn missing(path: &[u8]) -> VolumeError {

@@ -16,22 +16,34 @@ use super::*;
 use crate::blob::{Blob, Store, StoreOptions};
 use crate::session::{IntentSink, Reply};
 
+/// What a test does at the instant when a gate opens, the last one first.
+type AtThaw = Arc<Mutex<Vec<Box<dyn FnOnce() + Send>>>>;
+
 /// A gate without anybody behind it: intents are put into the sink by the test.
 #[derive(Default)]
 struct OpenGate {
     state: AtomicU32,
+    at_thaw: AtThaw,
 }
 
-struct Open;
+struct Open(AtThaw);
 impl Frozen for Open {
     fn deadline(&self) -> Instant {
         Instant::now() + Duration::from_secs(2)
     }
 }
+impl Drop for Open {
+    fn drop(&mut self) {
+        let act = self.0.lock().unwrap().pop();
+        if let Some(act) = act {
+            act();
+        }
+    }
+}
 
 impl Gatekeeper for OpenGate {
     fn freeze<'a>(&'a self, _: &mut dyn IntentSink) -> Box<dyn Frozen + 'a> {
-        Box::new(Open)
+        Box::new(Open(Arc::clone(&self.at_thaw)))
     }
     fn drain(&self, _: &mut dyn IntentSink) {}
     fn attached(&self) -> Vec<u32> {
@@ -56,6 +68,7 @@ struct Node {
     sink: Arc<Mutex<DirtySet>>,
     volume: Option<Arc<Volume>>,
     url: String,
+    at_thaw: AtThaw,
 }
 
 impl Node {
@@ -63,7 +76,8 @@ impl Node {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("tree")).unwrap();
         fs::create_dir_all(dir.path().join("state")).unwrap();
-        let mut node = Self { dir, sink: Arc::default(), volume: None, url: url.into() };
+        let mut node =
+            Self { dir, sink: Arc::default(), volume: None, url: url.into(), at_thaw: AtThaw::default() };
         node.start().unwrap();
         node
     }
@@ -82,7 +96,8 @@ impl Node {
             audit_interval: Duration::from_secs(3600),
             upload_parallelism: 2,
         };
-        let shared = Shared::new(Arc::new(OpenGate::default()));
+        let shared =
+            Shared::new(Arc::new(OpenGate { at_thaw: Arc::clone(&self.at_thaw), ..OpenGate::default() }));
         let blob: Arc<dyn Blob> = Arc::new(store);
         self.volume = Some(Volume::open(options, meta, blob, shared, Arc::clone(&self.sink))?);
         Ok(())
@@ -296,6 +311,147 @@ fn what_no_intent_tells_is_found_by_the_audit() {
     fs::write(node.tree().join("untold"), "u").unwrap();
     node.volume().flush().unwrap();
     assert_ne!(missed(&node), 0);
+}
+
+#[test]
+fn where_intents_were_lost_no_range_is_trusted() {
+    let mut node = Node::new("memory:untrusted");
+    let file = fs::File::create(node.tree().join("db")).unwrap();
+    file.write_all_at(&vec![1; 1 << 20], 0).unwrap();
+    node.volume().flush().unwrap();
+    let ino = node.ino("db");
+    // The intent of this one was drained by an agent that was killed (or the ring was full).
+    file.write_all_at(b"lost?", 0).unwrap();
+    node.tell(Intent::Written { ino, offset: 500_000, length: 5 });
+    file.write_all_at(b"told!", 500_000).unwrap();
+    node.sink.lock().unwrap().look_everywhere("a full ring");
+    assert_eq!(node.barrier(), 0);
+    node.volume().flush().unwrap();
+    same_elsewhere(&mut node);
+}
+
+#[test]
+fn where_nothing_was_told_no_append_is_trusted() {
+    let mut node = Node::new("memory:appended");
+    let path = node.tree().join("log");
+    fs::write(&path, vec![1; 1000]).unwrap();
+    let ino = node.ino("log");
+    node.tell_name("log");
+    node.tell(Intent::Opened { ino, flags: OpenFlags::UNSEEN.with(OpenFlags::APPEND) });
+    let file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+    assert_eq!(node.barrier(), 0);
+    // copytruncate by a program without the shim, then more than before is appended
+    file.set_len(0).unwrap();
+    (&file).write_all(&vec![2; 3000]).unwrap();
+    node.volume().flush().unwrap();
+    node.volume().flush().unwrap();
+    same_elsewhere(&mut node);
+}
+
+#[test]
+fn what_was_told_of_a_file_that_moves_meanwhile_is_not_forgotten() {
+    let mut node = Node::new("memory:moving");
+    let tree = node.tree();
+    let file = fs::File::create(tree.join("a")).unwrap();
+    file.write_all_at(&vec![1; 1 << 20], 0).unwrap();
+    node.volume().flush().unwrap();
+    assert_eq!(node.barrier(), 0);
+    let ino = node.ino("a");
+    std::thread::sleep(Duration::from_millis(300));
+    let (sink, root) = (Arc::clone(&node.sink), node.ino(""));
+    let file2 = file.try_clone().unwrap();
+    {
+        let mut s = node.sink.lock().unwrap();
+        node.at_thaw.lock().unwrap().push(Box::new(move || {
+            let mut s = sink.lock().unwrap();
+            for name in [b"a", b"b"] {
+                s.intent(Intent::Name { dir: root, name });
+            }
+            fs::rename(tree.join("a"), tree.join("b")).unwrap();
+            s.intent(Intent::Written { ino, offset: 500_000, length: 5 });
+            file2.write_all_at(b"told2", 500_000).unwrap();
+        }));
+        s.intent(Intent::Written { ino, offset: 0, length: 5 });
+        file.write_all_at(b"told1", 0).unwrap();
+        for i in 0..100u64 {
+            s.intent(Intent::Attributes { ino: 1_000_000_000 + i });
+        }
+    }
+    assert_eq!(node.barrier(), 0);
+    assert_eq!(node.barrier(), 0);
+    assert!(node.at_thaw.lock().unwrap().is_empty());
+    node.volume().flush().unwrap();
+    same_elsewhere(&mut node);
+}
+
+#[test]
+fn the_last_store_through_a_mapping_is_committed() {
+    let mut node = Node::new("memory:mapped");
+    let path = node.tree().join("m");
+    fs::write(&path, vec![1; 8192]).unwrap();
+    node.tell_name("m");
+    let ino = node.ino("m");
+    node.tell(Intent::Opened { ino, flags: OpenFlags::MAPPED });
+    let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    // SAFETY: nobody truncates the file while the mapping lives.
+    let mut mapping = unsafe { memmap2::MmapMut::map_mut(&file) }.unwrap();
+    mapping[0] = 2;
+    assert_eq!(node.barrier(), 0);
+    assert_eq!(node.barrier(), 0);
+    assert_eq!(node.barrier(), 0);
+    node.at_thaw.lock().unwrap().push(Box::new(move || {
+        mapping[0] = 3;
+        drop((mapping, file));
+    }));
+    for _ in 0..6 {
+        assert_eq!(node.barrier(), 0);
+    }
+    node.volume().flush().unwrap();
+    same_elsewhere(&mut node);
+}
+
+#[test]
+fn files_that_vanish_while_looked_at_leave_a_volume_that_can_be_restored() {
+    let node = Node::new("memory:churn");
+    let tree = node.tree();
+    for i in 0..3000 {
+        fs::write(tree.join(format!("keep{i}")), "k").unwrap();
+    }
+    node.volume().flush().unwrap();
+    fs::write(tree.join("gone"), "g").unwrap();
+    let t2 = tree.clone();
+    // A program without the shim deletes its file while the cut looks, after the names and before the inodes.
+    for i in 0..3000 {
+        fs::write(tree.join(format!("new{i}")), "k").unwrap();
+    }
+    node.at_thaw.lock().unwrap().push(Box::new(move || {
+        std::thread::spawn(move || {
+            for i in 0..3000 {
+                let _ = fs::remove_file(t2.join(format!("new{i}")));
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        });
+    }));
+    node.volume().flush().unwrap();
+    node.volume().shutdown();
+    let there = std::panic::catch_unwind(|| Node::new("memory:churn").tree().exists());
+    assert!(there.is_ok());
+}
+
+#[test]
+fn a_huge_hole_is_nothing() {
+    let mut node = Node::new("memory:huge");
+    let file = fs::File::create(node.tree().join("huge")).unwrap();
+    file.set_len(15 << 40).unwrap();
+    file.write_all_at(b"end", (15 << 40) - 3).unwrap();
+    node.volume().flush().unwrap();
+    node.tell(Intent::Opened { ino: node.ino("huge"), flags: OpenFlags::MAPPED });
+    assert_eq!(node.barrier(), 0);
+    node.tell(Intent::Written { ino: node.ino("huge"), offset: 4096, length: u64::MAX });
+    file.set_len(4096).unwrap();
+    file.write_all_at(b"start", 0).unwrap();
+    assert_eq!(node.barrier(), 0);
+    same_elsewhere(&mut node);
 }
 
 #[derive(Clone, Debug)]

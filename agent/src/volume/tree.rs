@@ -73,6 +73,7 @@ pub struct Tree {
     /// The logical prefix, where it differs from the tree's own path.
     prefix: Option<PathBuf>,
     coarse_clock: bool,
+    leases_see_mappings: bool,
     dev: u64,
 }
 
@@ -91,7 +92,13 @@ impl Tree {
         let translated = prefix.canonicalize().map_or(true, |real| real != path);
         let prefix = translated.then(|| prefix.to_path_buf());
         let dev = statx(root.as_fd(), c"", libc::AT_EMPTY_PATH)?.dev;
-        Ok(Self { root, path, prefix, coarse_clock: coarse_clock(), dev })
+        // A writable mapping there keeps the inode below open for writing, not the one that a lease is taken on.
+        let kind = nix::sys::statfs::fstatfs(&root)?.filesystem_type().0;
+        let leases_see_mappings =
+            ![libc::OVERLAYFS_SUPER_MAGIC, libc::FUSE_SUPER_MAGIC, libc::NFS_SUPER_MAGIC]
+                .iter()
+                .any(|magic| i128::from(*magic) == i128::from(kind));
+        Ok(Self { root, path, prefix, coarse_clock: coarse_clock(), leases_see_mappings, dev })
     }
 
     /// The canonical path of the root.
@@ -107,6 +114,11 @@ impl Tree {
     /// Whether timestamps are so coarse that a change may leave them as they were.
     pub fn coarse_clock(&self) -> bool {
         self.coarse_clock
+    }
+
+    /// Whether [`Tree::no_writers`] knows of writable mappings whose descriptor is closed.
+    pub fn leases_see_mappings(&self) -> bool {
+        self.leases_see_mappings
     }
 
     /// The tree's device.
