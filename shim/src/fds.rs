@@ -139,22 +139,43 @@ pub fn forget_range(first: u32, last: u32, mut f: impl FnMut(Known)) {
     }
 }
 
+/// Whether stdio, whose writes pass no hook, writes to this descriptor without being asked to.
+#[inline(always)]
+pub fn is_standard(fd: c_int) -> bool {
+    (0..3).contains(&fd)
+}
+
 /// `new` is a duplicate of `old`: what is known of one holds for the other.
 pub fn duplicate(old: c_int, new: c_int) {
-    let known = entry(old).map_or(0, |entry| entry.load(Ordering::Relaxed));
-    if may_remember() {
-        remember(new, Known(known));
-    } else {
+    if !may_remember() {
         forget(new);
+        return;
+    }
+    let known = Known(entry(old).map_or(0, |entry| entry.load(Ordering::Relaxed)));
+    remember(new, known);
+    if is_standard(new) {
+        // A shell's redirection: what it prints goes there.
+        tell_unseen(new);
     }
 }
 
-/// Notes that O_APPEND was set or cleared on `fd`.
+/// Tells that writes to `fd`, where it is a file of a mount, will come which pass no hook.
+pub fn tell_unseen(fd: c_int) {
+    let Some(file) = file(fd).filter(|file| file.known.writable()) else { return };
+    let flags =
+        if file.known.appends() { OpenFlags::UNSEEN.with(OpenFlags::APPEND) } else { OpenFlags::UNSEEN };
+    tell::note(file.mount, &Intent::Opened { ino: file.ino, flags });
+}
+
+/// Notes that O_APPEND was set or cleared on `fd`. Its duplicates, in other processes too, share the flag and do not
+/// learn of it: where they say that they write is no longer true, so the file counts as written unseen from now on.
 pub fn set_appends(fd: c_int, appends: bool) {
     let Some(entry) = entry(fd) else { return };
     let word = entry.load(Ordering::Relaxed);
-    if Known(word).mount().is_some() {
+    if Known(word).mount().is_some() && Known(word).appends() != appends {
+        tell_unseen(fd);
         entry.store(if appends { word | APPENDS } else { word & !APPENDS }, Ordering::Relaxed);
+        tell_unseen(fd);
     }
 }
 

@@ -25,8 +25,9 @@ pub struct Inside {
 }
 
 enum Way {
-    /// Through the thread's own gate.
-    Seat(Seat),
+    /// Through the thread's own gate, and where the call that this one interrupted while it was about to enter (in a
+    /// signal handler) stands on the stack.
+    Seat(Seat, usize),
     /// A signal handler's call inside an interrupted one: the gate is held already.
     Nested(Seat),
     /// No slot was free: only counted.
@@ -61,6 +62,7 @@ pub fn enter(index: usize, subject: u64) -> Result<Inside, Errno> {
         seat.slot.gate.leave();
     }
     seat.slot.subject.store(subject, Ordering::Relaxed);
+    let interrupted = seat.private.entered_at.load(Ordering::Relaxed);
     seat.private.entered_at.store(sp, Ordering::Relaxed);
     let fenced = ring.fenced.load(Ordering::Relaxed) != 0;
     if !seat.slot.gate.try_enter(index, mount, fenced) {
@@ -72,7 +74,12 @@ pub fn enter(index: usize, subject: u64) -> Result<Inside, Errno> {
             },
         );
     }
-    Ok(Inside { mount, index, interval: mount.interval.load(Ordering::Relaxed), way: Way::Seat(seat) })
+    Ok(Inside {
+        mount,
+        index,
+        interval: mount.interval.load(Ordering::Relaxed),
+        way: Way::Seat(seat, interrupted),
+    })
 }
 
 #[cold]
@@ -149,7 +156,7 @@ impl Inside {
     /// Names what the call is about, where that was found out inside.
     #[inline(always)]
     pub fn is_about(&self, ino: u64) {
-        if let Way::Seat(seat) = &self.way {
+        if let Way::Seat(seat, _) = &self.way {
             seat.slot.subject.store(ino, Ordering::Relaxed);
         }
     }
@@ -166,7 +173,7 @@ impl Inside {
 
     fn seat(&self) -> Option<&Seat> {
         match &self.way {
-            Way::Seat(seat) | Way::Nested(seat) => Some(seat),
+            Way::Seat(seat, _) | Way::Nested(seat) => Some(seat),
             Way::Counted(_) => None,
         }
     }
@@ -176,8 +183,10 @@ impl Drop for Inside {
     #[inline]
     fn drop(&mut self) {
         match &self.way {
-            Way::Seat(seat) => {
+            Way::Seat(seat, interrupted) => {
                 seat.slot.gate.leave();
+                // A call that this one came in front of enters next: it must not look as if it had been jumped out of.
+                seat.private.entered_at.store(*interrupted, Ordering::Relaxed);
                 seat.release();
             }
             Way::Nested(_) => {}

@@ -75,9 +75,20 @@ pub fn change(
     dirfd: c_int,
     path: *const c_char,
     room: &mut PathBuf,
-    act: impl FnOnce(c_int, *const c_char) -> Answer,
+    mut act: impl FnMut(c_int, *const c_char) -> Answer,
 ) -> Result<Answer, Place> {
-    let place = match place::owned(dirfd, path, room) {
+    // One copy of the code for all the calls there are.
+    change_by(dirfd, path, room, &mut act)
+}
+
+#[inline(never)]
+fn change_by(
+    dirfd: c_int,
+    path: *const c_char,
+    room: &mut PathBuf,
+    act: &mut dyn FnMut(c_int, *const c_char) -> Answer,
+) -> Result<Answer, Place> {
+    let place = match place::entry(dirfd, path, room) {
         Ok(place) => place,
         Err(errno) => return Ok(Err(errno)),
     };
@@ -124,10 +135,20 @@ pub fn change_two(
     kind: Kind,
     from: Side<'_>,
     to: Side<'_>,
-    act: impl FnOnce(Place, Place) -> Answer,
+    mut act: impl FnMut(Place, Place) -> Answer,
 ) -> Result<Answer, (Place, Place)> {
-    let places = place::owned(from.dirfd, from.path, from.room)
-        .and_then(|a| place::owned(to.dirfd, to.path, to.room).map(|b| (a, b)));
+    change_two_by(kind, from, to, &mut act)
+}
+
+#[inline(never)]
+fn change_two_by(
+    kind: Kind,
+    from: Side<'_>,
+    to: Side<'_>,
+    act: &mut dyn FnMut(Place, Place) -> Answer,
+) -> Result<Answer, (Place, Place)> {
+    let places = place::entry(from.dirfd, from.path, from.room)
+        .and_then(|a| place::entry(to.dirfd, to.path, to.room).map(|b| (a, b)));
     let (a, b) = match places {
         Ok(places) => places,
         Err(errno) => return Ok(Err(errno)),

@@ -266,6 +266,70 @@ pub fn owned(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Pl
     Ok(place)
 }
 
+/// As [`owned`], for a call that changes the entry which `path` names. A path that no prefix begins may lead into a mount
+/// all the same, by a symbolic link or `..` on its way: the kernel is asked where its directory lies. The path stands in
+/// `room` where the place has a mount.
+#[inline(never)]
+pub fn entry(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Place, Errno> {
+    let place = owned(dirfd, path, room)?;
+    let Some(table) = control::table().filter(|_| place.mount.is_none() && !path.is_null()) else {
+        return Ok(place);
+    };
+    if !core::ptr::eq(place.path, room.c_str()) {
+        // SAFETY: as in `at`.
+        let bytes = unsafe { CStr::from_ptr(place.path) }.to_bytes();
+        room.clear();
+        if room.push(bytes).is_err() {
+            return Ok(place);
+        }
+    }
+    let (start, _) = paths::last_component(room.bytes());
+    if start == 0 {
+        // What lies right in a directory was classed by that directory's real path.
+        return Ok(place);
+    }
+    let index = room.with_head(start, |head| really(table, place.dirfd, head, true));
+    match index {
+        Some(index) => {
+            control::wait_restored(index)?;
+            Ok(Place { mount: Some(index), dirfd: place.dirfd, path: room.c_str() })
+        }
+        None => Ok(place),
+    }
+}
+
+/// As [`at`], for a call that changes what `path` names (behind a symbolic link too, where `follow` says so): also finds
+/// the mount of a file to which another name than one below the prefix leads.
+pub fn target(dirfd: c_int, path: *const c_char, follow: bool, room: &mut PathBuf) -> Result<Place, Errno> {
+    let place = at(dirfd, path, room)?;
+    let Some(table) = control::table().filter(|_| place.mount.is_none() && !path.is_null()) else {
+        return Ok(place);
+    };
+    let mount = really(table, place.dirfd, place.path, follow);
+    if let Some(index) = mount {
+        control::wait_restored(index)?;
+    }
+    Ok(Place { mount, ..place })
+}
+
+/// The mount that the kernel finds `path` in. One stat where nothing on that device is a tree.
+#[cold]
+#[inline(never)]
+fn really(table: &Table, dirfd: c_int, path: *const c_char, follow: bool) -> Option<usize> {
+    let nofollow = if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
+    let stat = sys::stat_at(dirfd, path, nofollow).ok()?;
+    table.mounts().find(|(_, entry)| entry.dev == stat.st_dev)?;
+    let nofollow = if follow { 0 } else { k::O_NOFOLLOW };
+    let fd = sys::openat(dirfd, path, (k::O_PATH | k::O_CLOEXEC | nofollow) as c_int, 0).ok()? as c_int;
+    let mut bytes = Bytes::new();
+    let class = sys::fd_path(fd, &mut bytes).map(|path| Class::of(table, path));
+    sys::close(fd);
+    match class {
+        Ok(Class::In(index)) => Some(index),
+        _ => None,
+    }
+}
+
 /// Turns a path that the kernel gave back round: one below a tree becomes one below its logical prefix, in `out`.
 /// `None` where the path is to stay as it is.
 pub fn turned<'o>(real: &[u8], out: &'o mut PathBuf) -> Option<&'o [u8]> {

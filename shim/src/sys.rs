@@ -334,6 +334,11 @@ pub fn copy_file_range(a: c_int, from: *mut i64, b: c_int, to: *mut i64, n: usiz
     call!(__NR_copy_file_range, a, from, b, to, n, flags)
 }
 
+/// bind(2).
+pub fn bind(socket: c_int, address: *const c_void, length: u32) -> Answer {
+    call!(__NR_bind, socket, address, length)
+}
+
 /// splice(2); moves the offsets on where they are not null.
 pub fn splice(a: c_int, from: *mut i64, b: c_int, to: *mut i64, n: usize, flags: u32) -> Answer {
     call!(__NR_splice, a, from, b, to, n, flags)

@@ -60,6 +60,13 @@ pub fn lost() {
     }
 }
 
+/// As [`lost`], from a process that need not have attached yet.
+pub fn lose() {
+    if attach::ring().is_ok() {
+        lost();
+    }
+}
+
 /// Tells something that needs no gate, because nothing changes with it. Silent where this process cannot attach: the
 /// call that changes something will say so.
 #[inline(never)]

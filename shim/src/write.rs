@@ -10,6 +10,9 @@ use crate::{ask, control};
 /// A gated piece is at most this long, in bytes: a cut waits for it.
 pub const SLICE: usize = 1 << 20;
 
+/// The same for an append: others append to the file too, and the kernel lets no write of theirs come in between.
+const APPEND_SLICE: usize = 16 << 20;
+
 /// Where a write goes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Position {
@@ -26,6 +29,12 @@ impl Position {
     #[inline(always)]
     pub fn of(file: &File) -> Self {
         if file.known.appends() { Self::End } else { Self::Cursor }
+    }
+
+    /// How much is written in one gated piece, in bytes.
+    #[inline(always)]
+    pub fn slice(self) -> usize {
+        if self == Self::End { APPEND_SLICE } else { SLICE }
     }
 
     /// `done` bytes further on.
@@ -86,7 +95,7 @@ pub fn sliced(
 ) -> Answer {
     let mut done = 0usize;
     loop {
-        let n = total.saturating_sub(done).min(SLICE);
+        let n = total.saturating_sub(done).min(position.slice());
         let position = position.after(done);
         match piece(fd, file, position, n, || act(done, n, position)) {
             Ok(wrote) => {

@@ -13,9 +13,20 @@ use crate::{control, fds, gate};
 /// Calls `act` with the place of `path`, inside the gate where it is in a mount, after the attributes of what it names
 /// were told.
 #[inline(always)]
-pub fn by_path(dirfd: c_int, path: *const c_char, follow: bool, act: impl FnOnce(Place) -> c_int) -> c_int {
+pub fn by_path(
+    dirfd: c_int,
+    path: *const c_char,
+    follow: bool,
+    mut act: impl FnMut(Place) -> c_int,
+) -> c_int {
+    // One copy of the code for all the calls there are.
+    by_path_of(dirfd, path, follow, &mut act)
+}
+
+#[inline(never)]
+fn by_path_of(dirfd: c_int, path: *const c_char, follow: bool, act: &mut dyn FnMut(Place) -> c_int) -> c_int {
     let mut room = PathBuf::new();
-    let place = match place::at(dirfd, path, &mut room) {
+    let place = match place::target(dirfd, path, follow, &mut room) {
         Ok(place) => place,
         Err(errno) => return fail(errno),
     };
@@ -147,7 +158,7 @@ path_hook! { fn llistxattr(path, list: *mut c_char, size: usize) -> isize => my_
 hook! {
     unsafe fn truncate | truncate64(path: *const c_char, length: i64) -> c_int => my_truncate {
         let mut room = PathBuf::new();
-        let place = match place::at(CWD, path, &mut room) {
+        let place = match place::target(CWD, path, true, &mut room) {
             Ok(place) => place,
             Err(errno) => return fail(errno),
         };

@@ -45,16 +45,16 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 /// # Safety
 /// `envp` must be null or an array of C strings.
 #[inline(always)]
-pub unsafe fn with_environment<R>(envp: Strings, act: impl FnOnce(Strings) -> R) -> R {
+pub unsafe fn with_environment(envp: Strings, mut act: impl FnMut(Strings) -> c_int) -> c_int {
     if control::known_control().is_none() {
         return act(envp);
     }
     // SAFETY: as above.
-    unsafe { put_back(envp, act) }
+    unsafe { put_back(envp, &mut act) }
 }
 
 #[inline(never)]
-unsafe fn put_back<R>(envp: Strings, act: impl FnOnce(Strings) -> R) -> R {
+unsafe fn put_back(envp: Strings, act: &mut dyn FnMut(Strings) -> c_int) -> c_int {
     let Some(own) = loader::own_path().map(CStr::to_bytes).filter(|own| !own.is_empty()) else {
         return act(envp);
     };
@@ -100,9 +100,9 @@ unsafe fn put_back<R>(envp: Strings, act: impl FnOnce(Strings) -> R) -> R {
     // SAFETY: the caller vouches for the array, which was just counted.
     unsafe {
         if count + 3 <= SMALL {
-            new.run::<SMALL, R>(act)
+            new.run::<SMALL>(act)
         } else if count + 3 <= LARGE {
-            new.run::<LARGE, R>(act)
+            new.run::<LARGE>(act)
         } else {
             act(envp)
         }
@@ -121,7 +121,7 @@ impl Changed {
     /// # Safety
     /// `envp` must have `count` entries, and N must exceed that by three.
     #[inline(never)]
-    unsafe fn run<const N: usize, R>(&self, act: impl FnOnce(Strings) -> R) -> R {
+    unsafe fn run<const N: usize>(&self, act: &mut dyn FnMut(Strings) -> c_int) -> c_int {
         let mut array = [const { MaybeUninit::<*const c_char>::uninit() }; N];
         // SAFETY: as above.
         let old = unsafe { entries(self.envp) }.take(self.count).enumerate().map(|(at, entry)| {

@@ -5,7 +5,7 @@ use core::ffi::{c_int, c_void};
 use crate::fds::{self, File};
 use crate::hook::{answer, hook, real};
 use crate::sys::{self, Answer, Errno, errno, k};
-use crate::write::{Position, SLICE, piece, sliced, synced};
+use crate::write::{Position, piece, sliced, synced};
 use crate::{control, gate};
 
 #[inline(always)]
@@ -56,9 +56,14 @@ unsafe fn write_vectors(
     const COUNT_MAX: usize = 1024;
     let count = usize::try_from(count).map_err(|_| Errno::of(errno::EINVAL))?;
     let synchronous = flags as u32 & (k::RWF_SYNC | k::RWF_DSYNC) != 0;
+    const NOAPPEND: u32 = 0x20;
+    let appends = match flags as u32 {
+        flags if flags & NOAPPEND != 0 => false,
+        flags => file.known.appends() || flags & k::RWF_APPEND != 0,
+    };
     let at = |done: usize| match offset {
-        -1 => Position::of(file),
-        _ if file.known.appends() || flags as u32 & k::RWF_APPEND != 0 => Position::End,
+        _ if appends => Position::End,
+        -1 => Position::Cursor,
         _ => Position::At((offset as u64).saturating_add(done as u64)),
     };
     let here = |done: usize| if offset == -1 { -1 } else { offset.wrapping_add(done as i64) };
@@ -68,7 +73,8 @@ unsafe fn write_vectors(
     // SAFETY: the caller vouches for the vectors.
     let all = unsafe { core::slice::from_raw_parts(vectors, count) };
     let total = all.iter().fold(0usize, |sum, v| sum.saturating_add(v.iov_len as usize));
-    if total <= SLICE {
+    let slice = at(0).slice();
+    if total <= slice {
         let wrote = piece(fd, file, at(0), total, || sys::writev_at(fd, vectors, count, offset, flags));
         return synced(file, synchronous, wrote);
     }
@@ -77,7 +83,7 @@ unsafe fn write_vectors(
         let len = vector.iov_len as usize;
         let mut within = 0usize;
         while within < len {
-            let n = (len - within).min(SLICE);
+            let n = (len - within).min(slice);
             let part = k::iovec { iov_base: vector.iov_base.wrapping_byte_add(within), iov_len: n as _ };
             let wrote =
                 piece(fd, file, at(done), n, || sys::writev_at(fd, &raw const part, 1, here(done), flags));

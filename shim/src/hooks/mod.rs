@@ -1,5 +1,6 @@
 //! Every function that stands in libc's place, one family per file.
 
+mod aio;
 mod attr;
 mod copy;
 mod cwd;
@@ -12,6 +13,7 @@ mod name;
 mod open;
 mod other;
 mod readlink;
+mod socket;
 mod spawn;
 mod stat;
 mod stdio;

@@ -66,12 +66,13 @@ impl<F: Fn(c_int, *const c_char, c_int) -> Answer> Open<F> {
         let Ok(stat) = sys::fstat(fd) else { return };
         if sys::is_regular(&stat) && of_mount(index, &stat) {
             fds::remember(fd, Known::opened(index, self.flags).with_ino(stat.st_ino));
-            tell::note(index, &Intent::Opened { ino: stat.st_ino, flags: self.open_flags() });
+            tell::note(index, &Intent::Opened { ino: stat.st_ino, flags: self.open_flags(fd) });
         }
     }
 
-    fn open_flags(&self) -> OpenFlags {
-        if self.has(k::O_APPEND) { self.extra.with(OpenFlags::APPEND) } else { self.extra }
+    fn open_flags(&self, fd: c_int) -> OpenFlags {
+        let flags = if fds::is_standard(fd) { self.extra.with(OpenFlags::UNSEEN) } else { self.extra };
+        if self.has(k::O_APPEND) { flags.with(OpenFlags::APPEND) } else { flags }
     }
 
     fn changing(&self, index: usize, place: Place, path: *const c_char, room: &mut PathBuf) -> Answer {
@@ -166,7 +167,7 @@ impl<F: Fn(c_int, *const c_char, c_int) -> Answer> Open<F> {
             return None;
         }
         if self.writes() {
-            inside.tell(&Intent::Opened { ino: stat.st_ino, flags: self.open_flags() });
+            inside.tell(&Intent::Opened { ino: stat.st_ino, flags: self.open_flags(fd) });
         }
         fds::remember(fd, Known::opened(index, self.flags).with_ino(stat.st_ino));
         Some(stat.st_ino)
@@ -176,6 +177,25 @@ impl<F: Fn(c_int, *const c_char, c_int) -> Answer> Open<F> {
 /// Whether a file lies on the file system of mount `index`.
 pub fn of_mount(index: usize, stat: &Stat) -> bool {
     control::table().and_then(|table| table.get(index)).is_some_and(|entry| entry.dev == stat.st_dev)
+}
+
+/// After an open by a name outside every mount: where it has created or emptied a file, a symbolic link may have led it
+/// into one. (An open that changed nothing is looked up at the first write.)
+#[inline(always)]
+pub fn led(fd: c_int, flags: c_int) {
+    fds::forget(fd);
+    if fd >= 0 && (flags as u32 & (k::O_CREAT | k::O_TRUNC) != 0 || fds::is_standard(fd)) {
+        led_to(fd);
+    }
+}
+
+#[inline(never)]
+fn led_to(fd: c_int) {
+    // Tells all there is to tell of a file that is open for writing.
+    let known = fds::known(fd);
+    if let Some(index) = known.mount().filter(|_| !known.writable()) {
+        names::tell_by_path(index, fd);
+    }
 }
 
 /// Opens a path as open(2) does, or answers what `outside` does with it.
@@ -198,7 +218,7 @@ fn open_at(
         Ok(Err(errno)) => fail(errno),
         Err(place) => {
             let fd = outside(place);
-            fds::forget(fd);
+            led(fd, flags);
             fd
         }
     }
@@ -267,7 +287,7 @@ pub unsafe fn open_how(dirfd: c_int, path: *const c_char, how: *const k::open_ho
         Err(place) => {
             let answer = sys::openat2(place.dirfd, place.path, how, size);
             if let Ok(fd) = answer {
-                fds::forget(fd as c_int);
+                led(fd as c_int, asked.flags as c_int);
             }
             answer
         }

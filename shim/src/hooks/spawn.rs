@@ -1,6 +1,7 @@
 //! Starting programs without exec in our hands, and vfork.
 
 use core::ffi::{c_char, c_int, c_void};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::control;
 use crate::fds;
@@ -8,7 +9,23 @@ use crate::hook::{hook, real};
 use crate::hooks::exec::{Strings, along_path, with_environment};
 use crate::loader;
 use crate::place::{self, CWD};
-use crate::sys::{self, Errno, PathBuf};
+use crate::sys::{self, Errno, PathBuf, k};
+use crate::tell;
+
+/// Some file action creates or empties a file of a mount.
+static OPENS: AtomicBool = AtomicBool::new(false);
+
+/// Starts a program by `act`. Its file actions may change a mount in the child, unseen: then all is looked at.
+fn opening(actions: *const c_void, act: impl FnOnce() -> c_int) -> c_int {
+    if actions.is_null() || !OPENS.load(Ordering::Relaxed) || control::table().is_none() {
+        return act();
+    }
+    tell::lose();
+    let result = act();
+    // The child has done its actions when its parent goes on; a cut may have gone by.
+    tell::lose();
+    result
+}
 
 hook! {
     unsafe fn posix_spawn(pid: *mut c_int, path: *const c_char, actions: *const c_void, attributes: *const c_void,
@@ -16,7 +33,9 @@ hook! {
         let mut room = PathBuf::new();
         match place::at(CWD, path, &mut room) {
             Ok(place) => {
-                with_environment(envp, |envp| real!(posix_spawn)(pid, place.path, actions, attributes, argv, envp))
+                with_environment(envp, |envp| {
+                    opening(actions, || real!(posix_spawn)(pid, place.path, actions, attributes, argv, envp))
+                })
             }
             Err(errno) => errno.0,
         }
@@ -48,10 +67,12 @@ hook! {
         let translates = control::table().is_some_and(|table| table.translates);
         if translates && !file.is_null() && found_in_mount(file, &mut room) {
             return with_environment(envp, |envp| {
-                real!(posix_spawnp)(pid, room.c_str(), actions, attributes, argv, envp)
+                opening(actions, || real!(posix_spawnp)(pid, room.c_str(), actions, attributes, argv, envp))
             });
         }
-        with_environment(envp, |envp| real!(posix_spawnp)(pid, file, actions, attributes, argv, envp))
+        with_environment(envp, |envp| {
+            opening(actions, || real!(posix_spawnp)(pid, file, actions, attributes, argv, envp))
+        })
     }
 }
 
@@ -65,9 +86,16 @@ fn with_place(path: *const c_char, act: impl FnOnce(*const c_char) -> c_int) -> 
 }
 
 hook! {
-    /// The open itself happens in the child, unseen; the program that gets the descriptor tells it when it starts.
+    /// The open itself happens in the child, unseen. The program that gets the descriptor tells what it writes to; what
+    /// the open has created or emptied is looked for.
     unsafe fn posix_spawn_file_actions_addopen(actions: *mut c_void, fd: c_int, path: *const c_char, flags: c_int,
         mode: u32) -> c_int => my_addopen {
+        let mut room = PathBuf::new();
+        if flags as u32 & (k::O_CREAT | k::O_TRUNC) != 0
+            && place::entry(CWD, path, &mut room).is_ok_and(|place| place.mount.is_some())
+        {
+            OPENS.store(true, Ordering::Relaxed);
+        }
         with_place(path, |path| real!(posix_spawn_file_actions_addopen)(actions, fd, path, flags, mode))
     }
 }
@@ -91,7 +119,7 @@ hook! {
 
 /// After vfork, in the parent.
 extern "C" fn child_is_gone() {
-    fds::BORROWED.fetch_sub(1, core::sync::atomic::Ordering::SeqCst);
+    fds::BORROWED.fetch_sub(1, Ordering::SeqCst);
     place::forget_cwd();
 }
 

@@ -9,6 +9,7 @@ use crate::gate;
 use crate::hook::{fail, hook, path_hook, real};
 use crate::hooks::fd::closed;
 use crate::hooks::open::Open;
+use crate::loader::Real;
 use crate::names::{self, Entry};
 use crate::place::{self, CWD};
 use crate::sys::{self, PathBuf, k};
@@ -70,10 +71,17 @@ hook! {
     unsafe fn fopen | fopen64 | _IO_fopen(path: *const c_char, mode: *const c_char) -> *mut c_void => my_fopen {
         let mut room = PathBuf::new();
         let Some(flags) = flags_at(mode) else {
-            return match place::at(CWD, path, &mut room) {
+            let stream = match place::at(CWD, path, &mut room) {
                 Ok(place) => real!(fopen)(place.path, mode),
-                Err(errno) => fail(errno),
+                Err(errno) => return fail(errno),
             };
+            if !stream.is_null() {
+                // Looked up at once, which tells the file and its name where it may be written.
+                let fd = fileno(stream);
+                fds::forget(fd);
+                let _ = fds::known(fd);
+            }
+            return stream;
         };
         let open = Open {
             flags: flags as c_int,
@@ -159,6 +167,92 @@ hook! {
 fn may_block(place: place::Place) -> bool {
     sys::stat_at(place.dirfd, place.path, 0).is_ok_and(|stat| !sys::is_regular(&stat))
 }
+
+hook! {
+    unsafe fn vdprintf(fd: c_int, format: *const c_char, arguments: *mut c_void) -> c_int => my_vdprintf {
+        fds::tell_unseen(fd);
+        real!(vdprintf)(fd, format, arguments)
+    }
+}
+
+hook! {
+    unsafe fn __vdprintf_chk(fd: c_int, flag: c_int, format: *const c_char, arguments: *mut c_void) -> c_int
+        => my_vdprintf_chk {
+        fds::tell_unseen(fd);
+        real!(__vdprintf_chk)(fd, flag, format, arguments)
+    }
+}
+
+static DPRINTF: Real = Real::new();
+static DPRINTF_CHK: Real = Real::new();
+
+/// Tells for dprintf; the real one's address.
+extern "C" fn telling_dprintf(fd: c_int) -> usize {
+    fds::tell_unseen(fd);
+    DPRINTF.address(c"dprintf")
+}
+
+/// Tells for the fortified dprintf; the real one's address.
+extern "C" fn telling_dprintf_chk(fd: c_int) -> usize {
+    fds::tell_unseen(fd);
+    DPRINTF_CHK.address(c"__dprintf_chk")
+}
+
+/// A variadic function that is told of and then jumped to with all its arguments, the floating ones too.
+macro_rules! passed_on {
+    ($name:ident, $telling:ident) => {
+        /// Exported in libc's place.
+        ///
+        /// # Safety
+        /// The contract of the C function.
+        #[cfg(all(not(test), target_arch = "x86_64"))]
+        #[unsafe(naked)]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name() {
+            core::arch::naked_asm!(
+                "push rax", "push rdi", "push rsi", "push rdx", "push rcx", "push r8", "push r9",
+                "sub rsp, 128",
+                "movaps [rsp], xmm0", "movaps [rsp + 16], xmm1", "movaps [rsp + 32], xmm2",
+                "movaps [rsp + 48], xmm3", "movaps [rsp + 64], xmm4", "movaps [rsp + 80], xmm5",
+                "movaps [rsp + 96], xmm6", "movaps [rsp + 112], xmm7",
+                "call {telling}",
+                "mov r11, rax",
+                "movaps xmm0, [rsp]", "movaps xmm1, [rsp + 16]", "movaps xmm2, [rsp + 32]",
+                "movaps xmm3, [rsp + 48]", "movaps xmm4, [rsp + 64]", "movaps xmm5, [rsp + 80]",
+                "movaps xmm6, [rsp + 96]", "movaps xmm7, [rsp + 112]",
+                "add rsp, 128",
+                "pop r9", "pop r8", "pop rcx", "pop rdx", "pop rsi", "pop rdi", "pop rax",
+                "jmp r11",
+                telling = sym $telling)
+        }
+
+        /// Exported in libc's place.
+        ///
+        /// # Safety
+        /// The contract of the C function.
+        #[cfg(all(not(test), target_arch = "aarch64"))]
+        #[unsafe(naked)]
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn $name() {
+            core::arch::naked_asm!(
+                "stp x29, x30, [sp, #-208]!",
+                "stp x0, x1, [sp, #16]", "stp x2, x3, [sp, #32]", "stp x4, x5, [sp, #48]", "stp x6, x7, [sp, #64]",
+                "stp q0, q1, [sp, #80]", "stp q2, q3, [sp, #112]", "stp q4, q5, [sp, #144]",
+                "stp q6, q7, [sp, #176]",
+                "bl {telling}",
+                "mov x16, x0",
+                "ldp x0, x1, [sp, #16]", "ldp x2, x3, [sp, #32]", "ldp x4, x5, [sp, #48]", "ldp x6, x7, [sp, #64]",
+                "ldp q0, q1, [sp, #80]", "ldp q2, q3, [sp, #112]", "ldp q4, q5, [sp, #144]",
+                "ldp q6, q7, [sp, #176]",
+                "ldp x29, x30, [sp], #208",
+                "br x16",
+                telling = sym $telling)
+        }
+    };
+}
+
+passed_on!(dprintf, telling_dprintf);
+passed_on!(__dprintf_chk, telling_dprintf_chk);
 
 path_hook! { fn setmntent(path, mode: *const c_char) -> *mut c_void => my_setmntent }
 path_hook! { fn __setmntent(path, mode: *const c_char) -> *mut c_void => my_setmntent_old }

@@ -3,7 +3,7 @@
 
 use core::ffi::{c_char, c_int, c_long};
 
-use super::{attr, copy, cwd, exec, fd, io, mmap, name, open, readlink, sync};
+use super::{aio, attr, copy, cwd, exec, fd, io, mmap, name, open, readlink, sync};
 use crate::control;
 use crate::hook::{answer, fail};
 use crate::place::{self, CWD};
@@ -13,7 +13,7 @@ use crate::sys::{self, Errno, PathBuf, errno, k};
 static ROUTED: [u64; 8] = routed_numbers();
 
 const fn routed_numbers() -> [u64; 8] {
-    const COMMON: [u32; 62] = [
+    const COMMON: [u32; 63] = [
         k::__NR_openat,
         k::__NR_openat2,
         k::__NR_close,
@@ -74,6 +74,7 @@ const fn routed_numbers() -> [u64; 8] {
         k::__NR_inotify_add_watch,
         k::__NR_name_to_handle_at,
         k::__NR_io_uring_setup,
+        k::__NR_io_submit,
         k::__NR_mmap,
         k::__NR_chroot,
     ];
@@ -265,6 +266,10 @@ unsafe extern "C" fn routed(
             }
             // A ring would change files where no hook sees it; every user of it falls back.
             k::__NR_io_uring_setup if control::table().is_some() => fail(Errno::of(errno::ENOSYS)),
+            k::__NR_io_submit => match aio::submitting(b as c_long, c as *const _) {
+                Ok(_) => w.call(number),
+                Err(errno) => fail(errno),
+            },
             _ => old_routed(number, w),
         }
     }

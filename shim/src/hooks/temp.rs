@@ -19,7 +19,8 @@ const TRIES: u32 = 10_000;
 /// Whether a template lies in a mount.
 fn in_mount(template: *const c_char) -> bool {
     let mut room = PathBuf::new();
-    control::table().is_some() && place::at(CWD, template, &mut room).is_ok_and(|place| place.mount.is_some())
+    control::table().is_some()
+        && place::entry(CWD, template, &mut room).is_ok_and(|place| place.mount.is_some())
 }
 
 /// Fills the template's letters in until `make` makes it.
