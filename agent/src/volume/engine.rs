@@ -26,6 +26,12 @@ use crate::session::{IntentSink, Reply};
 
 /// Differences that one background audit reports; the next one finds the rest.
 const FINDINGS: u64 = 20_000;
+/// Names and inodes from which a cut is made without waiting for the lag: the memory that a commit takes grows with
+/// them, by some KiB each.
+const CROWD: u64 = 16_384;
+/// Names and inodes from which writers are slowed, since they make them faster than they can be committed; from twice
+/// as many they are blocked.
+const CROWD_MAX: u64 = 4 * CROWD;
 /// How often the engine looks at the dirty set's age and size.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -247,7 +253,13 @@ impl Engine {
         if now < self.next_cut {
             return false;
         }
-        let since = self.sink.lock().unwrap_or_else(PoisonError::into_inner).since;
+        let (since, entries) = {
+            let dirty = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+            (dirty.since, dirty.entries())
+        };
+        if entries >= CROWD {
+            return true;
+        }
         // Half of the promise is for the way to the backend.
         let lag = self.options.max_lag / 2;
         if since.is_some_and(|t| now.duration_since(t) >= lag) {
@@ -295,12 +307,15 @@ impl Engine {
 
     /// Slows writers down, then blocks them, as what is not in the backend yet nears the limit.
     fn throttle(&self) {
-        let dirty = self.sink.lock().unwrap_or_else(PoisonError::into_inner).bytes;
+        let (dirty, entries) = {
+            let dirty = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+            (dirty.bytes, dirty.entries())
+        };
         let at_risk = dirty.saturating_add(self.shared.in_flight_bytes.load(Ordering::Relaxed));
         let limit = self.options.dirty_limit;
-        let throttle = if at_risk >= limit {
+        let throttle = if at_risk >= limit || entries >= 2 * CROWD_MAX {
             THROTTLE_BLOCK
-        } else if at_risk >= limit / 2 {
+        } else if at_risk >= limit / 2 || entries >= CROWD_MAX {
             THROTTLE_SLOW
         } else {
             0
