@@ -26,6 +26,12 @@ use crate::session::{IntentSink, Reply};
 
 /// Differences that one background audit reports; the next one finds the rest.
 const FINDINGS: u64 = 20_000;
+/// Names and inodes from which a cut is made without waiting for the lag: the memory that a commit takes grows with
+/// them, by some KiB each.
+const CROWD: u64 = 16_384;
+/// Names and inodes from which writers are slowed, since they make them faster than they can be committed; from twice
+/// as many they are blocked.
+const CROWD_MAX: u64 = 4 * CROWD;
 /// How often the engine looks at the dirty set's age and size.
 const TICK: Duration = Duration::from_millis(25);
 
@@ -297,7 +303,13 @@ impl Engine {
         if now < self.next_cut {
             return false;
         }
-        let since = self.sink.lock().unwrap_or_else(PoisonError::into_inner).since;
+        let (since, entries) = {
+            let dirty = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+            (dirty.since, dirty.entries())
+        };
+        if entries >= CROWD {
+            return true;
+        }
         // Half of the promise is for the way to the backend.
         let lag = self.options.max_lag / 2;
         if since.is_some_and(|t| now.duration_since(t) >= lag) {
@@ -323,8 +335,11 @@ impl Engine {
             (Arc::clone(&self.sink), Arc::clone(&self.shared), self.options.dirty_limit);
         let throttle = std::thread::Builder::new().name("throttle".into()).spawn(move || {
             while !is_over(&ended_too, TICK) {
-                let dirty = sink.lock().unwrap_or_else(PoisonError::into_inner).bytes;
-                shared.gate().set_throttle(shared.throttle_at(dirty, limit));
+                let (bytes, entries) = {
+                    let dirty = sink.lock().unwrap_or_else(PoisonError::into_inner);
+                    (dirty.bytes, dirty.entries())
+                };
+                shared.gate().set_throttle(shared.throttle_at(bytes, limit, entries, CROWD_MAX));
             }
             shared.gate().set_throttle(0);
         })?;

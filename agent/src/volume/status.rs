@@ -119,12 +119,13 @@ impl Shared {
             .saturating_add(self.cutting_bytes.load(Ordering::Relaxed))
     }
 
-    /// How writers are to be held up: slowed, then blocked, as what is not in the backend yet nears the limit.
-    pub fn throttle_at(&self, dirty: u64, limit: u64) -> u32 {
+    /// How writers are to be held up: slowed, then blocked, as the bytes that are not in the backend yet near their
+    /// limit, or as names and inodes pass theirs.
+    pub fn throttle_at(&self, dirty: u64, limit: u64, entries: u64, entries_max: u64) -> u32 {
         let at_risk = dirty.saturating_add(self.under_way());
-        if at_risk >= limit || self.crowded.load(Ordering::Relaxed) {
+        if at_risk >= limit || entries >= 2 * entries_max || self.crowded.load(Ordering::Relaxed) {
             THROTTLE_BLOCK
-        } else if at_risk >= limit / 2 {
+        } else if at_risk >= limit / 2 || entries >= entries_max {
             THROTTLE_SLOW
         } else {
             0

@@ -10,7 +10,8 @@ const FILES: &str = "1000000";
 const MEMORY_MAX: f64 = 300.0 * 1024.0 * 1024.0;
 
 pub fn memory(rig: &Rig, table: &mut Table) -> Result<()> {
-    let mut agent = rig.agent(&rig.directory_store()?, "")?;
+    let s3 = rig.s3()?;
+    let mut agent = rig.agent(&s3.url("million"), "")?;
     let mut load = rig.program("load");
     load.args(["files", PREFIX, FILES]);
     let making = timed(&mut agent.shows(load))?;
