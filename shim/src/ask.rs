@@ -20,17 +20,23 @@ pub fn barrier(index: usize, ino: u64) -> Answer {
     let ring = attach::ring()?;
     let mount = control::mount(index).ok_or(Errno::of(errno::EIO))?;
     let limit = u64::from(mount.request_timeout_ms.load(Ordering::Relaxed)) * 1_000_000;
-    let seat = attach::seat(ring).filter(|seat| seat.private.asking.swap(1, Ordering::Relaxed) == 0);
-    let seat = match seat {
+    let here = sys::stack_pointer();
+    let own = attach::seat(ring).filter(|seat| {
+        let asked = seat.private.asking.load(Ordering::Relaxed);
+        // A handler may have jumped out of the last one; posting anew gives that one up.
+        asked == 0 || attach::is_gone(asked, here)
+    });
+    let seat = match own {
         Some(seat) => seat,
         // All slots are taken, or a signal handler interrupted this thread's own request.
         None => loop {
-            if let Some(seat) = attach::borrow_seat(ring) {
+            if let Some(seat) = attach::borrow_seat(ring, here) {
                 break seat;
             }
             sys::sleep_ns(1_000_000);
         },
     };
+    seat.private.asking.store(here, Ordering::Relaxed);
     let result = ask(seat.slot.request(), Request::Barrier { mount: index as u8, ino }, limit);
     seat.private.asking.store(0, Ordering::Relaxed);
     seat.release();

@@ -12,6 +12,8 @@ use crate::sys::{self, Errno, PathBuf, errno, k};
 
 /// The slot that threads without one of their own share, one call at a time.
 const SHARED_SLOT: usize = SLOTS - 1;
+/// A frame further out than this is on another stack, not one that was left by longjmp.
+pub const STACK_MAX: usize = 1 << 20;
 /// Threads whose seat is found without a search.
 const HINTS: usize = 256;
 /// Told ranges that a thread remembers.
@@ -34,8 +36,8 @@ pub struct Told {
 pub struct Private {
     /// Stack pointer at the entry of the gate, to tell an abandoned call (longjmp) from a nested one.
     pub entered_at: AtomicUsize,
-    /// Non-zero while a request of this thread is out.
-    pub asking: AtomicU32,
+    /// While a request of this thread is out: where on the stack it was made. Else 0.
+    pub asking: AtomicUsize,
     /// Bytes written to what was told as a whole, and not accounted for yet.
     pub unsaid: AtomicU64,
     /// What was told in this interval.
@@ -359,10 +361,40 @@ fn find_seat(ring: &'static RingFile, wiped: &'static Wiped, thread: u64) -> Opt
     }
 }
 
-/// The shared seat, where nobody has it now.
-pub fn borrow_seat(ring: &'static RingFile) -> Option<Seat> {
+/// Whether the frame at `mark` on this thread's stack is gone, seen from the one at `here`: a signal handler jumped out
+/// of it. (One that only interrupted it runs strictly further down.)
+#[inline(always)]
+pub fn is_gone(mark: usize, here: usize) -> bool {
+    here >= mark && here - mark <= STACK_MAX
+}
+
+/// The shared seat where a call of this thread had it and was jumped out of: it would never be given back.
+fn take_back(ring: &'static RingFile, thread: u64, here: usize) -> Option<Seat> {
+    let slot = ring.slots.get(SHARED_SLOT)?;
+    if slot.owner.load(Ordering::Relaxed) != thread {
+        return None;
+    }
+    let seat = Seat::new(ring, SHARED_SLOT, true)?;
+    let asked = seat.private.asking.load(Ordering::Relaxed);
+    let entered = if slot.gate.is_inside() { seat.private.entered_at.load(Ordering::Relaxed) } else { 0 };
+    let gone = |mark: usize| mark == 0 || is_gone(mark, here);
+    if asked.max(entered) == 0 || !gone(asked) || !gone(entered) {
+        return None;
+    }
+    slot.gate.leave();
+    slot.pushing.store(0, Ordering::Relaxed);
+    seat.private.asking.store(0, Ordering::Relaxed);
+    Some(seat)
+}
+
+/// The shared seat, where nobody has it now; `here` is where the caller is on the stack.
+pub fn borrow_seat(ring: &'static RingFile, here: usize) -> Option<Seat> {
+    let thread = sys::thread_pointer();
+    if let Some(seat) = take_back(ring, thread, here) {
+        return Some(seat);
+    }
     let owner = &ring.slots.get(SHARED_SLOT)?.owner;
-    owner.compare_exchange(0, sys::thread_pointer(), Ordering::AcqRel, Ordering::Relaxed).ok()?;
+    owner.compare_exchange(0, thread, Ordering::AcqRel, Ordering::Relaxed).ok()?;
     ring.slots_used.fetch_max(SLOTS as u32, Ordering::SeqCst);
     Seat::new(ring, SHARED_SLOT, true)
 }

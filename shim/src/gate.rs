@@ -13,8 +13,6 @@ use crate::tell;
 
 /// Longest sleep in one piece while a freeze lasts, in nanoseconds.
 const SLICE_NS: u64 = 20_000_000;
-/// A frame further out than this is on another stack, not one that was left by longjmp.
-pub const STACK_MAX: usize = 1 << 20;
 
 /// A call in progress inside the gate of a mount; leaves when it is dropped.
 pub struct Inside {
@@ -48,8 +46,7 @@ pub fn enter(index: usize, subject: u64) -> Result<Inside, Errno> {
     let sp = sys::stack_pointer();
     if seat.slot.gate.is_inside() {
         let entered = seat.private.entered_at.load(Ordering::Relaxed);
-        // A handler runs strictly further down the stack than what it interrupted.
-        if sp < entered || sp - entered > STACK_MAX {
+        if !attach::is_gone(entered, sp) {
             return Ok(Inside {
                 mount,
                 index,

@@ -7,8 +7,7 @@ use storeshim_protocol::Intent;
 use storeshim_protocol::intent::{Entry, encode, encode_short};
 use storeshim_protocol::ring::WAKE_AT;
 
-use crate::attach::{self, Seat, TOLD, Told};
-use crate::gate::STACK_MAX;
+use crate::attach::{self, STACK_MAX, Seat, TOLD, Told};
 use crate::sys;
 
 /// Ranges are told in whole pages of this many bytes.
