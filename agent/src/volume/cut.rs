@@ -142,8 +142,10 @@ impl<'a> Cutter<'a, '_> {
                 (everywhere, blamed) = (true, false);
             }
             if let Some(mut found) = found.take() {
-                // Hooked writers at work: what they told is all that there is.
-                found.inodes.iter_mut().for_each(|(ino, dirty)| dirty.untold &= !told.inodes.contains(ino));
+                // Hooked writers at work: the ranges that they told are all that there is.
+                for (ino, dirty) in &mut found.inodes {
+                    dirty.untold &= work.inodes.get(ino).is_none_or(|told| told.ranges.is_empty());
+                }
                 told.found(&found);
                 work.merge(found);
             }
