@@ -277,7 +277,8 @@ impl<'a> Cutter<'a, '_> {
         for ino in released {
             let mapped = self.suspects.remove(&ino).is_some_and(|f| f.has(OpenFlags::MAPPED));
             let mut sink = self.sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            sink.add_inode(ino).untold |= mapped;
+            let dirty = sink.add_inode(ino);
+            (dirty.untold, dirty.silent) = (true, mapped);
             sink.since.get_or_insert_with(Instant::now);
         }
         Ok(())

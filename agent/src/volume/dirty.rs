@@ -65,6 +65,8 @@ pub struct DirtyInode {
     pub closed: bool,
     /// An audit found it changed: nothing is known of how.
     pub untold: bool,
+    /// Its data may have changed without any time of it changing (a store to a page that was dirty already).
+    pub silent: bool,
 }
 
 /// See the module.
@@ -113,6 +115,7 @@ impl DirtySet {
             }
             mine.closed |= dirty.closed;
             mine.untold |= dirty.untold;
+            mine.silent |= dirty.silent;
         }
         self.everywhere = self.everywhere.take().or(other.everywhere);
         self.since = match (self.since, other.since) {

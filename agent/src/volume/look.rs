@@ -131,7 +131,9 @@ impl<'a> Look<'a> {
         for (kino, dirty) in &work.inodes {
             if let Some(inode) = self.known(*kino)? {
                 let mine = todo.inodes.entry(inode).or_default();
+                let untold = mine.untold;
                 mine.clone_from(dirty);
+                mine.untold |= untold;
             }
         }
         // A few times over, where names move while they are looked at.
@@ -262,6 +264,12 @@ impl<'a> Look<'a> {
                 for name in self.cx.tree.list(fd.as_fd())? {
                     gone.remove(&name);
                     self.look_name(dir, fd.as_fd(), &name, todo)?;
+                    // Nobody told of this very name: what became of its inode is anybody's guess.
+                    if let Some(child) = self.child(dir, &name)?
+                        && let Some(dirty) = todo.inodes.get_mut(&child)
+                    {
+                        dirty.untold = true;
+                    }
                 }
                 for name in gone.into_keys() {
                     self.set_dentry(dir, &name, None)?;
@@ -384,7 +392,7 @@ impl<'a> Look<'a> {
         let before = self.seen(inode)?;
         let unchanged = before.is_some_and(|seen| same(&seen, &stat));
         let flags = dirty.opened.unwrap_or_default();
-        let again = dirty.untold || flags.has(OpenFlags::MAPPED) || before.is_some_and(|seen| seen.racy);
+        let again = dirty.silent || flags.has(OpenFlags::MAPPED) || before.is_some_and(|seen| seen.racy);
         if unchanged && dirty.ranges.is_empty() && !again {
             return Ok(false);
         }
@@ -481,7 +489,7 @@ impl<'a> Look<'a> {
         // opened the file, or no intent tells of anything at all.
         let written = stat.ctime != seen.ctime && (dirty.opened.is_some() || dirty.untold);
         let data_changed =
-            stat.size != seen.size || stat.mtime != seen.mtime || written || seen.racy || dirty.untold;
+            stat.size != seen.size || stat.mtime != seen.mtime || written || seen.racy || dirty.silent;
         if !data_changed && !flags.has(OpenFlags::MAPPED) {
             return Ok(Captured::default());
         }
