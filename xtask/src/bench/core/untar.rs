@@ -14,7 +14,6 @@ const FILES: usize = 10_000;
 const PUTS_MAX: f64 = 1.0;
 
 pub fn untar(rig: &Rig, quick: bool, table: &mut Table) -> Result<()> {
-    let archive = archive(rig)?;
     let mut s3 = rig.s3()?;
     let agent = rig.agent(&s3.url("untar"), "")?;
     let native_dir = rig.native()?;
@@ -23,6 +22,7 @@ pub fn untar(rig: &Rig, quick: bool, table: &mut Table) -> Result<()> {
     let (mut flushes, mut puts, mut others) = (Vec::new(), Vec::new(), Vec::new());
     agent.flush()?;
     for round in 0..rounds {
+        let archive = archive(rig, round)?;
         let dir = native_dir.join(round.to_string());
         fs::create_dir(&dir)?;
         native.push(timed(Command::new("tar").arg("xf").arg(&archive).arg("-C").arg(dir))? * 1e9);
@@ -57,10 +57,11 @@ pub fn untar(rig: &Rig, quick: bool, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// An archive of small files in a hundred directories. No two are the same.
-fn archive(rig: &Rig) -> Result<PathBuf> {
+/// An archive of small files in a hundred directories. No two are the same, nor are those of two rounds: what the
+/// volume has already would cost no PUT.
+fn archive(rig: &Rig, round: u64) -> Result<PathBuf> {
     let (source, archive) = (rig.home("source"), rig.home("source.tar"));
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut state = 0x2545_f491_4f6c_dd1d_u64.wrapping_mul(2 * round + 1);
     for number in 0..FILES {
         let dir = source.join(format!("directory-{}", number / 100));
         if number % 100 == 0 {
