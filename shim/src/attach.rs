@@ -17,7 +17,7 @@ pub const STACK_MAX: usize = 1 << 20;
 /// Threads whose seat is found without a search.
 const HINTS: usize = 256;
 /// Told ranges that a thread remembers.
-pub const TOLD: usize = 16;
+pub const TOLD: usize = 256;
 
 /// A range that this thread has told.
 pub struct Told {

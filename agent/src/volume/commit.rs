@@ -72,6 +72,8 @@ pub struct Job {
     pub dead_packs: Vec<PackId>,
     /// Bytes that are at risk until it is durable.
     pub bytes: u64,
+    /// Operations in its batch.
+    pub operations: u64,
     /// When the oldest of its changes was noticed.
     pub since: Instant,
 }
@@ -172,6 +174,7 @@ impl Pipeline {
     /// Hands a cut over; waits while the pipeline is full.
     pub fn push(&self, job: Job, shared: &Shared) {
         shared.in_flight_bytes.fetch_add(job.bytes, Ordering::Relaxed);
+        shared.in_flight_operations.fetch_add(job.operations, Ordering::Relaxed);
         shared.in_flight.lock().push_back(job.since);
         if let Some(jobs) = &self.jobs
             && let Err(crossbeam::channel::SendError(job)) = jobs.send(job)
@@ -231,6 +234,7 @@ fn acknowledge_all(index: &Index, shared: &Shared, acks: Receiver<(Job, Submitte
             }
         }
         shared.in_flight_bytes.fetch_sub(job.bytes, Ordering::Relaxed);
+        shared.in_flight_operations.fetch_sub(job.operations, Ordering::Relaxed);
         shared.in_flight.lock().pop_front();
         let error = shared.failure().or(job.trouble);
         for waiter in job.waiters {

@@ -22,6 +22,9 @@ use super::{VolumeError, index::Index, tree::Tree};
 const ROUNDS: u32 = 6;
 /// From this round on writers are held up, so that the last freeze has little to look at.
 const CROWDED: u32 = 4;
+/// Names and inodes from which a cut is made without waiting for the lag, and within a cut writers are held up: the
+/// memory that a commit takes grows with them, by some KiB each.
+pub const CROWD: u64 = 8_192;
 /// What one freeze may look at, and the bytes that it may read: about a millisecond's worth.
 const FREEZE_ENTRIES: u64 = 64;
 const FREEZE_BYTES: u64 = 1 << 20;
@@ -116,11 +119,11 @@ impl<'a> Cutter<'a, '_> {
         let mut blamed = !matches!(audit, Audit::Adopt);
         let mut found = if let Audit::Found(found) = audit { Some(found) } else { None };
         let (mut bytes, mut since) = (0u64, None::<Instant>);
-        let mut round = 0;
+        let (mut round, mut entries) = (0, 0u64);
         let at = loop {
             round += 1;
             let last = round >= ROUNDS;
-            if round == CROWDED {
+            if (round == CROWDED || entries >= 2 * CROWD) && !self.shared.crowded.load(Ordering::Relaxed) {
                 // They write faster than we read: the throttle is open again after the cut.
                 self.shared.crowded.store(true, Ordering::Relaxed);
                 self.shared.gate().set_throttle(THROTTLE_BLOCK);
@@ -136,6 +139,7 @@ impl<'a> Cutter<'a, '_> {
             self.shared.cutting_bytes.fetch_add(work.bytes, Ordering::Relaxed);
             since = since.into_iter().chain(work.since).min();
             self.note(&work)?;
+            entries += work.entries();
             told.add(&work);
             if let Some(why) = work.everywhere.take() {
                 tracing::info!(%why, "looking at the whole tree");

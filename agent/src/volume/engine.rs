@@ -11,7 +11,7 @@ use storeshim_protocol::{MountState, OpenFlags};
 
 use super::chunks::ChunkStore;
 use super::commit::{Job, Pipeline, Uploader, Waiter};
-use super::cut::{Audit, Cut, Cutter, Sink, Suspects};
+use super::cut::{Audit, CROWD, Cut, Cutter, Sink, Suspects};
 use super::index::{Base, Index};
 use super::look::Trouble;
 use super::open::{self, Opened};
@@ -26,12 +26,11 @@ use crate::session::{IntentSink, Reply};
 
 /// Differences that one background audit reports; the next one finds the rest.
 const FINDINGS: u64 = 20_000;
-/// Names and inodes from which a cut is made without waiting for the lag: the memory that a commit takes grows with
-/// them, by some KiB each.
-const CROWD: u64 = 16_384;
 /// Names and inodes from which writers are slowed, since they make them faster than they can be committed; from twice
 /// as many they are blocked.
-const CROWD_MAX: u64 = 4 * CROWD;
+const CROWD_MAX: u64 = 2 * CROWD;
+/// Metadata operations on their way, from which no cut is made for its age: their memory is bounded, too.
+const OPERATIONS_MAX: u64 = 100_000;
 /// How often the engine looks at the dirty set's age and size.
 const TICK: Duration = Duration::from_millis(25);
 
@@ -307,6 +306,9 @@ impl Engine {
             let dirty = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
             (dirty.since, dirty.entries())
         };
+        if self.shared.in_flight_operations.load(Ordering::Relaxed) >= OPERATIONS_MAX {
+            return false;
+        }
         if entries >= CROWD {
             return true;
         }
@@ -433,6 +435,7 @@ impl Engine {
             trouble,
             dead_packs: std::mem::take(&mut plan.dead_packs),
             bytes: bytes.max(chunks.stored),
+            operations: 0,
             since: since.unwrap_or_else(Instant::now),
         };
         if plan.is_empty() {
@@ -449,7 +452,10 @@ impl Engine {
         (job.seq, job.nonce) = (self.seq + 1, rand::random());
         let prepared = self.prepare(&plan, job.seq, job.nonce, at);
         match prepared {
-            Ok(batch) => job.batch = Some(batch),
+            Ok(batch) => {
+                job.operations = batch.ops.len() as u64;
+                job.batch = Some(batch);
+            }
             Err(error) => return Err((error, job.waiters)),
         }
         self.seq = job.seq;

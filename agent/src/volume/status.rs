@@ -37,6 +37,8 @@ pub struct Shared {
     seq: AtomicU64,
     /// Bytes in cuts that are not durable yet.
     pub in_flight_bytes: AtomicU64,
+    /// Metadata operations in cuts that are not durable yet.
+    pub in_flight_operations: AtomicU64,
     /// Bytes that the cut under way has taken from the dirty set.
     pub cutting_bytes: AtomicU64,
     /// Writers are faster than the cut under way: hold them up.
@@ -69,6 +71,7 @@ impl Shared {
             ready: AtomicBool::new(false),
             seq: AtomicU64::new(0),
             in_flight_bytes: AtomicU64::new(0),
+            in_flight_operations: AtomicU64::new(0),
             cutting_bytes: AtomicU64::new(0),
             crowded: AtomicBool::new(false),
             in_flight: Mutex::new(VecDeque::new()),

@@ -77,6 +77,8 @@ impl<F: Fn(c_int, *const c_char, c_int) -> Answer> Open<F> {
 
     fn changing(&self, index: usize, place: Place, path: *const c_char, room: &mut PathBuf) -> Answer {
         let follow = if self.has(k::O_NOFOLLOW) { k::AT_SYMLINK_NOFOLLOW } else { 0 };
+        // New files are changes that wait for the backend, as written bytes are.
+        control::throttle(index);
         let mut inside = gate::enter(index, 0)?;
         let exclusive = self.has(k::O_CREAT | k::O_EXCL);
         // Creating it straight away spares a look where there is nothing, and costs one more where there is
