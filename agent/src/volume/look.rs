@@ -448,7 +448,10 @@ impl<'a> Look<'a> {
             size: stat.size,
             mtime: stat.mtime,
             ctime: stat.ctime,
-            racy: tree.coarse_clock() && age < COARSE_TICK_NS,
+            // The kernel sets the time before it copies what is written: of a writer whom no gate holds, the data may
+            // come after the time that was seen. (An append moves the size after it.)
+            racy: age < COARSE_TICK_NS
+                && (tree.coarse_clock() || flags.has(OpenFlags::UNSEEN) && !flags.has(OpenFlags::APPEND)),
         };
         let slot = self.inodes.entry(inode).or_insert_with(|| Looked {
             inode: record.clone(),
@@ -488,8 +491,15 @@ impl<'a> Look<'a> {
         // A rename, a link or a chmod moves ctime alone; so does who writes and then sets mtime back, but that one has
         // opened the file, or no intent tells of anything at all.
         let written = stat.ctime != seen.ctime && (dirty.opened.is_some() || dirty.untold);
-        let data_changed =
-            stat.size != seen.size || stat.mtime != seen.mtime || written || seen.racy || dirty.silent;
+        // A look between an intent and its write, outside a freeze, has seen the times that the write set and not what it
+        // wrote: what was told is looked at whatever the times say.
+        let told = !dirty.ranges.is_empty();
+        let data_changed = stat.size != seen.size
+            || stat.mtime != seen.mtime
+            || written
+            || seen.racy
+            || dirty.silent
+            || told;
         if !data_changed && !flags.has(OpenFlags::MAPPED) {
             return Ok(Captured::default());
         }

@@ -349,6 +349,25 @@ fn where_nothing_was_told_no_append_is_trusted() {
 }
 
 #[test]
+fn what_was_told_of_a_suspect_is_looked_at_though_its_times_were_seen() {
+    let mut node = Node::new("memory:seen");
+    let path = node.tree().join("log");
+    fs::write(&path, vec![1; 100_000]).unwrap();
+    let ino = node.ino("log");
+    node.tell_name("log");
+    node.tell(Intent::Opened { ino, flags: OpenFlags::UNSEEN.with(OpenFlags::APPEND) });
+    // Keeps it a suspect, whose data is thought to grow at its end.
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    assert_eq!(node.barrier(), 0);
+    // A look outside the freeze meets a write of another program, whose intent the next freeze brings.
+    file.write_all_at(b"written", 50_000).unwrap();
+    assert_eq!(node.barrier(), 0);
+    node.tell(Intent::Written { ino, offset: 49_152, length: 4096 });
+    assert_eq!(node.barrier(), 0);
+    same_elsewhere(&mut node);
+}
+
+#[test]
 fn what_was_told_of_a_file_that_moves_meanwhile_is_not_forgotten() {
     let mut node = Node::new("memory:moving");
     let tree = node.tree();
