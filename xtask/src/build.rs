@@ -33,10 +33,15 @@ pub fn main(arguments: &Arguments) -> Result<()> {
 /// Builds both. The shim is always optimised: it runs inside of every call of the app. The agent's own code is only
 /// for `release`; its dependencies are in any case.
 pub fn build(sh: &Shell, release: bool) -> Result<Built> {
-    cmd!(sh, "cargo build --quiet --locked --release --package storeshim-shim").quiet().run()?;
+    let shim = shim(sh)?;
     let profile = release.then_some("--release");
     cmd!(sh, "cargo build --quiet --locked --package storeshim-agent {profile...}").quiet().run()?;
-    let target = workspace::target()?;
     let folder = if release { "release" } else { "debug" };
-    Ok(Built { program: target.join(folder).join("storeshim"), shim: target.join("release/libstoreshim.so") })
+    Ok(Built { program: workspace::target()?.join(folder).join("storeshim"), shim })
+}
+
+/// Builds the shim alone.
+pub fn shim(sh: &Shell) -> Result<PathBuf> {
+    cmd!(sh, "cargo build --quiet --locked --release --package storeshim-shim").quiet().run()?;
+    Ok(workspace::target()?.join("release/libstoreshim.so"))
 }

@@ -43,11 +43,13 @@ pub fn main(arguments: &Arguments) -> Result<()> {
             .run()
             .context("the protocol's models do not hold")?;
     }
-    let built = build::build(&sh, false)?;
+    let shim = build::shim(&sh)?;
     let filter = arguments.filter.iter();
+    // The runner's own build makes the agent, too (its package has tests of the program), with the features that the
+    // whole workspace asks of its dependencies: another build of it would compile most of them once more.
     let mut tests = cmd!(sh, "cargo nextest run --locked --workspace --profile ci {filter...}")
-        .env("STORESHIM_BIN", built.program)
-        .env("STORESHIM_SHIM", built.shim)
+        .env("STORESHIM_BIN", target.join("debug").join("storeshim"))
+        .env("STORESHIM_SHIM", shim)
         .env("PATH", needs::path_with_tools()?);
     if arguments.full {
         tests = tests.envs(FULL);
