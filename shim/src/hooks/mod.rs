@@ -17,6 +17,7 @@ mod open;
 mod other;
 mod readlink;
 mod socket;
+mod space;
 mod spawn;
 mod stat;
 mod stdio;
