@@ -76,8 +76,17 @@ fn cwd_class(table: &Table) -> Class {
 #[cold]
 fn classify_cwd(table: &Table) -> Class {
     let mut room = Bytes::new();
-    let Ok(path) = sys::getcwd(&mut room) else { return Class::Outside };
-    let class = Class::of(table, path);
+    let class = match sys::getcwd(&mut room) {
+        Ok(path) => Class::of(table, path),
+        // Deleted, or deeper than the kernel tells: too much told is better than too little.
+        Err(_) => match sys::stat_at(CWD, c"".as_ptr(), k::AT_EMPTY_PATH) {
+            Ok(stat) => table
+                .mounts()
+                .find(|(_, entry)| entry.dev == stat.st_dev)
+                .map_or(Class::Outside, |(index, _)| Class::In(index)),
+            Err(_) => Class::Outside,
+        },
+    };
     if fds::may_remember() {
         let word = match class {
             Class::Outside => 1,

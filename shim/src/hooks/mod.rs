@@ -24,3 +24,4 @@ mod stdio;
 mod sync;
 mod syscall;
 mod temp;
+mod words;

@@ -25,7 +25,27 @@
 static char root[PATH_MAX];    /* the directory, as the program knows it */
 static char outside[PATH_MAX]; /* a directory of an ordinary file system */
 
-/* Prints a line with each of the names replaced by its sign. */
+/* A text with each of the names replaced by its sign. */
+static char *signs(const char *text)
+{
+	char *result = malloc(4 * strlen(text) + 16), *to = result;
+	size_t r = strlen(root), o = strlen(outside);
+	while (*text) {
+		if (!strncmp(text, outside, o)) {
+			to = stpcpy(to, "<outside>");
+			text += o;
+		} else if (!strncmp(text, root, r)) {
+			to = stpcpy(to, "<root>");
+			text += r;
+		} else {
+			*to++ = *text++;
+		}
+	}
+	*to = 0;
+	return result;
+}
+
+/* Prints a line. */
 static void __attribute__((format(printf, 1, 2))) say(const char *format, ...)
 {
 	char text[16384];
@@ -33,19 +53,9 @@ static void __attribute__((format(printf, 1, 2))) say(const char *format, ...)
 	va_start(arguments, format);
 	vsnprintf(text, sizeof text, format, arguments);
 	va_end(arguments);
-	for (char *at = text; *at;) {
-		size_t r = strlen(root), o = strlen(outside);
-		if (!strncmp(at, outside, o)) {
-			fputs("<outside>", stdout);
-			at += o;
-		} else if (!strncmp(at, root, r)) {
-			fputs("<root>", stdout);
-			at += r;
-		} else {
-			putchar(*at++);
-		}
-	}
-	putchar('\n');
+	char *line = signs(text);
+	puts(line);
+	free(line);
 	fflush(stdout);
 }
 
@@ -133,11 +143,13 @@ static int line_count;
 
 static void __attribute__((format(printf, 1, 2))) later(const char *format, ...)
 {
+	char text[16384];
 	va_list arguments;
 	va_start(arguments, format);
-	if (line_count < 4096 && vasprintf(&lines[line_count], format, arguments) >= 0)
-		line_count++;
+	vsnprintf(text, sizeof text, format, arguments);
 	va_end(arguments);
+	if (line_count < 4096)
+		lines[line_count++] = signs(text);
 }
 
 static void sorted(void)

@@ -85,7 +85,7 @@ static void ftws(void)
 		{"/a/", FTW_PHYS, "below with a slash"},
 		{"/./a//b", FTW_PHYS | FTW_DEPTH, "odd, depth first"},
 		{"", 0, "logical"},
-		{"", FTW_PHYS | FTW_CHDIR, "chdir"},
+		{"/c", FTW_PHYS | FTW_CHDIR, "chdir"},
 		{"/a", FTW_PHYS | FTW_CHDIR | FTW_DEPTH, "chdir, depth first"},
 		{"/a/../a/b", FTW_PHYS | FTW_MOUNT, "with two dots"},
 		{"/a/file", FTW_PHYS, "a file"},
@@ -224,7 +224,7 @@ static void globs(void)
 	glob_of(at("/nothing*"), GLOB_NOCHECK);
 	glob_of(at("/a/file"), 0);
 	glob_of(at("/dangling"), 0);
-	glob_of(at("/../*/a/fi*"), GLOB_NOCHECK);
+	glob_of(at("/a/../*/fi*"), GLOB_NOCHECK);
 	glob_of(at("//a/./b/*"), 0);
 	glob_of(at(""), 0);
 	glob_of(at("/"), 0);
