@@ -155,6 +155,64 @@ path_hook! { fn lgetxattr(path, name: *const c_char, value: *mut c_void, size: u
 path_hook! { fn listxattr(path, list: *mut c_char, size: usize) -> isize => my_listxattr }
 path_hook! { fn llistxattr(path, list: *mut c_char, size: usize) -> isize => my_llistxattr }
 
+/// Declares hooks of system calls that libcs have no name for yet, or only the newest.
+macro_rules! new_attribute_hooks {
+    ($(changes $name:ident $number:ident($flags:ident) => $mine:ident;)*) => {$(
+        hook! {
+            unsafe fn $name(dirfd: c_int, path: *const c_char, a: usize, b: usize, c: usize, d: usize) -> c_int
+                => $mine {
+                let act = |place: Place| {
+                    let (dirfd, path) = (place.dirfd as usize, place.path as usize);
+                    answer(sys::raw(k::$number as usize, dirfd, path, a, b, c, d))
+                };
+                if path.is_null() {
+                    return by_fd(dirfd, || act(Place { mount: None, dirfd, path }));
+                }
+                by_path(dirfd, path, follows($flags!(a c) as c_int), act)
+            }
+        }
+    )*};
+    ($(asks $name:ident $number:ident => $mine:ident;)*) => {$(
+        hook! {
+            unsafe fn $name(dirfd: c_int, path: *const c_char, a: usize, b: usize, c: usize, d: usize) -> isize
+                => $mine {
+                let mut room = PathBuf::new();
+                match place::at(dirfd, path, &mut room) {
+                    Ok(place) => answer(sys::raw(
+                        k::$number as usize, place.dirfd as usize, place.path as usize, a, b, c, d)),
+                    Err(errno) => fail(errno),
+                }
+            }
+        }
+    )*};
+}
+
+/// The flags of a call come right after the path.
+macro_rules! flags_first {
+    ($a:ident $c:ident) => {
+        $a
+    };
+}
+
+/// The flags of a call come last.
+macro_rules! flags_last {
+    ($a:ident $c:ident) => {
+        $c
+    };
+}
+
+new_attribute_hooks! {
+    changes setxattrat __NR_setxattrat(flags_first) => my_setxattrat;
+    changes removexattrat __NR_removexattrat(flags_first) => my_removexattrat;
+    changes file_setattr __NR_file_setattr(flags_last) => my_file_setattr;
+}
+
+new_attribute_hooks! {
+    asks getxattrat __NR_getxattrat => my_getxattrat;
+    asks listxattrat __NR_listxattrat => my_listxattrat;
+    asks file_getattr __NR_file_getattr => my_file_getattr;
+}
+
 hook! {
     unsafe fn truncate | truncate64(path: *const c_char, length: i64) -> c_int => my_truncate {
         let mut room = PathBuf::new();

@@ -111,7 +111,8 @@ unsafe extern "C" fn visit(
         if let Some(stat) = stat.as_ref()
             && stat.st_mode & sys::k::S_IFMT == sys::k::S_IFLNK
         {
-            let name = if walk.changes_cwd { path.add(paths::last_component(bytes).0) } else { path };
+            let from_here = walk.changes_cwd && bytes.first() != Some(&b'/');
+            let name = if from_here { path.add(paths::last_component(bytes).0) } else { path };
             if let Some(size) = respell::link_size(CWD, name) {
                 let copy = corrected.write(*stat);
                 copy.st_size = size as _;

@@ -23,5 +23,6 @@ mod stat;
 mod stdio;
 mod sync;
 mod syscall;
+mod system;
 mod temp;
 mod words;

@@ -1,7 +1,7 @@
 //! Opening by path. An open that may create or truncate runs inside the gate, once it is sure that it cannot block
 //! there; any other open for writing is told afterwards, since nothing has changed yet.
 
-use core::ffi::{c_char, c_int};
+use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use storeshim_protocol::{Intent, OpenFlags};
@@ -301,5 +301,13 @@ pub unsafe fn open_how(dirfd: c_int, path: *const c_char, how: *const k::open_ho
 hook! {
     unsafe fn openat2(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> c_int => my_openat2 {
         crate::hook::answer(open_how(dirfd, path, how, size))
+    }
+}
+
+hook! {
+    unsafe fn open_by_handle_at(mount: c_int, handle: *mut c_void, flags: c_int) -> c_int => my_open_by_handle_at {
+        let fd = real!(open_by_handle_at)(mount, handle, flags);
+        led(fd, flags);
+        fd
     }
 }
