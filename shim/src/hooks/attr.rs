@@ -155,62 +155,81 @@ path_hook! { fn lgetxattr(path, name: *const c_char, value: *mut c_void, size: u
 path_hook! { fn listxattr(path, list: *mut c_char, size: usize) -> isize => my_listxattr }
 path_hook! { fn llistxattr(path, list: *mut c_char, size: usize) -> isize => my_llistxattr }
 
-/// Declares hooks of system calls that libcs have no name for yet, or only the newest.
-macro_rules! new_attribute_hooks {
-    ($(changes $name:ident $number:ident($flags:ident) => $mine:ident;)*) => {$(
-        hook! {
-            unsafe fn $name(dirfd: c_int, path: *const c_char, a: usize, b: usize, c: usize, d: usize) -> c_int
-                => $mine {
-                let act = |place: Place| {
-                    let (dirfd, path) = (place.dirfd as usize, place.path as usize);
-                    answer(sys::raw(k::$number as usize, dirfd, path, a, b, c, d))
-                };
-                if path.is_null() {
-                    return by_fd(dirfd, || act(Place { mount: None, dirfd, path }));
-                }
-                by_path(dirfd, path, follows($flags!(a c) as c_int), act)
-            }
-        }
-    )*};
-    ($(asks $name:ident $number:ident => $mine:ident;)*) => {$(
-        hook! {
-            unsafe fn $name(dirfd: c_int, path: *const c_char, a: usize, b: usize, c: usize, d: usize) -> isize
-                => $mine {
-                let mut room = PathBuf::new();
-                match place::at(dirfd, path, &mut room) {
-                    Ok(place) => answer(sys::raw(
-                        k::$number as usize, place.dirfd as usize, place.path as usize, a, b, c, d)),
-                    Err(errno) => fail(errno),
-                }
-            }
-        }
-    )*};
-}
-
-/// The flags of a call come right after the path.
-macro_rules! flags_first {
-    ($a:ident $c:ident) => {
-        $a
+/// Makes a call that libcs have no name for yet, or only the newest; it changes attributes.
+///
+/// # Safety
+/// The contract of the call.
+#[inline(never)]
+unsafe fn new_change(number: u32, flags: usize, words: [usize; 6]) -> c_int {
+    let [dirfd, path, a, b, c, d] = words;
+    let act = |place: Place| {
+        // SAFETY: the caller keeps the contract of the call.
+        answer(unsafe { sys::raw(number as usize, place.dirfd as usize, place.path as usize, a, b, c, d) })
     };
+    let (dirfd, path) = (dirfd as c_int, path as *const c_char);
+    if path.is_null() {
+        // The kernel's form for a descriptor.
+        return by_fd(dirfd, || act(Place { mount: None, dirfd, path }));
+    }
+    by_path(dirfd, path, follows(flags as c_int), act)
 }
 
-/// The flags of a call come last.
-macro_rules! flags_last {
-    ($a:ident $c:ident) => {
-        $c
-    };
+hook! {
+    unsafe fn setxattrat(dirfd: c_int, path: *const c_char, flags: usize, name: usize, value: usize, size: usize)
+        -> c_int => my_setxattrat {
+        new_change(k::__NR_setxattrat, flags, [dirfd as usize, path as usize, flags, name, value, size])
+    }
 }
 
-new_attribute_hooks! {
-    changes setxattrat __NR_setxattrat(flags_first) => my_setxattrat;
-    changes removexattrat __NR_removexattrat(flags_first) => my_removexattrat;
-    changes file_setattr __NR_file_setattr(flags_last) => my_file_setattr;
+hook! {
+    unsafe fn removexattrat(dirfd: c_int, path: *const c_char, flags: usize, name: usize) -> c_int
+        => my_removexattrat {
+        new_change(k::__NR_removexattrat, flags, [dirfd as usize, path as usize, flags, name, 0, 0])
+    }
 }
 
-new_attribute_hooks! {
-    asks getxattrat __NR_getxattrat => my_getxattrat;
-    asks listxattrat __NR_listxattrat => my_listxattrat;
-    asks file_getattr __NR_file_getattr => my_file_getattr;
+hook! {
+    unsafe fn file_setattr(dirfd: c_int, path: *const c_char, value: usize, size: usize, flags: usize) -> c_int
+        => my_file_setattr {
+        new_change(k::__NR_file_setattr, flags, [dirfd as usize, path as usize, value, size, flags, 0])
+    }
+}
+
+/// The same for a call that only asks.
+///
+/// # Safety
+/// The contract of the call.
+#[inline(never)]
+unsafe fn new_question(number: u32, dirfd: c_int, path: *const c_char, [a, b, c, d]: [usize; 4]) -> isize {
+    let mut room = PathBuf::new();
+    match place::at(dirfd, path, &mut room) {
+        // SAFETY: the caller keeps the contract of the call.
+        Ok(place) => answer(unsafe {
+            sys::raw(number as usize, place.dirfd as usize, place.path as usize, a, b, c, d)
+        }),
+        Err(errno) => fail(errno),
+    }
+}
+
+hook! {
+    unsafe fn getxattrat(dirfd: c_int, path: *const c_char, flags: usize, name: usize, value: usize, size: usize)
+        -> isize => my_getxattrat {
+        new_question(k::__NR_getxattrat, dirfd, path, [flags, name, value, size])
+    }
+}
+
+hook! {
+    unsafe fn listxattrat(dirfd: c_int, path: *const c_char, flags: usize, list: usize, size: usize) -> isize
+        => my_listxattrat {
+        new_question(k::__NR_listxattrat, dirfd, path, [flags, list, size, 0])
+    }
+}
+
+hook! {
+    unsafe fn file_getattr(dirfd: c_int, path: *const c_char, value: usize, size: usize, flags: usize) -> c_int
+        => my_file_getattr {
+        new_question(k::__NR_file_getattr, dirfd, path, [value, size, flags, 0]) as c_int
+    }
 }
 
 hook! {

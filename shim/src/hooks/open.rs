@@ -39,8 +39,6 @@ impl<F: Fn(c_int, *const c_char, c_int) -> Answer> Open<F> {
     }
 
     /// Opens `path`; `Err` gives the place back where it is in no mount.
-    // Once per kind of call, not once per name that open goes by.
-    #[inline(never)]
     pub fn run(&self, dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Answer, Place> {
         let place = match place::at(dirfd, path, room) {
             Ok(place) => place,
@@ -202,6 +200,23 @@ fn led_to(fd: c_int) {
     }
 }
 
+/// Opens a path as open(2) does where it is in a mount: once for all the names that open goes by.
+#[inline(never)]
+fn open_in_mount(
+    dirfd: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: u32,
+    room: &mut PathBuf,
+) -> Result<Answer, Place> {
+    let open = Open {
+        flags,
+        extra: OpenFlags::default(),
+        call: |dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, mode),
+    };
+    open.run(dirfd, path, room)
+}
+
 /// Opens a path as open(2) does, or answers what `outside` does with it.
 #[inline(always)]
 fn open_at(
@@ -212,12 +227,7 @@ fn open_at(
     outside: impl FnOnce(Place) -> c_int,
 ) -> c_int {
     let mut room = PathBuf::new();
-    let open = Open {
-        flags,
-        extra: OpenFlags::default(),
-        call: |dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, mode),
-    };
-    match open.run(dirfd, path, &mut room) {
+    match open_in_mount(dirfd, path, flags, mode, &mut room) {
         Ok(Ok(fd)) => fd as c_int,
         Ok(Err(errno)) => fail(errno),
         Err(place) => {

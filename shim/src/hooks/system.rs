@@ -98,7 +98,8 @@ hook! {
 ///
 /// # Safety
 /// `path` must be null or a C string.
-unsafe fn appending(path: *const c_char, act: impl Fn(*const c_char)) {
+#[inline(never)]
+unsafe fn appending(path: *const c_char, act: &dyn Fn(*const c_char)) {
     let mut room = PathBuf::new();
     let Ok(place) = place::target(CWD, path, true, &mut room) else { return };
     let Some(index) = place.mount else { return act(place.path) };
@@ -115,12 +116,12 @@ unsafe fn appending(path: *const c_char, act: impl Fn(*const c_char)) {
 
 hook! {
     unsafe fn updwtmp(path: *const c_char, entry: *const c_void) => my_updwtmp {
-        appending(path, |path| real!(updwtmp)(path, entry));
+        appending(path, &|path| real!(updwtmp)(path, entry));
     }
 }
 
 hook! {
     unsafe fn updwtmpx(path: *const c_char, entry: *const c_void) => my_updwtmpx {
-        appending(path, |path| real!(updwtmpx)(path, entry));
+        appending(path, &|path| real!(updwtmpx)(path, entry));
     }
 }
