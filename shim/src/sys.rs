@@ -186,8 +186,14 @@ pub struct PathBuf {
 impl PathBuf {
     /// An empty path.
     #[inline(always)]
-    pub const fn new() -> Self {
-        Self { bytes: Bytes::new(), len: 0 }
+    pub fn new() -> Self {
+        let mut path = MaybeUninit::<Self>::uninit();
+        // Field by field: of a constant with room that is not initialised, the compiler makes a memset of all of it.
+        // SAFETY: the room need not be initialised, the length is.
+        unsafe {
+            (&raw mut (*path.as_mut_ptr()).len).write(0);
+            path.assume_init()
+        }
     }
 
     /// Forgets what it holds.
