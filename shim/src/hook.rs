@@ -119,12 +119,13 @@ macro_rules! export {
 }
 
 /// Declares a hook that translates `path` (below `@dirfd` where there is one) and calls the function behind.
-/// Arguments before them stand in brackets.
+/// Arguments before them stand in brackets. Aliases stand after `|`: on 64-bit machines a `…64` function is the same as
+/// the one without, in both libcs.
 macro_rules! path_hook {
-    (fn $name:ident $([$($pre:ident : $pt:ty),*])? (@dirfd, path $(, $arg:ident : $type:ty)* $(,)?) -> $ret:ty
+    (fn $name:ident $(| $alias:ident)* $([$($pre:ident : $pt:ty),*])? (@dirfd, path $(, $arg:ident : $type:ty)* $(,)?) -> $ret:ty
         => $mine:ident) => {
         $crate::hook::hook! {
-            unsafe fn $name($($($pre: $pt,)*)? dirfd: core::ffi::c_int, path: *const core::ffi::c_char
+            unsafe fn $name $(| $alias)* ($($($pre: $pt,)*)? dirfd: core::ffi::c_int, path: *const core::ffi::c_char
                 $(, $arg: $type)*) -> $ret => $mine {
                 let mut room = $crate::sys::PathBuf::new();
                 match $crate::place::at(dirfd, path, &mut room) {
@@ -134,10 +135,10 @@ macro_rules! path_hook {
             }
         }
     };
-    (fn $name:ident $([$($pre:ident : $pt:ty),*])? (path $(, $arg:ident : $type:ty)* $(,)?) -> $ret:ty
+    (fn $name:ident $(| $alias:ident)* $([$($pre:ident : $pt:ty),*])? (path $(, $arg:ident : $type:ty)* $(,)?) -> $ret:ty
         => $mine:ident) => {
         $crate::hook::hook! {
-            unsafe fn $name($($($pre: $pt,)*)? path: *const core::ffi::c_char $(, $arg: $type)*) -> $ret => $mine {
+            unsafe fn $name $(| $alias)* ($($($pre: $pt,)*)? path: *const core::ffi::c_char $(, $arg: $type)*) -> $ret => $mine {
                 let mut room = $crate::sys::PathBuf::new();
                 match $crate::place::at($crate::place::CWD, path, &mut room) {
                     Ok(place) => $name::real()($($($pre,)*)? place.path $(, $arg)*),

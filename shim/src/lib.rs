@@ -15,6 +15,7 @@ mod attach;
 #[cfg(test)]
 mod attached_tests;
 mod control;
+mod detour;
 mod fds;
 mod gate;
 mod hook;
@@ -23,6 +24,7 @@ mod loader;
 mod names;
 mod paths;
 mod place;
+mod respell;
 mod start;
 mod sys;
 mod tell;

@@ -73,6 +73,11 @@ pub fn environment() -> *const *const c_char {
     if at.is_null() { core::ptr::null() } else { unsafe { at.read_volatile() } }
 }
 
+/// Whether this is glibc; else it is musl.
+pub fn is_glibc() -> bool {
+    weak_address!("gnu_get_libc_version") != 0
+}
+
 fn first_object() -> *const LinkMap {
     let glibc = weak_address!("_r_debug") as *const Debug;
     let debug = if glibc.is_null() {

@@ -268,15 +268,6 @@ impl PathBuf {
         Ok(())
     }
 
-    /// Cuts it to `len` bytes where it is longer.
-    pub fn truncate(&mut self, len: usize) {
-        if len < self.len {
-            // SAFETY: within what `push` has filled.
-            unsafe { self.bytes.0.as_mut_ptr().cast::<u8>().add(len).write(0) };
-            self.len = len;
-        }
-    }
-
     /// Calls `f` with the first `at` bytes as a path of their own.
     pub fn with_head<R>(&mut self, at: usize, f: impl FnOnce(*const c_char) -> R) -> R {
         if at >= self.len {
