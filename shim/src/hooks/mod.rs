@@ -19,6 +19,7 @@ mod process;
 mod readlink;
 mod signal;
 mod socket;
+mod space;
 mod spawn;
 mod stat;
 mod stdio;
@@ -27,6 +28,7 @@ mod syscall;
 mod temp;
 mod thread;
 mod trap;
+mod words;
 
 use storeshim_protocol::names;
 

@@ -39,6 +39,8 @@ impl<F: Fn(c_int, *const c_char, c_int) -> Answer> Open<F> {
     }
 
     /// Opens `path`; `Err` gives the place back where it is in no mount.
+    // Once per kind of call, not once per name that open goes by.
+    #[inline(never)]
     pub fn run(&self, dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Answer, Place> {
         let place = match place::at(dirfd, path, room) {
             Ok(place) => place,
