@@ -9,7 +9,7 @@ use storeshim_protocol::{Intent, OpenFlags};
 use crate::control::{self, Table};
 use crate::place::Class;
 use crate::sys::{self, Bytes, Stat, k};
-use crate::{names, tell};
+use crate::{names, streams, tell};
 
 /// Descriptors that are remembered; higher ones are looked up each time.
 const REMEMBERED: usize = 65_536;
@@ -139,22 +139,21 @@ pub fn forget_range(first: u32, last: u32, mut f: impl FnMut(Known)) {
     }
 }
 
-/// Whether stdio, whose writes pass no hook, writes to this descriptor without being asked to.
-#[inline(always)]
-pub fn is_standard(fd: c_int) -> bool {
-    (0..3).contains(&fd)
+/// From now on, for good, nothing is remembered, because threads of this process have descriptors of their own.
+pub fn remember_nothing() {
+    BORROWED.fetch_add(1, Ordering::SeqCst);
+    forget_range(0, u32::MAX, |_| ());
 }
 
 /// `new` is a duplicate of `old`: what is known of one holds for the other.
 pub fn duplicate(old: c_int, new: c_int) {
-    if !may_remember() {
+    if may_remember() {
+        remember(new, Known(entry(old).map_or(0, |entry| entry.load(Ordering::Relaxed))));
+    } else {
         forget(new);
-        return;
     }
-    let known = Known(entry(old).map_or(0, |entry| entry.load(Ordering::Relaxed)));
-    remember(new, known);
-    if is_standard(new) {
-        // A shell's redirection: what it prints goes there.
+    if streams::has(new) {
+        // A redirection: what the stream prints goes there.
         tell_unseen(new);
     }
 }

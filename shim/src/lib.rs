@@ -28,6 +28,7 @@ mod paths;
 mod place;
 mod respell;
 mod start;
+mod streams;
 mod sys;
 mod tell;
 mod write;

@@ -111,6 +111,16 @@ pub fn openat(dirfd: c_int, path: *const c_char, flags: c_int, mode: u32) -> Ans
     call!(__NR_openat, dirfd, path, flags, mode)
 }
 
+/// Whether the effective user may run what `path` names.
+pub fn may_run(dirfd: c_int, path: *const c_char) -> Answer {
+    call!(__NR_faccessat2, dirfd, path, k::X_OK, k::AT_EACCESS)
+}
+
+/// pread(2).
+pub fn pread(fd: c_int, out: &mut [u8], offset: i64) -> Answer {
+    call!(__NR_pread64, fd, out.as_mut_ptr(), out.len(), offset)
+}
+
 /// openat2(2).
 pub fn openat2(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> Answer {
     call!(__NR_openat2, dirfd, path, how, size)

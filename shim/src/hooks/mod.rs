@@ -17,6 +17,7 @@ mod open;
 mod other;
 mod process;
 mod readlink;
+mod script;
 mod signal;
 mod socket;
 mod space;

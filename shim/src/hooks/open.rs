@@ -12,7 +12,7 @@ use crate::hook::{fail, hook, real};
 use crate::names::{self, Entry};
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, Answer, Errno, PathBuf, Stat, errno, k};
-use crate::{control, tell};
+use crate::{control, streams, tell};
 
 /// The last file that was opened with O_CREAT was not there before.
 static CREATES: AtomicBool = AtomicBool::new(true);
@@ -73,7 +73,7 @@ impl<F: Fn(c_int, *const c_char, c_int) -> Answer> Open<F> {
     }
 
     fn open_flags(&self, fd: c_int) -> OpenFlags {
-        let flags = if fds::is_standard(fd) { self.extra.with(OpenFlags::UNSEEN) } else { self.extra };
+        let flags = if streams::has(fd) { self.extra.with(OpenFlags::UNSEEN) } else { self.extra };
         if self.has(k::O_APPEND) { flags.with(OpenFlags::APPEND) } else { flags }
     }
 
@@ -188,7 +188,7 @@ pub fn of_mount(index: usize, stat: &Stat) -> bool {
 #[inline(always)]
 pub fn led(fd: c_int, flags: c_int) {
     fds::forget(fd);
-    if fd >= 0 && (flags as u32 & (k::O_CREAT | k::O_TRUNC) != 0 || fds::is_standard(fd)) {
+    if fd >= 0 && (flags as u32 & (k::O_CREAT | k::O_TRUNC) != 0 || streams::has(fd)) {
         led_to(fd);
     }
 }

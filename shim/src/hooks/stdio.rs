@@ -13,7 +13,7 @@ use crate::loader::Real;
 use crate::names::{self, Entry};
 use crate::place::{self, CWD};
 use crate::sys::{self, PathBuf, k};
-use crate::tell;
+use crate::{streams, tell};
 
 unsafe extern "C" {
     fn fileno(stream: *mut c_void) -> c_int;
@@ -58,6 +58,7 @@ fn tell_unseen(fd: c_int, flags: u32) {
     if flags & k::O_ACCMODE == k::O_RDONLY || fd < 0 {
         return;
     }
+    streams::add(fd);
     if let Some(file) = fds::file(fd) {
         tell::note(file.mount, &Intent::Opened { ino: file.ino, flags: unseen(flags) });
     }
@@ -79,6 +80,7 @@ hook! {
                 // Looked up at once, which tells the file and its name where it may be written.
                 let fd = fileno(stream);
                 fds::forget(fd);
+                streams::add(fd);
                 let _ = fds::known(fd);
             }
             return stream;
@@ -94,6 +96,8 @@ hook! {
                 if stream.is_null() {
                     closed(fds::forget(fd as c_int));
                     sys::close(fd as c_int);
+                } else if flags & k::O_ACCMODE != k::O_RDONLY {
+                    streams::add(fd as c_int);
                 }
                 stream
             }
@@ -132,6 +136,7 @@ hook! {
             Err(errno) => return fail(errno),
         };
         let known = fds::forget(before);
+        streams::remove(before);
         let reopened = match place.mount {
             Some(index) if flags & (k::O_CREAT | k::O_TRUNC) != 0 && !may_block(place) => {
                 let inside = match gate::enter(index, 0) {
