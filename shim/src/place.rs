@@ -107,6 +107,15 @@ pub fn cwd_mount() -> Option<(usize, &'static Entry)> {
     }
 }
 
+/// The mount that a directory's descriptor leads to.
+pub fn mount_of(dirfd: c_int) -> Option<usize> {
+    let table = control::table()?;
+    match if dirfd == CWD { cwd_class(table) } else { fds::class(table, dirfd) } {
+        Class::In(index) => Some(index),
+        _ => None,
+    }
+}
+
 /// Where `path` lies, taken from `dirfd`. `room` holds the translation while it is used.
 ///
 /// Errors: ENAMETOOLONG where the translation has no room; ETIMEDOUT where the mount was not restored in time.

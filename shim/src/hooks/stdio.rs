@@ -88,7 +88,7 @@ hook! {
         let open = Open {
             flags: flags as c_int,
             extra: OpenFlags::UNSEEN,
-            call: |dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, 0o666),
+            call: &|dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, 0o666),
         };
         match open.run(CWD, path, &mut room) {
             Ok(Ok(fd)) => {
