@@ -66,7 +66,7 @@ hook! {
         argv: Strings, envp: Strings) -> c_int => my_posix_spawnp {
         let mut room = PathBuf::new();
         let translates = control::table().is_some_and(|table| table.translates);
-        if translates && !file.is_null() && found_in_mount(file, &mut room) {
+        if translates && !sys::leads_nowhere(file) && found_in_mount(file, &mut room) {
             return with_environment(envp, |envp| {
                 opening(actions, || real!(posix_spawnp)(pid, room.c_str(), actions, attributes, argv, envp))
             });
