@@ -282,7 +282,7 @@ hook! {
 /// `how` must point to `size` bytes.
 pub unsafe fn open_how(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> Answer {
     const KNOWN: usize = size_of::<k::open_how>();
-    if how.is_null() || path.is_null() || size < KNOWN {
+    if sys::leads_nowhere(how) || sys::leads_nowhere(path) || size < KNOWN {
         return sys::openat2(dirfd, path, how, size);
     }
     // SAFETY: the caller vouches for `size` bytes.
