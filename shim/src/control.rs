@@ -31,6 +31,8 @@ pub struct Entry {
     pub identity: bool,
     /// `st_dev` of the tree.
     pub dev: u64,
+    /// Inode number of the tree's root.
+    pub root_ino: u64,
 }
 
 impl Entry {
@@ -268,6 +270,7 @@ fn copy_table(control: &'static Control, old: Option<&'static Table>) -> Option<
         entry.tree_len = tree;
         entry.identity = mount.flags.load(Ordering::Relaxed) & FLAG_IDENTITY != 0;
         entry.dev = mount.dev.load(Ordering::Relaxed);
+        entry.root_ino = mount.root_ino.load(Ordering::Relaxed);
         table.translates |= !entry.identity;
     }
     let expected = old.map_or(core::ptr::null_mut(), |old| core::ptr::from_ref(old).cast_mut());

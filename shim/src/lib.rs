@@ -15,14 +15,18 @@ mod attach;
 #[cfg(test)]
 mod attached_tests;
 mod control;
+mod detour;
 mod fds;
 mod gate;
 mod hook;
 mod hooks;
+mod kernel;
 mod loader;
 mod names;
+mod net;
 mod paths;
 mod place;
+mod respell;
 mod start;
 mod sys;
 mod tell;

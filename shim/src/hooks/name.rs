@@ -144,7 +144,7 @@ hook! {
     unsafe fn symlinkat(target: *const c_char, dirfd: c_int, path: *const c_char) -> c_int => my_symlinkat {
         let mut target_room = PathBuf::new();
         let mut room = PathBuf::new();
-        let target = if !target.is_null() && *target as u8 == b'/' {
+        let target = if !sys::leads_nowhere(target) && *target as u8 == b'/' {
             match place::at(CWD, target, &mut target_room) {
                 Ok(place) => place.path,
                 Err(errno) => return fail(errno),

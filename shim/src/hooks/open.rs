@@ -280,7 +280,7 @@ pub unsafe fn open_how(dirfd: c_int, path: *const c_char, how: *const k::open_ho
     // A confined path starts from the descriptor, whatever it looks like.
     let confined = asked.resolve & u64::from(CONFINED) != 0;
     // SAFETY: the app handed a C string.
-    let absolute = !path.is_null() && unsafe { *path } as u8 == b'/';
+    let absolute = !sys::leads_nowhere(path) && unsafe { *path } as u8 == b'/';
     if confined && absolute {
         return sys::openat2(dirfd, path, how, size);
     }

@@ -8,6 +8,7 @@ use crate::fds;
 use crate::hook::{hook, real};
 use crate::hooks::exec::{Strings, along_path, with_environment};
 use crate::loader;
+use crate::net;
 use crate::place::{self, CWD};
 use crate::sys::{self, Errno, PathBuf, k};
 use crate::tell;
@@ -65,7 +66,7 @@ hook! {
         argv: Strings, envp: Strings) -> c_int => my_posix_spawnp {
         let mut room = PathBuf::new();
         let translates = control::table().is_some_and(|table| table.translates);
-        if translates && !file.is_null() && found_in_mount(file, &mut room) {
+        if translates && !sys::leads_nowhere(file) && found_in_mount(file, &mut room) {
             return with_environment(envp, |envp| {
                 opening(actions, || real!(posix_spawnp)(pid, room.c_str(), actions, attributes, argv, envp))
             });
@@ -117,10 +118,18 @@ hook! {
     }
 }
 
+/// Before vfork. Its system call is made from our own text, since the child overwrites any return address, and the child
+/// is not armed: it cannot undo that in its parent.
+extern "C" fn child_comes() {
+    fds::BORROWED.fetch_add(1, Ordering::SeqCst);
+    net::disarm();
+}
+
 /// After vfork, in the parent.
 extern "C" fn child_is_gone() {
     fds::BORROWED.fetch_sub(1, Ordering::SeqCst);
     place::forget_cwd();
+    net::arm();
 }
 
 /// After vfork failed, in the parent.
@@ -142,7 +151,9 @@ macro_rules! vfork {
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name() -> c_int {
             core::arch::naked_asm!(
-                "lock inc dword ptr [rip + {borrowed}]",
+                "sub rsp, 8",
+                "call {comes}",
+                "add rsp, 8",
                 "pop rdi",
                 "mov eax, 58",
                 "syscall",
@@ -162,7 +173,7 @@ macro_rules! vfork {
                 "add rsp, 8",
                 "3:",
                 "ret",
-                borrowed = sym fds::BORROWED, gone = sym child_is_gone, failed = sym vfork_failed)
+                comes = sym child_comes, gone = sym child_is_gone, failed = sym vfork_failed)
         }
 
         /// Exported in libc's place.
@@ -174,13 +185,9 @@ macro_rules! vfork {
         #[unsafe(no_mangle)]
         pub unsafe extern "C" fn $name() -> c_int {
             core::arch::naked_asm!(
-                "adrp x9, {borrowed}",
-                "add x9, x9, :lo12:{borrowed}",
-                "1:",
-                "ldxr w10, [x9]",
-                "add w10, w10, #1",
-                "stxr w11, w10, [x9]",
-                "cbnz w11, 1b",
+                "str x30, [sp, #-16]!",
+                "bl {comes}",
+                "ldr x30, [sp], #16",
                 // clone(CLONE_VM | CLONE_VFORK | SIGCHLD)
                 "mov x0, #0x4111",
                 "mov x1, #0",
@@ -201,7 +208,7 @@ macro_rules! vfork {
                 "ldp x9, x30, [sp], #16",
                 "3:",
                 "ret",
-                borrowed = sym fds::BORROWED, gone = sym child_is_gone, failed = sym vfork_failed)
+                comes = sym child_comes, gone = sym child_is_gone, failed = sym vfork_failed)
         }
     )*};
 }
