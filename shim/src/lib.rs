@@ -22,6 +22,7 @@ mod hook;
 mod hooks;
 mod loader;
 mod names;
+mod outside;
 mod paths;
 mod place;
 mod respell;

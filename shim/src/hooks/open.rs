@@ -191,6 +191,33 @@ pub fn led(fd: c_int, flags: c_int) {
     }
 }
 
+/// Opens a place outside every mount for writing, through no symbolic link, so that it cannot have led into a mount:
+/// nothing need be looked up afterwards. `None` where a link, or an older kernel, leaves that open.
+#[inline(never)]
+pub fn unled(place: Place, flags: c_int, mode: u32) -> Option<Answer> {
+    let creates = flags as u32 & k::O_CREAT != 0;
+    if flags as u32 & (k::O_PATH | k::O_TMPFILE) != 0 || !place::leads_in_by_link_only(place) {
+        return None;
+    }
+    let how = k::open_how {
+        flags: u64::from(flags as u32 | k::O_LARGEFILE),
+        mode: if creates { u64::from(mode & 0o7777) } else { 0 },
+        resolve: u64::from(k::RESOLVE_NO_SYMLINKS),
+    };
+    let answer = sys::openat2(place.dirfd, place.path, &raw const how, size_of::<k::open_how>());
+    match answer {
+        Err(Errno(number))
+            if matches!(
+                number as u32,
+                errno::ELOOP | errno::ENOSYS | errno::EPERM | errno::EINVAL | errno::EAGAIN
+            ) =>
+        {
+            None
+        }
+        answer => Some(answer),
+    }
+}
+
 #[inline(never)]
 fn led_to(fd: c_int) {
     // Tells all there is to tell of a file that is open for writing.
@@ -219,9 +246,21 @@ fn open_at(
         Ok(Ok(fd)) => fd as c_int,
         Ok(Err(errno)) => fail(errno),
         Err(place) => {
-            let fd = outside(place);
-            led(fd, flags);
-            fd
+            // A mode of nothing: the fortified functions, which end the program where they are to create a file.
+            let changes = flags as u32 & (k::O_CREAT | k::O_TRUNC) != 0
+                && (mode != 0 || flags as u32 & k::O_CREAT == 0);
+            match changes.then(|| unled(place, flags, mode)).flatten() {
+                Some(Ok(fd)) => {
+                    led(fd as c_int, 0);
+                    fd as c_int
+                }
+                Some(Err(errno)) => fail(errno),
+                None => {
+                    let fd = outside(place);
+                    led(fd, flags);
+                    fd
+                }
+            }
         }
     }
 }
