@@ -19,17 +19,20 @@ static CREATES: AtomicBool = AtomicBool::new(true);
 
 const EXISTS: Answer = Err(Errno::of(errno::EEXIST));
 
+/// How the kernel is asked to open: from a descriptor, a path, with flags.
+pub type Call<'c> = &'c dyn Fn(c_int, *const c_char, c_int) -> Answer;
+
 /// An open: what is asked, and how the kernel is asked.
-pub struct Open<F> {
+pub struct Open<'c> {
     /// O_* flags.
     pub flags: c_int,
     /// What the agent is to know beyond that.
     pub extra: OpenFlags,
     /// Makes the system call with these flags.
-    pub call: F,
+    pub call: Call<'c>,
 }
 
-impl<F: Fn(c_int, *const c_char, c_int) -> Answer> Open<F> {
+impl Open<'_> {
     fn has(&self, flag: u32) -> bool {
         self.flags as u32 & flag == flag
     }
@@ -227,28 +230,62 @@ fn led_to(fd: c_int) {
     }
 }
 
-/// Opens a path as open(2) does, or answers what `outside` does with it.
+/// Opens a path as open(2) does; `real` is the function behind.
 #[inline(always)]
 fn open_at(
     dirfd: c_int,
     path: *const c_char,
     flags: c_int,
     mode: u32,
-    outside: impl FnOnce(Place) -> c_int,
+    real: impl Fn(Place) -> c_int,
+) -> c_int {
+    const CHANGES: u32 = k::O_ACCMODE | k::O_CREAT | k::O_TRUNC | k::O_TMPFILE & !k::O_DIRECTORY;
+    if flags as u32 & CHANGES != 0 {
+        return open_to_change(dirfd, path, flags, mode, &real);
+    }
+    let mut room = PathBuf::new();
+    match place::at(dirfd, path, &mut room) {
+        Ok(place) => {
+            let fd = real(place);
+            if fd >= 0 {
+                to_read(place, fd, flags);
+            }
+            fd
+        }
+        Err(errno) => fail(errno),
+    }
+}
+
+/// After an open to read.
+#[inline(always)]
+pub fn to_read(place: Place, fd: c_int, flags: c_int) {
+    match place.mount {
+        Some(index) => fds::remember(fd, Known::opened(index, flags)),
+        None => led(fd, flags),
+    }
+}
+
+#[inline(never)]
+fn open_to_change(
+    dirfd: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: u32,
+    real: &dyn Fn(Place) -> c_int,
 ) -> c_int {
     let mut room = PathBuf::new();
     let open = Open {
         flags,
         extra: OpenFlags::default(),
-        call: |dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, mode),
+        call: &|dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, mode),
     };
     match open.run(dirfd, path, &mut room) {
         Ok(Ok(fd)) => fd as c_int,
         Ok(Err(errno)) => fail(errno),
         Err(place) => {
             // A mode of nothing: the fortified functions, which end the program where they are to create a file.
-            let changes = flags as u32 & (k::O_CREAT | k::O_TRUNC) != 0
-                && (mode != 0 || flags as u32 & k::O_CREAT == 0);
+            let creates = flags as u32 & k::O_CREAT != 0;
+            let changes = (creates || flags as u32 & k::O_TRUNC != 0) && (mode != 0 || !creates);
             match changes.then(|| unled(place, flags, mode)).flatten() {
                 Some(Ok(fd)) => {
                     led(fd as c_int, 0);
@@ -256,7 +293,7 @@ fn open_at(
                 }
                 Some(Err(errno)) => fail(errno),
                 None => {
-                    let fd = outside(place);
+                    let fd = real(place);
                     led(fd, flags);
                     fd
                 }
@@ -311,7 +348,7 @@ pub unsafe fn open_how(dirfd: c_int, path: *const c_char, how: *const k::open_ho
     let open = Open {
         flags: asked.flags as c_int,
         extra: OpenFlags::default(),
-        call: |dirfd, path, flags: c_int| {
+        call: &|dirfd, path, flags: c_int| {
             let how = k::open_how { flags: asked.flags | flags as u32 as u64, ..asked };
             sys::openat2(dirfd, path, &raw const how, size_of::<k::open_how>())
         },

@@ -8,7 +8,7 @@ use crate::fds;
 use crate::gate;
 use crate::hook::{fail, hook, path_hook, real};
 use crate::hooks::fd::closed;
-use crate::hooks::open::{Open, unled};
+use crate::hooks::open::{Open, to_read, unled};
 use crate::loader::Real;
 use crate::names::{self, Entry};
 use crate::place::{self, CWD};
@@ -97,10 +97,22 @@ hook! {
             }
             return stream;
         };
+        if flags & !k::O_CLOEXEC == k::O_RDONLY {
+            return match place::at(CWD, path, &mut room) {
+                Ok(place) => {
+                    let stream = real!(fopen)(place.path, mode);
+                    if !stream.is_null() {
+                        to_read(place, fileno(stream), flags as c_int);
+                    }
+                    stream
+                }
+                Err(errno) => fail(errno),
+            };
+        }
         let open = Open {
             flags: flags as c_int,
             extra: OpenFlags::UNSEEN,
-            call: |dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, 0o666),
+            call: &|dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, 0o666),
         };
         match open.run(CWD, path, &mut room) {
             Ok(Ok(fd)) => stream_of(fd as c_int, mode),
