@@ -64,9 +64,25 @@ pub struct Table {
 }
 
 impl Table {
+    /// Index and description of each mount. Written out at each place that calls it, for the one that every path takes.
+    #[inline(always)]
+    pub fn mounts_inline(&self) -> impl Iterator<Item = (usize, &Entry)> {
+        self.entries.iter().enumerate().take(self.count as usize).filter(|(_, entry)| entry.tree_len != 0)
+    }
+
     /// Index and description of each mount.
     pub fn mounts(&self) -> impl Iterator<Item = (usize, &Entry)> {
-        self.entries.iter().enumerate().take(self.count as usize).filter(|(_, entry)| entry.tree_len != 0)
+        let mut next = 0;
+        core::iter::from_fn(move || {
+            let (index, entry) = self.mount_from(next)?;
+            next = index + 1;
+            Some((index, entry))
+        })
+    }
+
+    #[inline(never)]
+    fn mount_from(&self, first: usize) -> Option<(usize, &Entry)> {
+        self.mounts_inline().skip(first).next()
     }
 
     /// The mount with this index.

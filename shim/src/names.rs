@@ -172,6 +172,9 @@ fn change_two_by(
         // A volume is a file system of its own.
         _ => return Ok(Err(across(kind, a, b))),
     };
+    if kind == Kind::Rename && (place::is_root(from.room.bytes()) || place::is_root(to.room.bytes())) {
+        return Ok(Err(Errno::of(errno::EBUSY)));
+    }
     let mut inside = match gate::enter(index, 0) {
         Ok(inside) => inside,
         Err(errno) => return Ok(Err(errno)),

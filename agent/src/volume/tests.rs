@@ -23,6 +23,7 @@ type AtThaw = Arc<Mutex<Vec<Box<dyn FnOnce() + Send>>>>;
 #[derive(Default)]
 struct OpenGate {
     state: AtomicU32,
+    space: Mutex<Space>,
     at_thaw: AtThaw,
 }
 
@@ -54,6 +55,9 @@ impl Gatekeeper for OpenGate {
     }
     fn set_complete(&self, _: bool) {}
     fn set_throttle(&self, _: u32) {}
+    fn set_space(&self, space: &Space) {
+        *self.space.lock().unwrap() = *space;
+    }
 }
 
 struct Answer(crossbeam::channel::Sender<i32>);
@@ -89,6 +93,7 @@ impl Node {
         let options = VolumeOptions {
             tree: self.tree(),
             prefix: "/storage".into(),
+            neighbours: Arc::default(),
             state: self.dir.path().join("state"),
             durability: Durability::Remote,
             max_lag: Duration::from_millis(50),

@@ -42,6 +42,8 @@ impl Open<'_> {
     }
 
     /// Opens `path`; `Err` gives the place back where it is in no mount.
+    // Once per kind of call, not once per name that open goes by.
+    #[inline(never)]
     pub fn run(&self, dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Answer, Place> {
         let place = match place::at(dirfd, path, room) {
             Ok(place) => place,
