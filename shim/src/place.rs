@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use crate::control::{self, Entry, Table};
 use crate::detour;
 use crate::fds;
+use crate::outside;
 use crate::paths::{self, Match};
 use crate::sys::{self, Bytes, Errno, PathBuf, errno, k};
 
@@ -114,6 +115,22 @@ pub fn mount_of(dirfd: c_int) -> Option<usize> {
         Class::In(index) => Some(index),
         _ => None,
     }
+}
+
+/// Whether a place outside every mount can lead into one by a symbolic link only: no `..` in it, and it does not start
+/// above a prefix.
+pub fn leads_in_by_link_only(place: Place) -> bool {
+    if place.mount.is_some() || place.path.is_null() {
+        return false;
+    }
+    // SAFETY: as in `at`.
+    let path = unsafe { CStr::from_ptr(place.path) }.to_bytes();
+    let starts_outside = || {
+        let Some(table) = control::table() else { return true };
+        let class = if place.dirfd == CWD { cwd_class(table) } else { fds::class(table, place.dirfd) };
+        class == Class::Outside
+    };
+    !paths::has_two_dots(path) && (path.starts_with(b"/") || starts_outside())
 }
 
 /// Where `path` lies, taken from `dirfd`. `room` holds the translation while it is used.
@@ -290,23 +307,47 @@ pub fn target(dirfd: c_int, path: *const c_char, follow: bool, room: &mut PathBu
     Ok(Place { mount, ..place })
 }
 
-/// The mount that the kernel finds `path` in. One stat where nothing on that device is a tree.
-#[cold]
+/// The mount that the kernel finds `path` in. One look where nothing on that device is a tree, or where the same was
+/// found outside lately.
 #[inline(never)]
 fn really(table: &Table, dirfd: c_int, path: *const c_char, follow: bool) -> Option<usize> {
+    let now = outside::now(table);
     let nofollow = if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
     let stat = sys::stat_at(dirfd, path, nofollow).ok()?;
-    let (same_dev, _) = table.mounts().find(|(_, entry)| entry.dev == stat.st_dev)?;
+    let (device, _) = table.mounts().find(|(_, entry)| entry.dev == stat.st_dev)?;
+    if outside::is_known(device, stat.st_ino, now) {
+        None
+    } else {
+        ask(table, dirfd, path, follow, device, now)
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn ask(
+    table: &Table,
+    dirfd: c_int,
+    path: *const c_char,
+    follow: bool,
+    device: usize,
+    now: u16,
+) -> Option<usize> {
     let nofollow = if follow { 0 } else { k::O_NOFOLLOW };
     let fd = sys::openat(dirfd, path, (k::O_PATH | k::O_CLOEXEC | nofollow) as c_int, 0).ok()? as c_int;
     let mut bytes = Bytes::new();
     let class = sys::fd_path(fd, &mut bytes).map(|path| Class::of(table, path));
+    // What the descriptor leads to, and not what the name led to a moment before.
+    let stat = if matches!(class, Ok(Class::Outside | Class::Above)) { sys::fstat(fd).ok() } else { None };
     sys::close(fd);
-    match class {
-        Ok(Class::In(index)) => Some(index),
-        Ok(_) => None,
+    match (class, stat) {
+        (Ok(Class::In(index)), _) => Some(index),
         // No /proc to ask, as in a chroot: too much told is better than too little.
-        Err(_) => Some(same_dev),
+        (Err(_), _) => Some(device),
+        (_, Some(stat)) if table.get(device).is_some_and(|entry| entry.dev == stat.st_dev) => {
+            outside::remember(device, stat.st_ino, now);
+            None
+        }
+        _ => None,
     }
 }
 
@@ -333,12 +374,14 @@ pub fn turned_parts(real: &[u8]) -> Option<(&'static [u8], &[u8])> {
 /// elsewhere, or is spelled in a way that would not be read back as it was written.
 pub fn real_target<'o>(target: &[u8], out: &'o mut PathBuf) -> Option<Result<&'o PathBuf, Errno>> {
     let table = control::table()?;
-    table.mounts().filter(|(_, entry)| !entry.identity).find_map(|(_, entry)| {
-        match paths::plainly_below(entry.prefix(), target) {
+    table
+        .mounts()
+        .filter(|(_, entry)| !entry.identity)
+        .find_map(|(_, entry)| match paths::plainly_below(entry.prefix(), target) {
             Match::Below(rest) => Some(paths::join(out, entry.tree(), rest)),
             Match::Outside => None,
-        }
-    }).map(|joined| joined.map(|()| &*out))
+        })
+        .map(|joined| joined.map(|()| &*out))
 }
 
 /// Whether a path, as it is given to the kernel, names the root of a mount by itself: that can be neither removed nor

@@ -101,7 +101,11 @@ pub fn built(language: Language, source: &Path) -> PathBuf {
     once(&format!("{name}-{language:?}"), &text, |fresh| {
         let output = Command::new(compiler).args(flags).arg(fresh).arg(source).output();
         let output = output.unwrap_or_else(|error| panic!("{compiler} does not run: {error}"));
-        assert!(output.status.success(), "{compiler} {source:?}:\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{compiler} {source:?}:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     })
 }
 
@@ -120,7 +124,11 @@ pub fn rustix(through_libc: bool) -> PathBuf {
         // Flags of its own, and not those of the build that runs the tests.
         cargo.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", flags).env("CARGO_TARGET_DIR", &target);
         let output = cargo.output().expect("cargo runs");
-        assert!(output.status.success(), "cargo build {folder:?}:\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "cargo build {folder:?}:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         fs::copy(target.join("debug/rustix-files"), fresh).expect("it was just built");
     })
 }

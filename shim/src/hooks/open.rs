@@ -19,6 +19,9 @@ static CREATES: AtomicBool = AtomicBool::new(true);
 
 const EXISTS: Answer = Err(Errno::of(errno::EEXIST));
 
+/// How the kernel is asked to open: from a descriptor, a path, with flags.
+pub type Call<'c> = &'c dyn Fn(c_int, *const c_char, c_int) -> Answer;
+
 /// An open: what is asked, and how the kernel is asked.
 pub struct Open<'c> {
     /// O_* flags.
@@ -26,7 +29,7 @@ pub struct Open<'c> {
     /// What the agent is to know beyond that.
     pub extra: OpenFlags,
     /// Makes the system call with these flags.
-    pub call: &'c dyn Fn(c_int, *const c_char, c_int) -> Answer,
+    pub call: Call<'c>,
 }
 
 impl Open<'_> {
@@ -198,6 +201,33 @@ pub fn led(fd: c_int, flags: c_int) {
     }
 }
 
+/// Opens a place outside every mount for writing, through no symbolic link, so that it cannot have led into a mount:
+/// nothing need be looked up afterwards. `None` where a link, or an older kernel, leaves that open.
+#[inline(never)]
+pub fn unled(place: Place, flags: c_int, mode: u32) -> Option<Answer> {
+    let creates = flags as u32 & k::O_CREAT != 0;
+    if flags as u32 & (k::O_PATH | k::O_TMPFILE) != 0 || !place::leads_in_by_link_only(place) {
+        return None;
+    }
+    let how = k::open_how {
+        flags: u64::from(flags as u32 | k::O_LARGEFILE),
+        mode: if creates { u64::from(mode & 0o7777) } else { 0 },
+        resolve: u64::from(k::RESOLVE_NO_SYMLINKS),
+    };
+    let answer = sys::openat2(place.dirfd, place.path, &raw const how, size_of::<k::open_how>());
+    match answer {
+        Err(Errno(number))
+            if matches!(
+                number as u32,
+                errno::ELOOP | errno::ENOSYS | errno::EPERM | errno::EINVAL | errno::EAGAIN
+            ) =>
+        {
+            None
+        }
+        answer => Some(answer),
+    }
+}
+
 #[inline(never)]
 fn led_to(fd: c_int) {
     // Tells all there is to tell of a file that is open for writing.
@@ -207,26 +237,48 @@ fn led_to(fd: c_int) {
     }
 }
 
-/// Opens a path as open(2) does, or answers what `outside` does with it.
+/// Opens a path as open(2) does; `real` is the function behind.
 #[inline(always)]
 fn open_at(
     dirfd: c_int,
     path: *const c_char,
     flags: c_int,
     mode: u32,
-    outside: impl Fn(Place) -> c_int,
+    real: impl Fn(Place) -> c_int,
 ) -> c_int {
-    // One copy of the code for all the calls there are.
-    open_at_by(dirfd, path, flags, mode, &outside)
+    const CHANGES: u32 = k::O_ACCMODE | k::O_CREAT | k::O_TRUNC | k::O_TMPFILE & !k::O_DIRECTORY;
+    if flags as u32 & CHANGES != 0 {
+        return open_to_change(dirfd, path, flags, mode, &real);
+    }
+    let mut room = PathBuf::new();
+    match place::at(dirfd, path, &mut room) {
+        Ok(place) => {
+            let fd = real(place);
+            if fd >= 0 {
+                to_read(place, fd, flags);
+            }
+            fd
+        }
+        Err(errno) => fail(errno),
+    }
+}
+
+/// After an open to read.
+#[inline(always)]
+pub fn to_read(place: Place, fd: c_int, flags: c_int) {
+    match place.mount {
+        Some(index) => fds::remember(fd, Known::opened(index, flags)),
+        None => led(fd, flags),
+    }
 }
 
 #[inline(never)]
-fn open_at_by(
+fn open_to_change(
     dirfd: c_int,
     path: *const c_char,
     flags: c_int,
     mode: u32,
-    outside: &dyn Fn(Place) -> c_int,
+    real: &dyn Fn(Place) -> c_int,
 ) -> c_int {
     let mut room = PathBuf::new();
     let open = Open {
@@ -238,9 +290,21 @@ fn open_at_by(
         Ok(Ok(fd)) => fd as c_int,
         Ok(Err(errno)) => fail(errno),
         Err(place) => {
-            let fd = outside(place);
-            led(fd, flags);
-            fd
+            // A mode of nothing: the fortified functions, which end the program where they are to create a file.
+            let creates = flags as u32 & k::O_CREAT != 0;
+            let changes = (creates || flags as u32 & k::O_TRUNC != 0) && (mode != 0 || !creates);
+            match changes.then(|| unled(place, flags, mode)).flatten() {
+                Some(Ok(fd)) => {
+                    led(fd as c_int, 0);
+                    fd as c_int
+                }
+                Some(Err(errno)) => fail(errno),
+                None => {
+                    let fd = real(place);
+                    led(fd, flags);
+                    fd
+                }
+            }
         }
     }
 }
