@@ -269,6 +269,28 @@ fn renames_and_links_end_where_they_end() {
 }
 
 #[test]
+fn deep_directories_that_went_are_not_walked_again_and_again() {
+    let mut node = Node::new("memory:deep");
+    let (chains, depth) = (10, 100);
+    let paths: Vec<Vec<String>> = (0..chains)
+        .map(|chain| (1..=depth).map(|n| format!("{chain}{}", "/123".repeat(n))).collect())
+        .collect();
+    for path in (0..chains).map(|n| n.to_string()).chain(paths.iter().flatten().cloned()) {
+        node.tell_name(&path);
+        fs::create_dir(node.tree().join(path)).unwrap();
+    }
+    assert_eq!(node.barrier(), 0);
+    let started = Instant::now();
+    for path in paths.iter().flat_map(|chain| chain.iter().rev()) {
+        node.tell_name(path);
+        fs::remove_dir(node.tree().join(path)).unwrap();
+    }
+    assert_eq!(node.barrier(), 0);
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    same_elsewhere(&mut node);
+}
+
+#[test]
 fn an_agent_that_died_finds_what_it_missed() {
     let mut node = Node::new("memory:died");
     fs::write(node.tree().join("kept"), "1").unwrap();

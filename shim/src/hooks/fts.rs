@@ -145,9 +145,7 @@ impl Walk {
     /// `at` must be an open FTS.
     unsafe fn of<'w>(at: *mut c_void) -> Option<&'w mut Self> {
         // SAFETY: both begin with a pointer.
-        unsafe {
-            (!at.is_null() && *at.cast::<*mut c_void>() == at).then(|| &mut *at.cast::<Self>())
-        }
+        unsafe { (!at.is_null() && *at.cast::<*mut c_void>() == at).then(|| &mut *at.cast::<Self>()) }
     }
 
     fn root_of(&self, path: &[u8]) -> *const Root {

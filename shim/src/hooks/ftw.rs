@@ -60,9 +60,8 @@ fn seat_of(thread: u64) -> Option<&'static Seat> {
 /// This thread's seat, taken where it has none.
 fn take_seat() -> Option<&'static Seat> {
     let me = sys::thread_pointer();
-    let free = |seat: &&Seat| {
-        seat.thread.compare_exchange(0, me, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    };
+    let free =
+        |seat: &&Seat| seat.thread.compare_exchange(0, me, Ordering::AcqRel, Ordering::Relaxed).is_ok();
     if let Some(seat) = seat_of(me).or_else(|| seats().find(free)) {
         return Some(seat);
     }
@@ -126,7 +125,7 @@ unsafe extern "C" fn visit(
         let fits = spelled.push(head).and_then(|()| spelled.push(tail)).is_ok();
         let mut block = Block::new();
         let path = if fits { spelled.c_str() } else { block.fill(head, tail).cast_const() };
-        if path.is_null() {
+        if sys::leads_nowhere(path) {
             return fail(Errno::of(errno::ENOMEM));
         }
         let position = match position.as_ref() {
@@ -194,4 +193,3 @@ hook! {
         walk(root, each, flags & FTW_CHDIR != 0, |root, each| real!(nftw)(root, each, depth, flags))
     }
 }
-

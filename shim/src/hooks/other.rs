@@ -19,18 +19,37 @@ pub struct Route {
     flags: usize,
 }
 
+/// Whether there is no slash in it: such a library is searched for, not opened.
+///
+/// # Safety
+/// `path` must be a C string.
+#[inline(always)]
+unsafe fn is_bare(path: *const c_char) -> bool {
+    let mut at = path;
+    loop {
+        // SAFETY: its end has not come yet.
+        match unsafe { *at } as u8 {
+            0 => return true,
+            b'/' => return false,
+            _ => at = at.wrapping_add(1),
+        }
+    }
+}
+
 fn route(path: *const c_char, flags: c_int, real: usize) -> Route {
     // A library that looks for symbols in its own dependencies first would find libc there, and not us.
     const RTLD_DEEPBIND: c_int = 8;
     let strip = flags & RTLD_DEEPBIND != 0 && loader::is_glibc() && control::table().is_some();
     let flags = if strip { flags & !RTLD_DEEPBIND } else { flags };
+    // SAFETY: the app handed null or a C string.
+    let as_it_is = path.is_null() || unsafe { is_bare(path) } || !is_translated(path);
+    Route { address: if as_it_is { real } else { 0 }, flags: flags as usize }
+}
+
+#[inline(never)]
+fn is_translated(path: *const c_char) -> bool {
     let mut room = PathBuf::new();
-    let address = match place::at(CWD, path, &mut room) {
-        // A bare name is searched, not opened.
-        Ok(place) if core::ptr::eq(place.path, path) => real,
-        _ => 0,
-    };
-    Route { address, flags: flags as usize }
+    place::at(CWD, path, &mut room).map_or(true, |place| !core::ptr::eq(place.path, path))
 }
 
 extern "C" fn plain_dlopen(path: *const c_char, flags: c_int) -> Route {

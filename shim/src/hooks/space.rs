@@ -70,7 +70,8 @@ unsafe fn fill_vfs(mount: Option<usize>, out: *mut StatVfs) {
     unsafe {
         if let Some(space) = mount.and_then(|index| space(index, (*out).frsize)) {
             ((*out).blocks, (*out).bfree, (*out).bavail) = (space.blocks, space.free, space.free);
-            ((*out).files, (*out).ffree, (*out).favail) = (space.inodes, space.free_inodes, space.free_inodes);
+            ((*out).files, (*out).ffree, (*out).favail) =
+                (space.inodes, space.free_inodes, space.free_inodes);
         }
     }
 }
