@@ -8,8 +8,8 @@ use crate::control;
 use crate::hook::{fail, hook, real};
 use crate::paths;
 use crate::place::{self, CWD};
-use crate::respell::{self, Block, Respell, boxed};
-use crate::sys::{self, Errno, PathBuf, Stat, errno};
+use crate::respell::{self, Block, Respell, Stat, boxed};
+use crate::sys::{self, Errno, PathBuf, errno};
 
 /// The app's function. That of ftw takes no fourth argument and does not miss it.
 type Each = unsafe extern "C" fn(*const c_char, *const Stat, c_int, *mut Position) -> c_int;

@@ -4,8 +4,8 @@ use core::ffi::{c_char, c_int, c_long, c_void};
 
 use crate::hook::{fail, hook, path_hook, real};
 use crate::place::{self, CWD};
-use crate::respell;
-use crate::sys::{PathBuf, Stat, k};
+use crate::respell::{self, Stat};
+use crate::sys::{PathBuf, k};
 
 /// Declares a hook that translates a path, and corrects the size of a symbolic link that it finds.
 macro_rules! link_hook {
