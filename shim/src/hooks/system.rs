@@ -42,8 +42,21 @@ unsafe fn with_both(
 }
 
 hook! {
-    unsafe fn mount(source: *const c_char, target: *const c_char, kind: *const c_char, flags: c_ulong, data: *const c_void)
-        -> c_int => my_mount {
+    /// A source that is not absolute is a name of something else ("tmpfs", a tag), wherever the process stands.
+    unsafe fn mount(
+        source: *const c_char,
+        target: *const c_char,
+        kind: *const c_char,
+        flags: c_ulong,
+        data: *const c_void,
+    ) -> c_int => my_mount {
+        if source.is_null() || *source as u8 != b'/' {
+            let mut room = PathBuf::new();
+            return match place::at(CWD, target, &mut room) {
+                Ok(place) => real!(mount)(source, place.path, kind, flags, data),
+                Err(errno) => fail(errno),
+            };
+        }
         with_both((CWD, source), (CWD, target), |a, b| real!(mount)(a.path, b.path, kind, flags, data))
     }
 }
