@@ -48,6 +48,10 @@ pub mod names {
     pub const SOCKET: &str = "agent.sock";
     /// Environment variable that names the run directory to the shim.
     pub const ENV_RUN_DIR: &str = "STORESHIM_RUN_DIR";
+    /// Environment variable that asks the shim for a second net below the hooks: [`NET_SUD`] or nothing.
+    pub const ENV_NET: &str = "STORESHIM_NET";
+    /// The second net that catches system calls outside libc by Syscall User Dispatch.
+    pub const NET_SUD: &str = "sud";
 }
 
 /// Offsets are part of the protocol: a change here is a new [`VERSION`].

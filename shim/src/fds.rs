@@ -9,7 +9,7 @@ use storeshim_protocol::{Intent, OpenFlags};
 use crate::control::{self, Table};
 use crate::place::Class;
 use crate::sys::{self, Bytes, Stat, k};
-use crate::{names, tell};
+use crate::{names, streams, tell};
 
 /// Descriptors that are remembered; higher ones are looked up each time.
 const REMEMBERED: usize = 65_536;
@@ -141,6 +141,12 @@ pub fn forget_range(first: u32, last: u32, mut f: impl FnMut(Known)) {
     }
 }
 
+/// From now on, for good, nothing is remembered, because threads of this process have descriptors of their own.
+pub fn remember_nothing() {
+    BORROWED.fetch_add(1, Ordering::SeqCst);
+    forget_range(0, u32::MAX, |_| ());
+}
+
 /// Descriptors that are searched for a twin.
 const SEARCHED: usize = 256;
 
@@ -162,27 +168,23 @@ fn has_twin(gone: Known) -> bool {
         && TABLE.iter().take(high).any(|entry| (entry.load(Ordering::Relaxed) ^ gone.0) & SAME == 0)
 }
 
-/// Whether stdio, whose writes pass no hook, writes to this descriptor without being asked to.
-#[inline(always)]
-pub fn is_standard(fd: c_int) -> bool {
-    (0..3).contains(&fd)
-}
-
 /// `new` is a duplicate of `old`: what is known of one holds for the other.
 pub fn duplicate(old: c_int, new: c_int) {
-    if !may_remember() {
-        forget(new);
-        return;
-    }
-    let known = Known(entry(old).map_or(0, |entry| entry.load(Ordering::Relaxed)));
-    if known.writable() {
-        remember(old, Known(known.0 | TWIN));
-        remember(new, Known(known.0 | TWIN));
+    if may_remember() {
+        let word = entry(old).map_or(0, |entry| entry.load(Ordering::Relaxed));
+        let twins = if Known(word).writable() { word | TWIN } else { word };
+        if word != twins
+            && let Some(entry) = entry(old)
+        {
+            // Only where it is still the same: another thread may have closed it.
+            let _ = entry.compare_exchange(word, twins, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        remember(new, Known(twins));
     } else {
-        remember(new, known);
+        forget(new);
     }
-    if is_standard(new) {
-        // A shell's redirection: what it prints goes there.
+    if streams::has(new) {
+        // A redirection: what the stream prints goes there.
         tell_unseen(new);
     }
 }

@@ -14,6 +14,8 @@ use crate::sys::{Answer, Errno};
 pub trait Reply: Sized {
     /// The value for a system call's answer.
     fn good(word: usize) -> Self;
+    /// The value as a word.
+    fn word(self) -> usize;
     /// The failure.
     const FAILED: Self;
 }
@@ -24,6 +26,9 @@ macro_rules! integer_reply {
             fn good(word: usize) -> Self {
                 word as $t
             }
+            fn word(self) -> usize {
+                self as usize
+            }
             const FAILED: Self = -1;
         }
     )*};
@@ -33,6 +38,9 @@ integer_reply!(c_int i64 isize);
 impl<T> Reply for *mut T {
     fn good(word: usize) -> Self {
         word as *mut T
+    }
+    fn word(self) -> usize {
+        self as usize
     }
     const FAILED: Self = core::ptr::null_mut();
 }

@@ -269,6 +269,33 @@ fn next(name: &CStr) -> Option<usize> {
     })
 }
 
+/// The text of libc.
+pub fn libc_text() -> Option<&'static [u8]> {
+    const LOAD: u32 = 1;
+    const EXECUTABLE: u32 = 1;
+    let own = |object: &&LinkMap| !is_ours(object);
+    Objects(first_object()).filter(own).find_map(|object| {
+        let inside = Tables::of(object)?.find(c"__errno_location")?;
+        // SAFETY: a library's first mapping begins with its ELF header, which says where its program headers are; they
+        // are mapped with it. Mapped text can be read.
+        unsafe {
+            let header = object.base as *const u8;
+            let headers = header.add(header.add(32).cast::<u64>().read_unaligned() as usize);
+            let size = usize::from(header.add(54).cast::<u16>().read_unaligned());
+            let count = usize::from(header.add(56).cast::<u16>().read_unaligned());
+            (0..count).find_map(|at| {
+                let segment = headers.add(at * size);
+                let word = |offset: usize| segment.add(offset).cast::<u32>().read_unaligned();
+                let long = |offset: usize| segment.add(offset).cast::<u64>().read_unaligned() as usize;
+                let (start, length) = (object.base.wrapping_add(long(16)), long(40));
+                let holds =
+                    word(0) == LOAD && word(4) & EXECUTABLE != 0 && inside.wrapping_sub(start) < length;
+                holds.then(|| core::slice::from_raw_parts(start as *const u8, length))
+            })
+        }
+    })
+}
+
 /// Where the address of a function of libc is kept once it was looked up. Without the function's name: a pointer in
 /// a static is a relocation at each start of a process, and this is in memory that is not even read until then.
 pub struct Real(AtomicUsize);

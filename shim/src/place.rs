@@ -108,6 +108,15 @@ pub fn cwd_mount() -> Option<(usize, &'static Entry)> {
     }
 }
 
+/// The mount that a directory's descriptor leads to.
+pub fn mount_of(dirfd: c_int) -> Option<usize> {
+    let table = control::table()?;
+    match if dirfd == CWD { cwd_class(table) } else { fds::class(table, dirfd) } {
+        Class::In(index) => Some(index),
+        _ => None,
+    }
+}
+
 /// Whether a place outside every mount can lead into one by a symbolic link only: no `..` in it, and it does not start
 /// above a prefix.
 pub fn leads_in_by_link_only(place: Place) -> bool {

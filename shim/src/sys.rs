@@ -11,6 +11,8 @@ use core::sync::atomic::AtomicU32;
 
 pub use linux_raw_sys::{errno, general as k};
 
+use crate::kernel;
+
 /// An errno, positive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
@@ -47,22 +49,10 @@ pub struct Stat {
 /// Memory that the kernel writes must be the caller's to be written to.
 #[inline(always)]
 pub unsafe fn raw(n: usize, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> Answer {
-    let mut answer: isize;
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: the system call convention of x86-64; rcx and r11 are clobbered. The caller vouches for the memory.
-    unsafe {
-        asm!("syscall", inlateout("rax") n as isize => answer, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
-            in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: the system call convention of aarch64. The caller vouches for the memory.
-    unsafe {
-        asm!("svc 0", in("x8") n, inlateout("x0") a as isize => answer, in("x1") b, in("x2") c, in("x3") d,
-            in("x4") e, in("x5") f, options(nostack));
-    }
-    if (-4095..0).contains(&answer) {
-        answer = -answer;
-        return Err(Errno(answer as i32));
+    // SAFETY: as above.
+    let answer = unsafe { kernel::call(n, a, b, c, d, e, f) };
+    if kernel::ERRORS.contains(&answer) {
+        return Err(Errno(-answer as i32));
     }
     Ok(answer as usize)
 }
@@ -117,6 +107,16 @@ pub fn stack_pointer() -> usize {
 /// openat(2).
 pub fn openat(dirfd: c_int, path: *const c_char, flags: c_int, mode: u32) -> Answer {
     call!(__NR_openat, dirfd, path, flags, mode)
+}
+
+/// Whether the effective user may run what `path` names.
+pub fn may_run(dirfd: c_int, path: *const c_char) -> Answer {
+    call!(__NR_faccessat2, dirfd, path, k::X_OK, k::AT_EACCESS)
+}
+
+/// pread(2).
+pub fn pread(fd: c_int, out: &mut [u8], offset: i64) -> Answer {
+    call!(__NR_pread64, fd, out.as_mut_ptr(), out.len(), offset)
 }
 
 /// openat2(2).
@@ -395,10 +395,15 @@ pub fn wait_readable(fd: c_int) -> Result<(), Errno> {
 
 /// Ends the process as abort(3) would.
 pub fn abort() -> ! {
-    let _ = call!(__NR_kill, getpid(), k::SIGABRT);
+    raise(k::SIGABRT);
     loop {
         let _ = call!(__NR_exit_group, 134);
     }
+}
+
+/// Sends the process a signal.
+pub fn raise(signal: u32) {
+    let _ = call!(__NR_kill, getpid(), signal);
 }
 
 /// fcntl(2) F_GETFL.
@@ -556,6 +561,23 @@ pub fn fd_link(fd: c_int) -> [u8; 32] {
 /// The path of a descriptor as the kernel names it.
 pub fn fd_path(fd: c_int, out: &mut Bytes) -> Result<&[u8], Errno> {
     readlink_at(k::AT_FDCWD, fd_link(fd).as_ptr().cast(), out)
+}
+
+/// Takes the signals of `mask` out of the calling thread's mask.
+pub fn unblock_signals(mask: u64) {
+    let _ = call!(__NR_rt_sigprocmask, k::SIG_UNBLOCK, &raw const mask, 0, 8);
+}
+
+const PR_SET_SYSCALL_USER_DISPATCH: u32 = 59;
+
+/// prctl(2): calls of this thread from outside `length` bytes at `start` become SIGSYS.
+pub fn dispatch_outside(start: usize, length: usize) -> Answer {
+    call!(__NR_prctl, PR_SET_SYSCALL_USER_DISPATCH, 1, start, length, 0)
+}
+
+/// prctl(2): no call of this thread does.
+pub fn dispatch_nothing() -> Answer {
+    call!(__NR_prctl, PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Opening by path. An open that may create or truncate runs inside the gate, once it is sure that it cannot block
 //! there; any other open for writing is told afterwards, since nothing has changed yet.
 
-use core::ffi::{c_char, c_int};
+use core::ffi::{CStr, c_char, c_int};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use storeshim_protocol::{Intent, OpenFlags};
@@ -12,7 +12,7 @@ use crate::hook::{fail, hook, real};
 use crate::names::{self, Entry};
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, Answer, Errno, PathBuf, Stat, errno, k};
-use crate::{control, tell};
+use crate::{control, streams, tell};
 
 /// The last file that was opened with O_CREAT was not there before.
 static CREATES: AtomicBool = AtomicBool::new(true);
@@ -50,9 +50,14 @@ impl Open<'_> {
             Err(errno) => return Ok(Err(errno)),
         };
         let Some(index) = place.mount else { return Err(place) };
+        Ok(self.within(index, place, path, room))
+    }
+
+    /// Opens what lies at `place` in mount `index`.
+    fn within(&self, index: usize, place: Place, path: *const c_char, room: &mut PathBuf) -> Answer {
         let changes = (self.has(k::O_CREAT) || self.has(k::O_TRUNC)) && !self.has(k::O_PATH);
         let named = changes && !self.has(k::O_TMPFILE);
-        Ok(if named { self.changing(index, place, path, room) } else { self.plain(index, place) })
+        if named { self.changing(index, place, path, room) } else { self.plain(index, place) }
     }
 
     fn plain(&self, index: usize, place: Place) -> Answer {
@@ -76,7 +81,7 @@ impl Open<'_> {
     }
 
     fn open_flags(&self, fd: c_int) -> OpenFlags {
-        let flags = if fds::is_standard(fd) { self.extra.with(OpenFlags::UNSEEN) } else { self.extra };
+        let flags = if streams::has(fd) { self.extra.with(OpenFlags::UNSEEN) } else { self.extra };
         if self.has(k::O_APPEND) { flags.with(OpenFlags::APPEND) } else { flags }
     }
 
@@ -191,7 +196,7 @@ pub fn of_mount(index: usize, stat: &Stat) -> bool {
 #[inline(always)]
 pub fn led(fd: c_int, flags: c_int) {
     fds::forget(fd);
-    if fd >= 0 && (flags as u32 & (k::O_CREAT | k::O_TRUNC) != 0 || fds::is_standard(fd)) {
+    if fd >= 0 && (flags as u32 & (k::O_CREAT | k::O_TRUNC) != 0 || streams::has(fd)) {
         led_to(fd);
     }
 }
@@ -340,38 +345,65 @@ hook! {
 /// # Safety
 /// `how` must point to `size` bytes.
 pub unsafe fn open_how(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> Answer {
-    const CONFINED: u32 = k::RESOLVE_BENEATH | k::RESOLVE_IN_ROOT;
-    if how.is_null() || size < size_of::<k::open_how>() {
+    const KNOWN: usize = size_of::<k::open_how>();
+    if how.is_null() || path.is_null() || size < KNOWN {
         return sys::openat2(dirfd, path, how, size);
     }
     // SAFETY: the caller vouches for `size` bytes.
-    let asked = unsafe { how.read() };
+    let (asked, more) = unsafe {
+        let bytes = core::slice::from_raw_parts(how.cast::<u8>(), size);
+        (how.read_unaligned(), bytes.get(KNOWN..).unwrap_or(&[]))
+    };
     let mut room = PathBuf::new();
+    if more.iter().any(|byte| *byte != 0) {
+        // What a newer structure asks for, an intent cannot say: in a mount it is refused as an older kernel does it.
+        let place = place::at(dirfd, path, &mut room)?;
+        let e2big = Err(Errno::of(errno::E2BIG));
+        return if place.mount.is_some() { e2big } else { sys::openat2(place.dirfd, place.path, how, size) };
+    }
     let open = Open {
         flags: asked.flags as c_int,
         extra: OpenFlags::default(),
         call: &|dirfd, path, flags: c_int| {
             let how = k::open_how { flags: asked.flags | flags as u32 as u64, ..asked };
-            sys::openat2(dirfd, path, &raw const how, size_of::<k::open_how>())
+            sys::openat2(dirfd, path, &raw const how, KNOWN)
         },
     };
-    // A confined path starts from the descriptor, whatever it looks like.
-    let confined = asked.resolve & u64::from(CONFINED) != 0;
-    // SAFETY: the app handed a C string.
-    let absolute = !path.is_null() && unsafe { *path } as u8 == b'/';
-    if confined && absolute {
-        return sys::openat2(dirfd, path, how, size);
+    if asked.resolve & u64::from(k::RESOLVE_BENEATH | k::RESOLVE_IN_ROOT) != 0 {
+        return confined(&open, dirfd, path, asked.resolve, &mut room);
     }
     match open.run(dirfd, path, &mut room) {
         Ok(answer) => answer,
         Err(place) => {
-            let answer = sys::openat2(place.dirfd, place.path, how, size);
+            let answer = (open.call)(place.dirfd, place.path, open.flags);
             if let Ok(fd) = answer {
-                led(fd as c_int, asked.flags as c_int);
+                led(fd as c_int, open.flags);
             }
             answer
         }
     }
+}
+
+/// Opens a path that is not let out of what `dirfd` leads to: it starts from there, whatever it looks like, and nothing of
+/// it is translated.
+fn confined(open: &Open<'_>, dirfd: c_int, path: *const c_char, resolve: u64, room: &mut PathBuf) -> Answer {
+    // SAFETY: the app handed a C string.
+    let bytes = unsafe { CStr::from_ptr(path) }.to_bytes();
+    let start = bytes.iter().position(|byte| *byte != b'/').unwrap_or(bytes.len());
+    let beneath = resolve & u64::from(k::RESOLVE_IN_ROOT) == 0;
+    let Some(index) = place::mount_of(dirfd).filter(|_| start == 0 || !beneath) else {
+        // Outside, or for the kernel to refuse.
+        return (open.call)(dirfd, path, open.flags);
+    };
+    // The descriptor is the root: the path is one below it.
+    room.push(bytes.get(start..).filter(|rest| !rest.is_empty()).unwrap_or(b"."))?;
+    let here = Place { mount: Some(index), dirfd, path: room.c_str() };
+    let fd = open.within(index, here, here.path, room)?;
+    if open.has(k::O_CREAT) {
+        // Links on its way are followed otherwise than where we looked.
+        names::tell_by_path(index, fd as c_int);
+    }
+    Ok(fd)
 }
 
 hook! {

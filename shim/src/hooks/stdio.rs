@@ -13,7 +13,7 @@ use crate::loader::Real;
 use crate::names::{self, Entry};
 use crate::place::{self, CWD};
 use crate::sys::{self, PathBuf, k};
-use crate::tell;
+use crate::{streams, tell};
 
 unsafe extern "C" {
     fn fileno(stream: *mut c_void) -> c_int;
@@ -58,6 +58,7 @@ fn tell_unseen(fd: c_int, flags: u32) {
     if flags & k::O_ACCMODE == k::O_RDONLY || fd < 0 {
         return;
     }
+    streams::add(fd);
     if let Some(file) = fds::file(fd) {
         tell::note(file.mount, &Intent::Opened { ino: file.ino, flags: unseen(flags) });
     }
@@ -67,7 +68,7 @@ fn unseen(flags: u32) -> OpenFlags {
     if flags & k::O_APPEND != 0 { OpenFlags::UNSEEN.with(OpenFlags::APPEND) } else { OpenFlags::UNSEEN }
 }
 
-/// A stream of a descriptor that was opened for it.
+/// A stream that writes to a descriptor which was opened for it.
 ///
 /// # Safety
 /// `mode` must be a C string.
@@ -77,6 +78,8 @@ unsafe fn stream_of(fd: c_int, mode: *const c_char) -> *mut c_void {
     if stream.is_null() {
         closed(fds::forget(fd));
         sys::close(fd);
+    } else {
+        streams::add(fd);
     }
     stream
 }
@@ -93,6 +96,7 @@ hook! {
                 // Looked up at once, which tells the file and its name where it may be written.
                 let fd = fileno(stream);
                 fds::forget(fd);
+                streams::add(fd);
                 let _ = fds::known(fd);
             }
             return stream;
@@ -162,6 +166,7 @@ hook! {
             Err(errno) => return fail(errno),
         };
         let known = fds::forget(before);
+        streams::remove(before);
         let reopened = match place.mount {
             Some(index) if flags & (k::O_CREAT | k::O_TRUNC) != 0 && !may_block(place) => {
                 let inside = match gate::enter(index, 0) {
