@@ -82,7 +82,14 @@ impl Table {
 
     #[inline(never)]
     fn mount_from(&self, first: usize) -> Option<(usize, &Entry)> {
-        self.mounts_inline().skip(first).next()
+        let mut index = first;
+        while index < self.count as usize {
+            if let Some(entry) = self.get(index) {
+                return Some((index, entry));
+            }
+            index += 1;
+        }
+        None
     }
 
     /// The mount with this index.
