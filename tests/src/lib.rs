@@ -14,4 +14,5 @@ pub mod proxy;
 pub mod s3;
 pub mod strace;
 pub mod tree;
+pub mod ways;
 pub mod writer;

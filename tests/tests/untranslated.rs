@@ -85,7 +85,10 @@ fn untranslated<'c>(calls: &'c [Call], prefix: &Path) -> Vec<&'c Call> {
     let name = prefix.file_name().unwrap().to_str().unwrap();
     // A relative path can lead there from the root, and by `..` from anywhere.
     let below = |path: &String| {
-        let leads = path.starts_with('/') || path.starts_with(name) || path.starts_with("..") || path.contains("/../");
+        let leads = path.starts_with('/')
+            || path.starts_with(name)
+            || path.starts_with("..")
+            || path.contains("/../");
         leads && path.split('/').any(|component| component == name)
     };
     calls.iter().filter(|call| call.paths().iter().any(below)).collect()
@@ -102,8 +105,11 @@ fn judge(program: &Program<'_>) {
     assert_eq!(native.code, 0, "the program fails on the local disk:\n{}\n{}", native.out, native.err);
     let seen = program.traced(&mut node);
     let found = untranslated(&seen.calls, node.prefix());
-    let shown: Vec<String> =
-        found.iter().map(|call| format!("{} {:?} = {}", call.name, call.paths(), call.result)).take(20).collect();
+    let shown: Vec<String> = found
+        .iter()
+        .map(|call| format!("{} {:?} = {}", call.name, call.paths(), call.result))
+        .take(20)
+        .collect();
     assert!(found.is_empty(), "{} untranslated:\n{}\n{}", found.len(), shown.join("\n"), seen.said.err);
     same("standard error", &native.err, &seen.said.err);
     same("standard output", &native.out, &seen.said.out);
@@ -124,7 +130,12 @@ fn same(what: &str, native: &str, shim: &str) {
     }
     let at = native.lines().zip(shim.lines()).take_while(|(a, b)| a == b).count();
     let after = |text: &str| text.lines().skip(at).take(8).collect::<Vec<_>>().join("\n");
-    panic!("{what} differs from line {}:\nnatively:\n{}\nunder the shim:\n{}", at + 1, after(native), after(shim));
+    panic!(
+        "{what} differs from line {}:\nnatively:\n{}\nunder the shim:\n{}",
+        at + 1,
+        after(native),
+        after(shim)
+    );
 }
 
 /// A script of the matrix. A variable that is not set ends it: `$STORAGE` is what keeps it where it belongs.
