@@ -25,6 +25,7 @@ mod kernel;
 mod loader;
 mod names;
 mod net;
+mod outside;
 mod paths;
 mod place;
 mod respell;

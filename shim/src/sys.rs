@@ -39,8 +39,6 @@ pub struct Stat {
     pub st_mode: u32,
     /// Names that it has.
     pub st_nlink: u64,
-    /// Owner.
-    pub st_uid: u32,
     /// Length in bytes.
     pub st_size: i64,
 }
@@ -140,8 +138,7 @@ pub fn close_range(first: u32, last: u32, flags: c_int) -> Answer {
 /// What [`Stat`] holds of the file that `path` names, `flags` as those of fstatat(2).
 #[inline(never)]
 pub fn stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Errno> {
-    const MASK: u32 =
-        k::STATX_TYPE | k::STATX_MODE | k::STATX_NLINK | k::STATX_UID | k::STATX_INO | k::STATX_SIZE;
+    const MASK: u32 = k::STATX_TYPE | k::STATX_MODE | k::STATX_NLINK | k::STATX_INO | k::STATX_SIZE;
     let mut out = MaybeUninit::<k::statx>::uninit();
     match call!(__NR_statx, dirfd, path, flags, MASK, out.as_mut_ptr()) {
         Ok(_) => {
@@ -153,7 +150,6 @@ pub fn stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Er
                 st_ino: out.stx_ino,
                 st_mode: u32::from(out.stx_mode),
                 st_nlink: u64::from(out.stx_nlink),
-                st_uid: out.stx_uid,
                 st_size: out.stx_size as i64,
             })
         }
@@ -176,7 +172,6 @@ fn old_stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Er
         st_ino: out.st_ino,
         st_mode: out.st_mode,
         st_nlink: out.st_nlink as _,
-        st_uid: out.st_uid,
         st_size: out.st_size,
     })
 }
@@ -236,6 +231,23 @@ impl Bytes {
 pub struct PathBuf {
     bytes: Bytes,
     len: usize,
+    /// A descriptor that the path begins with, closed with it; negative where there is none.
+    start: c_int,
+}
+
+impl Drop for PathBuf {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.start >= 0 {
+            let_go(self.start);
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn let_go(fd: c_int) {
+    close(fd);
 }
 
 impl PathBuf {
@@ -247,6 +259,7 @@ impl PathBuf {
         // SAFETY: the room need not be initialised, the length is.
         unsafe {
             (&raw mut (*path.as_mut_ptr()).len).write(0);
+            (&raw mut (*path.as_mut_ptr()).start).write(-1);
             path.assume_init()
         }
     }
@@ -271,6 +284,32 @@ impl PathBuf {
         }
         self.len = len;
         Ok(())
+    }
+
+    /// Makes it the path of a file below the directory `fd`, which is closed when this is dropped: `rest` begins with a
+    /// slash. Errors: as [`PathBuf::push`]; the descriptor is then closed, too.
+    pub fn start_at(&mut self, fd: c_int, rest: &[u8]) -> Result<(), Errno> {
+        let old = core::mem::replace(&mut self.start, fd);
+        if old >= 0 {
+            close(old);
+        }
+        self.clear();
+        self.push(b"/proc/self/fd/")?;
+        let mut digits = [0_u8; 10];
+        let mut at = digits.len();
+        let mut left = fd;
+        loop {
+            at -= 1;
+            if let Some(digit) = digits.get_mut(at) {
+                *digit = b'0' + (left % 10) as u8;
+            }
+            left /= 10;
+            if left == 0 || at == 0 {
+                break;
+            }
+        }
+        self.push(digits.get(at..).unwrap_or(&[]))?;
+        self.push(rest)
     }
 
     /// Calls `f` with the first `at` bytes as a path of their own.
@@ -300,6 +339,14 @@ impl PathBuf {
     pub fn c_str(&self) -> *const c_char {
         if self.len == 0 { c"".as_ptr() } else { self.bytes.0.as_ptr().cast() }
     }
+}
+
+/// Whether a pointer is one of those that can lead nowhere: near NULL, or an error's number for one. The kernel answers it
+/// with EFAULT.
+#[inline(always)]
+pub fn leads_nowhere<T>(pointer: *const T) -> bool {
+    const PAGE: usize = 4096;
+    pointer.addr().wrapping_add(PAGE) < 2 * PAGE
 }
 
 /// mkdirat(2).
@@ -633,7 +680,6 @@ mod tests {
                 assert_eq!(found.st_ino, expected.ino(), "{name}");
                 assert_eq!(found.st_mode, expected.mode(), "{name}");
                 assert_eq!(found.st_nlink, expected.nlink(), "{name}");
-                assert_eq!(found.st_uid, expected.uid(), "{name}");
                 assert_eq!(found.st_size as u64, expected.size(), "{name}");
             }
         }

@@ -14,6 +14,7 @@ use crate::{loader, streams, tell};
 #[inline(always)]
 pub fn closed(known: Known) {
     if known.writable()
+        && !fds::lives_on(known)
         && let (Some(index), Some(ino)) = (known.mount(), known.ino())
     {
         tell::note(index, &Intent::Closed { ino });

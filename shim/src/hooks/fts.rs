@@ -366,12 +366,11 @@ unsafe fn open_walk(
             this.real = open(translated);
         }
         list.release();
-        if !this.real.is_null() && !this.roots.is_null() {
+        if !this.real.is_null() {
             return walk.cast();
         }
-        let real = this.real;
         Walk::release(walk);
-        failure.map_or(real, fail)
+        failure.map_or(core::ptr::null_mut(), fail)
     }
 }
 

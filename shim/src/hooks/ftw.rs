@@ -124,7 +124,7 @@ unsafe extern "C" fn visit(
         let fits = spelled.push(head).and_then(|()| spelled.push(tail)).is_ok();
         let mut block = Block::new();
         let path = if fits { spelled.c_str() } else { block.fill(head, tail).cast_const() };
-        if path.is_null() {
+        if sys::leads_nowhere(path) {
             return fail(Errno::of(errno::ENOMEM));
         }
         let position = match position.as_ref() {

@@ -20,6 +20,7 @@ mod readlink;
 mod script;
 mod signal;
 mod socket;
+mod space;
 mod spawn;
 mod stat;
 mod stdio;
@@ -28,6 +29,7 @@ mod syscall;
 mod temp;
 mod thread;
 mod trap;
+mod words;
 
 use storeshim_protocol::names;
 

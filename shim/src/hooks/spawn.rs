@@ -77,7 +77,7 @@ unsafe fn spawn_along_path(
     let translates = control::table().is_some_and(|table| table.translates);
     // SAFETY: as above.
     unsafe {
-        let found = if translates && !file.is_null() {
+        let found = if translates && !sys::leads_nowhere(file) {
             along_path(file, |path| executable(path).then(|| spawn(path, actions, argv, envp, start)))
         } else {
             None

@@ -8,7 +8,7 @@ use crate::fds;
 use crate::gate;
 use crate::hook::{fail, hook, path_hook, real};
 use crate::hooks::fd::closed;
-use crate::hooks::open::Open;
+use crate::hooks::open::{Open, to_read, unled};
 use crate::loader::Real;
 use crate::names::{self, Entry};
 use crate::place::{self, CWD};
@@ -68,6 +68,22 @@ fn unseen(flags: u32) -> OpenFlags {
     if flags & k::O_APPEND != 0 { OpenFlags::UNSEEN.with(OpenFlags::APPEND) } else { OpenFlags::UNSEEN }
 }
 
+/// A stream of a descriptor that was opened for it.
+///
+/// # Safety
+/// `mode` must be a C string.
+unsafe fn stream_of(fd: c_int, mode: *const c_char, flags: u32) -> *mut c_void {
+    // SAFETY: as above.
+    let stream = unsafe { fdopen::real()(fd, mode) };
+    if stream.is_null() {
+        closed(fds::forget(fd));
+        sys::close(fd);
+    } else if flags & k::O_ACCMODE != k::O_RDONLY {
+        streams::add(fd);
+    }
+    stream
+}
+
 hook! {
     unsafe fn fopen | fopen64 | _IO_fopen(path: *const c_char, mode: *const c_char) -> *mut c_void => my_fopen {
         let mut room = PathBuf::new();
@@ -85,24 +101,38 @@ hook! {
             }
             return stream;
         };
+        if flags & !k::O_CLOEXEC == k::O_RDONLY {
+            return match place::at(CWD, path, &mut room) {
+                Ok(place) => {
+                    let stream = real!(fopen)(place.path, mode);
+                    if !stream.is_null() {
+                        to_read(place, fileno(stream), flags as c_int);
+                    }
+                    stream
+                }
+                Err(errno) => fail(errno),
+            };
+        }
         let open = Open {
             flags: flags as c_int,
             extra: OpenFlags::UNSEEN,
-            call: |dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, 0o666),
+            call: &|dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, 0o666),
         };
         match open.run(CWD, path, &mut room) {
-            Ok(Ok(fd)) => {
-                let stream = fdopen::real()(fd as c_int, mode);
-                if stream.is_null() {
-                    closed(fds::forget(fd as c_int));
-                    sys::close(fd as c_int);
-                } else if flags & k::O_ACCMODE != k::O_RDONLY {
-                    streams::add(fd as c_int);
-                }
-                stream
-            }
+            Ok(Ok(fd)) => stream_of(fd as c_int, mode, flags),
             Ok(Err(errno)) => fail(errno),
             Err(place) => {
+                if flags & k::O_ACCMODE != k::O_RDONLY
+                    && let Some(opened) = unled(place, flags as c_int, 0o666)
+                {
+                    return match opened {
+                        Ok(fd) => {
+                            fds::forget(fd as c_int);
+                            stream_of(fd as c_int, mode, flags)
+                        }
+                        Err(errno) => fail(errno),
+                    };
+                }
                 let stream = real!(fopen)(place.path, mode);
                 if !stream.is_null() {
                     let fd = fileno(stream);

@@ -200,7 +200,7 @@ fn no_ring(w: Words) -> c_long {
 /// The contract of the call.
 unsafe fn attributes(w: Words, flags: c_int) -> c_int {
     let path: *const c_char = w.get(1);
-    if path.is_null() {
+    if crate::sys::leads_nowhere(path) {
         // SAFETY: as above.
         return attr::by_fd(w.get(0), || answer(unsafe { w.call() }));
     }
@@ -221,6 +221,10 @@ unsafe fn getcwd(out: *mut c_char, size: usize) -> c_long {
     // SAFETY: as above; the result is a C string.
     unsafe {
         let path = cwd::my_getcwd(out, size);
-        if path.is_null() { -1 } else { core::ffi::CStr::from_ptr(path).to_bytes().len() as c_long + 1 }
+        if crate::sys::leads_nowhere(path) {
+            -1
+        } else {
+            core::ffi::CStr::from_ptr(path).to_bytes().len() as c_long + 1
+        }
     }
 }
