@@ -130,6 +130,11 @@ pub fn close(fd: c_int) {
     let _ = call!(__NR_close, fd);
 }
 
+/// close_range(2).
+pub fn close_range(first: u32, last: u32, flags: c_int) -> Answer {
+    call!(__NR_close_range, first, last, flags)
+}
+
 /// What [`Stat`] holds of the file that `path` names, `flags` as those of fstatat(2).
 #[inline(never)]
 pub fn stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Errno> {
@@ -550,6 +555,32 @@ pub fn getpid() -> u32 {
 /// geteuid(2).
 pub fn geteuid() -> u32 {
     call!(__NR_geteuid).unwrap_or(0) as u32
+}
+
+/// The size in bytes above which this process may not let a file grow.
+pub fn file_size_limit() -> u64 {
+    limits(k::RLIMIT_FSIZE).map_or(u64::MAX, |limits| limits.rlim_cur)
+}
+
+/// Lets this process have as many descriptors as it may let itself have.
+pub fn raise_descriptor_limit() {
+    if let Some(limits) = limits(k::RLIMIT_NOFILE) {
+        let most = k::rlimit64 { rlim_cur: limits.rlim_max, rlim_max: limits.rlim_max };
+        let _ = call!(__NR_prlimit64, 0, k::RLIMIT_NOFILE, &raw const most, 0);
+    }
+}
+
+fn limits(which: u32) -> Option<k::rlimit64> {
+    let mut out = MaybeUninit::<k::rlimit64>::uninit();
+    call!(__NR_prlimit64, 0, which, 0, out.as_mut_ptr()).ok()?;
+    // SAFETY: the kernel has filled it.
+    Some(unsafe { out.assume_init() })
+}
+
+/// Waits for the end of a child that tells nobody of it.
+pub fn reap(pid: i32) {
+    const WCLONE: u32 = 0x8000_0000;
+    while call!(__NR_wait4, pid, 0, WCLONE, 0) == Err(Errno::of(errno::EINTR)) {}
 }
 
 /// The calling thread's name.

@@ -159,7 +159,17 @@ hook! {
     }
 }
 
-path_hook! { fn chroot(path) -> c_int => my_chroot }
+hook! {
+    /// From there the run directory cannot be reached any more.
+    unsafe fn chroot(path: *const c_char) -> c_int => my_chroot {
+        super::process::before_confinement();
+        let mut room = PathBuf::new();
+        match place::at(CWD, path, &mut room) {
+            Ok(place) => real!(chroot)(place.path),
+            Err(errno) => fail(errno),
+        }
+    }
+}
 
 /// Finds the canonical name of `path` by `call` (path, room of PATH_MAX bytes), and turns it round.
 ///

@@ -12,6 +12,7 @@ mod ftw;
 mod glob;
 mod io;
 mod mmap;
+mod mount;
 mod name;
 mod open;
 mod other;
