@@ -159,9 +159,9 @@ fn leaves<'t>(table: &'t Table, dirfd: c_int, path: &mut PathBuf) -> Option<(&'t
         };
         // Where it leads nowhere, the kernel will say so.
         let stat = stat.ok()?;
-        let root = table.mounts().find(|(_, entry)| {
-            !entry.identity && entry.root_ino == stat.st_ino && entry.dev == stat.st_dev
-        });
+        let root = table
+            .mounts()
+            .find(|(_, entry)| !entry.identity && entry.root_ino == stat.st_ino && entry.dev == stat.st_dev);
         if let Some((_, entry)) = root {
             return Some((entry, end));
         }

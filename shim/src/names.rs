@@ -7,7 +7,7 @@ use storeshim_protocol::Intent;
 use crate::gate::{self, Inside};
 use crate::place::{self, Place};
 use crate::sys::{self, Answer, Bytes, Errno, PathBuf, errno, k};
-use crate::{control, paths, tell};
+use crate::{control, fds, paths, tell};
 
 /// An entry of a directory of a mount: the directory's inode, and where the name stands in the path. An empty name
 /// is any entry.
@@ -30,6 +30,12 @@ impl Entry {
             let stat = sys::stat_at(dirfd, room.c_str(), k::AT_EMPTY_PATH).ok()?;
             return (stat.st_dev == dev).then_some(Self { dir: stat.st_ino, start: 0, end: 0 });
         } else if start == 0 {
+            // What is behind a descriptor stays the same, wherever its directory is moved to.
+            if let Some(file) =
+                (dirfd >= 0).then(|| fds::file(dirfd)).flatten().filter(|file| file.mount == index)
+            {
+                return Some(Self { dir: file.ino, start, end });
+            }
             sys::stat_at(dirfd, c"".as_ptr(), k::AT_EMPTY_PATH).ok()?
         } else {
             // With its slash, so that `/` stays `/`.
@@ -169,6 +175,9 @@ fn change_two_by(
         // A volume is a file system of its own.
         _ => return Ok(Err(across(kind, a, b))),
     };
+    if kind == Kind::Rename && (place::is_root(from.room.bytes()) || place::is_root(to.room.bytes())) {
+        return Ok(Err(Errno::of(errno::EBUSY)));
+    }
     let mut inside = match gate::enter(index, 0) {
         Ok(inside) => inside,
         Err(errno) => return Ok(Err(errno)),

@@ -240,7 +240,7 @@ mod tests {
                         panic!("{}", String::from_utf8_lossy(&path));
                     };
                     assert_eq!(skip_nothing(rest), b"f");
-                    }
+                }
             }
         }
     }

@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use crate::control::{self, Entry, Table};
 use crate::detour;
 use crate::fds;
+use crate::outside;
 use crate::paths::{self, Match};
 use crate::sys::{self, Bytes, Errno, PathBuf, errno, k};
 
@@ -76,8 +77,17 @@ fn cwd_class(table: &Table) -> Class {
 #[cold]
 fn classify_cwd(table: &Table) -> Class {
     let mut room = Bytes::new();
-    let Ok(path) = sys::getcwd(&mut room) else { return Class::Outside };
-    let class = Class::of(table, path);
+    let class = match sys::getcwd(&mut room) {
+        Ok(path) => Class::of(table, path),
+        // Deleted, or deeper than the kernel tells: too much told is better than too little.
+        Err(_) => match sys::stat_at(CWD, c"".as_ptr(), k::AT_EMPTY_PATH) {
+            Ok(stat) => table
+                .mounts()
+                .find(|(_, entry)| entry.dev == stat.st_dev)
+                .map_or(Class::Outside, |(index, _)| Class::In(index)),
+            Err(_) => Class::Outside,
+        },
+    };
     if fds::may_remember() {
         let word = match class {
             Class::Outside => 1,
@@ -96,6 +106,31 @@ pub fn cwd_mount() -> Option<(usize, &'static Entry)> {
         Class::In(index) => table.get(index).map(|entry| (index, entry)),
         _ => None,
     }
+}
+
+/// The mount that a directory's descriptor leads to.
+pub fn mount_of(dirfd: c_int) -> Option<usize> {
+    let table = control::table()?;
+    match if dirfd == CWD { cwd_class(table) } else { fds::class(table, dirfd) } {
+        Class::In(index) => Some(index),
+        _ => None,
+    }
+}
+
+/// Whether a place outside every mount can lead into one by a symbolic link only: no `..` in it, and it does not start
+/// above a prefix.
+pub fn leads_in_by_link_only(place: Place) -> bool {
+    if place.mount.is_some() || place.path.is_null() {
+        return false;
+    }
+    // SAFETY: as in `at`.
+    let path = unsafe { CStr::from_ptr(place.path) }.to_bytes();
+    let starts_outside = || {
+        let Some(table) = control::table() else { return true };
+        let class = if place.dirfd == CWD { cwd_class(table) } else { fds::class(table, place.dirfd) };
+        class == Class::Outside
+    };
+    !paths::has_two_dots(path) && (path.starts_with(b"/") || starts_outside())
 }
 
 /// Where `path` lies, taken from `dirfd`. `room` holds the translation while it is used.
@@ -127,7 +162,7 @@ fn absolute(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Resu
         return detour::absolute(table, same, path, room);
     }
     let below = if odd { paths::below } else { paths::plainly_below };
-    for (index, entry) in table.mounts() {
+    for (index, entry) in table.mounts_inline() {
         if let Match::Below(rest) = below(entry.prefix(), path) {
             return below_prefix(index, entry, same, rest, room);
         }
@@ -272,20 +307,46 @@ pub fn target(dirfd: c_int, path: *const c_char, follow: bool, room: &mut PathBu
     Ok(Place { mount, ..place })
 }
 
-/// The mount that the kernel finds `path` in. One stat where nothing on that device is a tree.
-#[cold]
+/// The mount that the kernel finds `path` in. One look where nothing on that device is a tree, or where the same was
+/// found outside lately.
 #[inline(never)]
 fn really(table: &Table, dirfd: c_int, path: *const c_char, follow: bool) -> Option<usize> {
+    let now = outside::now(table);
     let nofollow = if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
     let stat = sys::stat_at(dirfd, path, nofollow).ok()?;
-    table.mounts().find(|(_, entry)| entry.dev == stat.st_dev)?;
+    let (device, _) = table.mounts().find(|(_, entry)| entry.dev == stat.st_dev)?;
+    if outside::is_known(device, stat.st_ino, now) {
+        None
+    } else {
+        ask(table, dirfd, path, follow, device, now)
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn ask(
+    table: &Table,
+    dirfd: c_int,
+    path: *const c_char,
+    follow: bool,
+    device: usize,
+    now: u16,
+) -> Option<usize> {
     let nofollow = if follow { 0 } else { k::O_NOFOLLOW };
     let fd = sys::openat(dirfd, path, (k::O_PATH | k::O_CLOEXEC | nofollow) as c_int, 0).ok()? as c_int;
     let mut bytes = Bytes::new();
     let class = sys::fd_path(fd, &mut bytes).map(|path| Class::of(table, path));
+    // What the descriptor leads to, and not what the name led to a moment before.
+    let stat = if matches!(class, Ok(Class::Outside | Class::Above)) { sys::fstat(fd).ok() } else { None };
     sys::close(fd);
-    match class {
-        Ok(Class::In(index)) => Some(index),
+    match (class, stat) {
+        (Ok(Class::In(index)), _) => Some(index),
+        // No /proc to ask, as in a chroot: too much told is better than too little.
+        (Err(_), _) => Some(device),
+        (_, Some(stat)) if table.get(device).is_some_and(|entry| entry.dev == stat.st_dev) => {
+            outside::remember(device, stat.st_ino, now);
+            None
+        }
         _ => None,
     }
 }
@@ -293,13 +354,42 @@ fn really(table: &Table, dirfd: c_int, path: *const c_char, follow: bool) -> Opt
 /// Turns a path that the kernel gave back round: one below a tree becomes one below its logical prefix, in `out`.
 /// `None` where the path is to stay as it is.
 pub fn turned<'o>(real: &[u8], out: &'o mut PathBuf) -> Option<&'o [u8]> {
-    let table = control::table()?;
-    for (_, entry) in table.mounts().filter(|(_, entry)| !entry.identity) {
-        // Byte for byte: what the kernel gives back is canonical, and anything else was written by someone.
-        if let Some(rest @ ([] | [b'/', ..])) = real.strip_prefix(entry.tree()) {
-            paths::join(out, entry.prefix(), rest).ok()?;
-            return Some(out.bytes());
+    let (prefix, rest) = turned_parts(real)?;
+    paths::join(out, prefix, rest).ok()?;
+    Some(out.bytes())
+}
+
+/// As [`turned`]: the logical prefix, and what of `real` is below it.
+pub fn turned_parts(real: &[u8]) -> Option<(&'static [u8], &[u8])> {
+    // Byte for byte: what the kernel gives back is canonical, and anything else was written by someone.
+    control::table()?.mounts().filter(|(_, entry)| !entry.identity).find_map(|(_, entry)| {
+        match paths::plainly_below(entry.tree(), real) {
+            Match::Below(rest) => Some((entry.prefix(), rest)),
+            Match::Outside => None,
         }
-    }
-    None
+    })
+}
+
+/// Turns a link's target that the app gives into what the kernel can follow. `None` where it is to stay as it is: it leads
+/// elsewhere, or is spelled in a way that would not be read back as it was written.
+pub fn real_target<'o>(target: &[u8], out: &'o mut PathBuf) -> Option<Result<&'o PathBuf, Errno>> {
+    let table = control::table()?;
+    table
+        .mounts()
+        .filter(|(_, entry)| !entry.identity)
+        .find_map(|(_, entry)| match paths::plainly_below(entry.prefix(), target) {
+            Match::Below(rest) => Some(paths::join(out, entry.tree(), rest)),
+            Match::Outside => None,
+        })
+        .map(|joined| joined.map(|()| &*out))
+}
+
+/// Whether a path, as it is given to the kernel, names the root of a mount by itself: that can be neither removed nor
+/// moved, as where a filesystem is mounted.
+pub fn is_root(path: &[u8]) -> bool {
+    let (_, end) = paths::last_component(path);
+    let path = path.get(..end).unwrap_or(path);
+    control::table().is_some_and(|table| {
+        table.mounts().any(|(_, entry)| path == entry.tree() || entry.identity && path == entry.prefix())
+    })
 }

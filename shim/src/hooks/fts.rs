@@ -145,9 +145,7 @@ impl Walk {
     /// `at` must be an open FTS.
     unsafe fn of<'w>(at: *mut c_void) -> Option<&'w mut Self> {
         // SAFETY: both begin with a pointer.
-        unsafe {
-            (!at.is_null() && *at.cast::<*mut c_void>() == at).then(|| &mut *at.cast::<Self>())
-        }
+        unsafe { (!at.is_null() && *at.cast::<*mut c_void>() == at).then(|| &mut *at.cast::<Self>()) }
     }
 
     fn root_of(&self, path: &[u8]) -> *const Root {
@@ -368,12 +366,11 @@ unsafe fn open_walk(
             this.real = open(translated);
         }
         list.release();
-        if !this.real.is_null() && !this.roots.is_null() {
+        if !this.real.is_null() {
             return walk.cast();
         }
-        let real = this.real;
         Walk::release(walk);
-        failure.map_or(real, fail)
+        failure.map_or(core::ptr::null_mut(), fail)
     }
 }
 

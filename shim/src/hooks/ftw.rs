@@ -60,9 +60,8 @@ fn seat_of(thread: u64) -> Option<&'static Seat> {
 /// This thread's seat, taken where it has none.
 fn take_seat() -> Option<&'static Seat> {
     let me = sys::thread_pointer();
-    let free = |seat: &&Seat| {
-        seat.thread.compare_exchange(0, me, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    };
+    let free =
+        |seat: &&Seat| seat.thread.compare_exchange(0, me, Ordering::AcqRel, Ordering::Relaxed).is_ok();
     if let Some(seat) = seat_of(me).or_else(|| seats().find(free)) {
         return Some(seat);
     }
@@ -193,4 +192,3 @@ hook! {
         walk(root, each, flags & FTW_CHDIR != 0, |root, each| real!(nftw)(root, each, depth, flags))
     }
 }
-

@@ -78,7 +78,9 @@ unsafe fn respelled(
     let spelling = match respell::root(pattern, &mut room) {
         Ok(None) => return call(pattern, flags),
         // Results are as long as the pattern's beginning, and so become no longer.
-        Ok(Some((real, _))) => respell::padded(&mut long, real, app.len()).map(|()| Respell::new(app, long.bytes())),
+        Ok(Some((real, _))) => {
+            respell::padded(&mut long, real, app.len()).map(|()| Respell::new(app, long.bytes()))
+        }
         Err(errno) => Err(errno),
     };
     let spelling = match spelling {
@@ -99,7 +101,9 @@ unsafe fn respelled(
                 let mut whole = PathBuf::new();
                 let found = CStr::from_ptr(path).to_bytes();
                 let (head, tail) = spelling.parts(app, found);
-                if whole.push(head).and_then(|()| whole.push(tail)).is_ok() && whole.bytes().len() <= found.len() {
+                if whole.push(head).and_then(|()| whole.push(tail)).is_ok()
+                    && whole.bytes().len() <= found.len()
+                {
                     super::cwd::give(whole.bytes(), path, found.len() + 1);
                 }
             }
@@ -114,4 +118,3 @@ hook! {
         glob_with(pattern, flags, out, |pattern, flags| real!(glob)(pattern, flags, error, out))
     }
 }
-

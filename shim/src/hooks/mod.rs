@@ -18,8 +18,10 @@ mod open;
 mod other;
 mod process;
 mod readlink;
+mod script;
 mod signal;
 mod socket;
+mod space;
 mod spawn;
 mod stat;
 mod stdio;
@@ -28,6 +30,7 @@ mod syscall;
 mod temp;
 mod thread;
 mod trap;
+mod words;
 
 use storeshim_protocol::names;
 

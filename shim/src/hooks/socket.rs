@@ -137,7 +137,8 @@ hook! {
 ///
 /// # Safety
 /// `address` must be null or have `length` bytes.
-unsafe fn to_address<R: Reply + PartialEq>(
+#[inline(always)]
+unsafe fn to_address<R: Reply>(
     address: *const Address,
     length: u32,
     act: impl Fn(*const Address, u32) -> R,
@@ -147,16 +148,14 @@ unsafe fn to_address<R: Reply + PartialEq>(
     if address.is_null() || length < 3 || unsafe { address.cast::<u16>().read_unaligned() } != AF_UNIX {
         return act(address, length);
     }
+    let word = |address: *const Address, length: u32| replied(act(address, length).word());
     // SAFETY: as above.
-    match unsafe { translated(address, length, &|address, length| replied(act(address, length))) } {
-        Some(done) => answer(done),
-        None => act(address, length),
-    }
+    answer(unsafe { translated(address, length, &word) }.unwrap_or_else(|| word(address, length)))
 }
 
 /// What a function of libc answered.
-fn replied<R: Reply + PartialEq>(reply: R) -> Answer {
-    if reply == R::FAILED { Err(get_errno()) } else { Ok(reply.word()) }
+fn replied(word: usize) -> Answer {
+    if word == usize::MAX || word == u32::MAX as usize { Err(get_errno()) } else { Ok(word) }
 }
 
 /// `None` where the address is to stay as it is.
@@ -247,28 +246,38 @@ struct AnyAddress([u8; 128]);
 ///
 /// # Safety
 /// `address` must be null or have `*length` bytes.
-unsafe fn from_address<R: Reply + PartialEq>(
+#[inline(always)]
+unsafe fn from_address<R: Reply>(
     address: *mut Address,
     length: *mut u32,
     act: impl Fn(*mut Address, *mut u32) -> R,
 ) -> R {
-    let translates = control::table().is_some_and(|table| table.translates);
-    if !translates || address.is_null() || length.is_null() {
+    if address.is_null() || length.is_null() || !control::table().is_some_and(|table| table.translates) {
         return act(address, length);
     }
+    // SAFETY: as above.
+    answer(unsafe { found(address, length, &|address, length| replied(act(address, length).word())) })
+}
+
+/// # Safety
+/// As [`from_address`], without null.
+#[inline(never)]
+unsafe fn found(
+    address: *mut Address,
+    length: *mut u32,
+    act: &dyn Fn(*mut Address, *mut u32) -> Answer,
+) -> Answer {
     let mut found = AnyAddress([0; 128]);
     let mut n = size_of::<AnyAddress>() as u32;
-    let result = act((&raw mut found).cast(), &raw mut n);
-    if result != R::FAILED {
-        // SAFETY: the kernel has filled it; the app's room is as the caller vouches.
-        unsafe {
-            let capacity = length.read();
-            core::ptr::copy_nonoverlapping(found.0.as_ptr(), address.cast(), n.min(capacity) as usize);
-            length.write(n);
-            give_logical((&raw const found).cast(), n, address, capacity, length);
-        }
+    let done = act((&raw mut found).cast(), &raw mut n)?;
+    // SAFETY: the kernel has filled it; the app's room is as the caller vouches.
+    unsafe {
+        let capacity = length.read();
+        core::ptr::copy_nonoverlapping(found.0.as_ptr(), address.cast(), n.min(capacity) as usize);
+        length.write(n);
+        give_logical((&raw const found).cast(), n, address, capacity, length);
     }
-    result
+    Ok(done)
 }
 
 /// Replaces an address of a tree by its logical one, as far as there is room.

@@ -21,24 +21,33 @@ struct Pending {
 static PENDING: [Pending; 32] =
     [const { Pending { start: AtomicUsize::new(0), argument: AtomicUsize::new(0) } }; 32];
 
+#[cold]
+#[inline(never)]
+fn remember(start: Start, argument: *mut c_void) -> &'static Pending {
+    let mut at = 0;
+    loop {
+        // One that is being filled holds a 1, which is no function.
+        if let Some(pending) = PENDING.get(at)
+            && pending.start.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        {
+            pending.argument.store(argument as usize, Ordering::Relaxed);
+            pending.start.store(start as usize, Ordering::Release);
+            return pending;
+        }
+        at = (at + 1) % PENDING.len();
+        if at == 0 {
+            // Each is given back as soon as its thread runs.
+            sys::yield_now();
+        }
+    }
+}
+
 /// Calls `create` with a function and an argument that arm the new thread and then do what was asked.
 fn armed(start: Start, argument: *mut c_void, create: impl Fn(Start, *mut c_void) -> c_int) -> c_int {
     if !net::is_on() {
         return create(start, argument);
     }
-    let pending = loop {
-        // One that is being filled holds a 1, which is no function.
-        let free = |pending: &&Pending| {
-            pending.start.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
-        };
-        match PENDING.iter().find(free) {
-            Some(pending) => break pending,
-            // Each is given back as soon as its thread runs.
-            None => sys::yield_now(),
-        }
-    };
-    pending.argument.store(argument as usize, Ordering::Relaxed);
-    pending.start.store(start as usize, Ordering::Release);
+    let pending = remember(start, argument);
     let result = create(starts, core::ptr::from_ref(pending).cast_mut().cast());
     if result != 0 {
         pending.start.store(0, Ordering::Release);

@@ -211,6 +211,10 @@ unsafe fn getcwd(out: *mut c_char, size: usize) -> c_long {
     // SAFETY: as above; the result is a C string.
     unsafe {
         let path = cwd::my_getcwd(out, size);
-        if crate::sys::leads_nowhere(path) { -1 } else { core::ffi::CStr::from_ptr(path).to_bytes().len() as c_long + 1 }
+        if crate::sys::leads_nowhere(path) {
+            -1
+        } else {
+            core::ffi::CStr::from_ptr(path).to_bytes().len() as c_long + 1
+        }
     }
 }
