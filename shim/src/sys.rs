@@ -695,4 +695,25 @@ mod tests {
         assert_eq!(path.push(b"b"), Err(Errno::of(errno::ENAMETOOLONG)));
         assert_eq!(path.bytes().len(), PATH_MAX - 1);
     }
+
+    #[test]
+    fn a_path_that_starts_at_a_directory_closes_it() {
+        let root = openat(k::AT_FDCWD, c"/".as_ptr(), k::O_PATH as c_int, 0).unwrap() as c_int;
+        let mut path = PathBuf::new();
+        path.start_at(root, b"/proc/self/exe").unwrap();
+        assert_eq!(path.bytes(), format!("/proc/self/fd/{root}/proc/self/exe").as_bytes());
+        let found = stat_at(k::AT_FDCWD, path.c_str(), 0).unwrap();
+        assert_eq!(found.st_ino, std::fs::metadata("/proc/self/exe").unwrap().ino());
+        drop(path);
+        // Another test may have the number by now, for something else than the root directory.
+        let now = std::fs::read_link(format!("/proc/self/fd/{root}"));
+        assert!(now.is_err() || now.is_ok_and(|path| path != std::path::Path::new("/")));
+    }
+
+    #[test]
+    fn what_leads_nowhere_is_left_to_the_kernel() {
+        let nowhere = [0, 8, 4095, usize::MAX, usize::MAX - 4094];
+        assert!(nowhere.iter().all(|at| leads_nowhere(core::ptr::without_provenance::<u8>(*at))));
+        assert!(!leads_nowhere(c"".as_ptr()) && !leads_nowhere(core::ptr::without_provenance::<u8>(4096)));
+    }
 }

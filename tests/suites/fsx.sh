@@ -7,7 +7,7 @@ prepare() { need_crate fsx 0.3.2; }
 
 run() {
     local config seed file
-    local seeds=10 ops=5000
+    local seeds=4 ops=5000
     [ -z "${QUICK:-}" ] || { seeds=1 ops=1500; }
     for config in fsx fsx-plain fsx-nomap; do
         for seed in ${ONLY:-$(seq 1 "${SEEDS:-$seeds}")}; do
