@@ -1,0 +1,8 @@
+//! What of a program or a libc the shim will see, and what not: analysis of ELF files and machine code, and trials. It
+//! must not know volumes or the command line.
+
+pub mod code;
+pub mod elf;
+pub mod functions;
+pub mod numbers;
+pub mod reach;
