@@ -23,13 +23,13 @@ mod sync;
 #[cfg(all(test, loom))]
 mod loom_models;
 
-pub use control::{Control, Doorbell, MAX_MOUNTS, Mount, MountState};
+pub use control::{Control, Doorbell, MAX_MOUNTS, Mount, MountState, Space};
 pub use intent::{Intent, NAME_MAX, OpenFlags};
 pub use ring::{RingFile, SLOTS, Slot};
 
 /// Layout version: a client and an agent talk only when theirs are equal. Any change to a layout, to the
 /// meaning of a field or to a record's encoding takes a new number.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// First word of `control` ("storeshC").
 pub const CONTROL_MAGIC: u64 = u64::from_le_bytes(*b"storeshC");
@@ -48,6 +48,10 @@ pub mod names {
     pub const SOCKET: &str = "agent.sock";
     /// Environment variable that names the run directory to the shim.
     pub const ENV_RUN_DIR: &str = "STORESHIM_RUN_DIR";
+    /// Environment variable that asks the shim for a second net below the hooks: [`NET_SUD`] or nothing.
+    pub const ENV_NET: &str = "STORESHIM_NET";
+    /// The second net that catches system calls outside libc by Syscall User Dispatch.
+    pub const NET_SUD: &str = "sud";
 }
 
 /// Offsets are part of the protocol: a change here is a new [`VERSION`].
@@ -58,8 +62,8 @@ mod layout {
     use super::*;
 
     #[test]
-    fn version_1() {
-        assert_eq!(VERSION, 1);
+    fn version_2() {
+        assert_eq!(VERSION, 2);
         assert_eq!(size_of::<Control>(), 12288);
         assert_eq!(offset_of!(Control, heartbeat_ns), 32);
         assert_eq!(offset_of!(Control, sleeping), 40);

@@ -50,6 +50,8 @@ struct Wiped {
     ring: AtomicPtr<RingFile>,
     /// Futex word: [`FREE`] or [`BUSY`].
     state: AtomicU32,
+    /// Set where threads or processes share a thread pointer, so that it says nothing any more.
+    shared_pointers: AtomicU32,
     /// Where threads sat last, by a hash of their name.
     hints: [AtomicU8; HINTS],
     private: [Private; SLOTS],
@@ -338,6 +340,9 @@ pub fn seat(ring: &'static RingFile) -> Option<Seat> {
 #[cold]
 #[inline(never)]
 fn find_seat(ring: &'static RingFile, wiped: &'static Wiped, thread: u64) -> Option<Seat> {
+    if wiped.shared_pointers.load(Ordering::Relaxed) != 0 {
+        return None;
+    }
     let hint = hint_of(wiped, thread)?;
     // Only slots that were in use are looked at: the others have no memory yet.
     let used = (ring.slots_used.load(Ordering::Relaxed) as usize).min(SHARED_SLOT);
@@ -359,6 +364,15 @@ fn find_seat(ring: &'static RingFile, wiped: &'static Wiped, thread: u64) -> Opt
         Some((index, _)) => Seat::new(ring, index, true),
         None => None,
     }
+}
+
+/// The calling thread is about to start another that shares its memory and its thread pointer: from now on neither of
+/// them has a seat of its own.
+#[cold]
+pub fn share_thread_pointer() {
+    let Some(wiped) = wiped_page() else { return };
+    wiped.shared_pointers.store(1, Ordering::SeqCst);
+    give_up_seats();
 }
 
 /// Whether the frame at `mark` on this thread's stack is gone, seen from the one at `here`: a signal handler jumped out
@@ -435,6 +449,10 @@ fn free_at_thread_exit() {
 }
 
 unsafe extern "C" fn thread_ends(_: *mut c_void) {
+    give_up_seats();
+}
+
+fn give_up_seats() {
     let Some(ring) = attached() else { return };
     let thread = sys::thread_pointer();
     for slot in ring.used().iter().filter(|slot| slot.owner.load(Ordering::Relaxed) == thread) {

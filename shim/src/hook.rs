@@ -14,6 +14,8 @@ use crate::sys::{Answer, Errno};
 pub trait Reply: Sized {
     /// The value for a system call's answer.
     fn good(word: usize) -> Self;
+    /// The value as a word.
+    fn word(self) -> usize;
     /// The failure.
     const FAILED: Self;
 }
@@ -24,6 +26,9 @@ macro_rules! integer_reply {
             fn good(word: usize) -> Self {
                 word as $t
             }
+            fn word(self) -> usize {
+                self as usize
+            }
             const FAILED: Self = -1;
         }
     )*};
@@ -33,6 +38,9 @@ integer_reply!(c_int i64 isize);
 impl<T> Reply for *mut T {
     fn good(word: usize) -> Self {
         word as *mut T
+    }
+    fn word(self) -> usize {
+        self as usize
     }
     const FAILED: Self = core::ptr::null_mut();
 }
@@ -119,12 +127,13 @@ macro_rules! export {
 }
 
 /// Declares a hook that translates `path` (below `@dirfd` where there is one) and calls the function behind.
-/// Arguments before them stand in brackets.
+/// Arguments before them stand in brackets. Aliases stand after `|`: on 64-bit machines a `…64` function is the same as
+/// the one without, in both libcs.
 macro_rules! path_hook {
-    (fn $name:ident $([$($pre:ident : $pt:ty),*])? (@dirfd, path $(, $arg:ident : $type:ty)* $(,)?) -> $ret:ty
+    (fn $name:ident $(| $alias:ident)* $([$($pre:ident : $pt:ty),*])? (@dirfd, path $(, $arg:ident : $type:ty)* $(,)?) -> $ret:ty
         => $mine:ident) => {
         $crate::hook::hook! {
-            unsafe fn $name($($($pre: $pt,)*)? dirfd: core::ffi::c_int, path: *const core::ffi::c_char
+            unsafe fn $name $(| $alias)* ($($($pre: $pt,)*)? dirfd: core::ffi::c_int, path: *const core::ffi::c_char
                 $(, $arg: $type)*) -> $ret => $mine {
                 let mut room = $crate::sys::PathBuf::new();
                 match $crate::place::at(dirfd, path, &mut room) {
@@ -134,10 +143,10 @@ macro_rules! path_hook {
             }
         }
     };
-    (fn $name:ident $([$($pre:ident : $pt:ty),*])? (path $(, $arg:ident : $type:ty)* $(,)?) -> $ret:ty
+    (fn $name:ident $(| $alias:ident)* $([$($pre:ident : $pt:ty),*])? (path $(, $arg:ident : $type:ty)* $(,)?) -> $ret:ty
         => $mine:ident) => {
         $crate::hook::hook! {
-            unsafe fn $name($($($pre: $pt,)*)? path: *const core::ffi::c_char $(, $arg: $type)*) -> $ret => $mine {
+            unsafe fn $name $(| $alias)* ($($($pre: $pt,)*)? path: *const core::ffi::c_char $(, $arg: $type)*) -> $ret => $mine {
                 let mut room = $crate::sys::PathBuf::new();
                 match $crate::place::at($crate::place::CWD, path, &mut room) {
                     Ok(place) => $name::real()($($($pre,)*)? place.path $(, $arg)*),

@@ -73,6 +73,11 @@ pub fn environment() -> *const *const c_char {
     if at.is_null() { core::ptr::null() } else { unsafe { at.read_volatile() } }
 }
 
+/// Whether this is glibc; else it is musl.
+pub fn is_glibc() -> bool {
+    weak_address!("gnu_get_libc_version") != 0
+}
+
 fn first_object() -> *const LinkMap {
     let glibc = weak_address!("_r_debug") as *const Debug;
     let debug = if glibc.is_null() {
@@ -261,6 +266,33 @@ fn next(name: &CStr) -> Option<usize> {
     let in_order = found.then(|| after.find_map(|object| Tables::of(object)?.find(name))).flatten();
     in_order.or_else(|| {
         Objects(first_object()).filter(|object| !is_ours(object)).find_map(|o| Tables::of(o)?.find(name))
+    })
+}
+
+/// The text of libc.
+pub fn libc_text() -> Option<&'static [u8]> {
+    const LOAD: u32 = 1;
+    const EXECUTABLE: u32 = 1;
+    let own = |object: &&LinkMap| !is_ours(object);
+    Objects(first_object()).filter(own).find_map(|object| {
+        let inside = Tables::of(object)?.find(c"__errno_location")?;
+        // SAFETY: a library's first mapping begins with its ELF header, which says where its program headers are; they
+        // are mapped with it. Mapped text can be read.
+        unsafe {
+            let header = object.base as *const u8;
+            let headers = header.add(header.add(32).cast::<u64>().read_unaligned() as usize);
+            let size = usize::from(header.add(54).cast::<u16>().read_unaligned());
+            let count = usize::from(header.add(56).cast::<u16>().read_unaligned());
+            (0..count).find_map(|at| {
+                let segment = headers.add(at * size);
+                let word = |offset: usize| segment.add(offset).cast::<u32>().read_unaligned();
+                let long = |offset: usize| segment.add(offset).cast::<u64>().read_unaligned() as usize;
+                let (start, length) = (object.base.wrapping_add(long(16)), long(40));
+                let holds =
+                    word(0) == LOAD && word(4) & EXECUTABLE != 0 && inside.wrapping_sub(start) < length;
+                holds.then(|| core::slice::from_raw_parts(start as *const u8, length))
+            })
+        }
     })
 }
 

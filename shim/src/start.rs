@@ -3,7 +3,7 @@
 use core::ffi::c_int;
 
 use crate::sys::{self, k};
-use crate::{control, fds};
+use crate::{control, fds, hooks};
 
 /// Run by the loader before the app. (musl passes no arguments; none are used.)
 #[cfg(not(test))]
@@ -14,6 +14,7 @@ static START: extern "C" fn() = start;
 #[cfg_attr(test, allow(dead_code, reason = "the test's own process has no agent"))]
 extern "C" fn start() {
     control::remember_run_dir();
+    hooks::cast_net();
     for fd in 0..3 {
         tell_inherited(fd);
     }

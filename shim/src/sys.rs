@@ -11,6 +11,8 @@ use core::sync::atomic::AtomicU32;
 
 pub use linux_raw_sys::{errno, general as k};
 
+use crate::kernel;
+
 /// An errno, positive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
@@ -25,8 +27,21 @@ impl Errno {
 /// What a system call answers: a non-negative word or an errno.
 pub type Answer = Result<usize, Errno>;
 
-/// What stat(2) fills in.
-pub type Stat = k::stat;
+/// What is asked about a file. Not its times: the kernel notes who has seen them, and the next change then pays for a
+/// finer clock (half a microsecond on Linux 6.13 and later).
+#[derive(Clone, Copy, Debug)]
+pub struct Stat {
+    /// Device, as stat(2) numbers it.
+    pub st_dev: u64,
+    /// Inode.
+    pub st_ino: u64,
+    /// Type and permissions.
+    pub st_mode: u32,
+    /// Names that it has.
+    pub st_nlink: u64,
+    /// Length in bytes.
+    pub st_size: i64,
+}
 
 /// Makes a system call with all six arguments.
 ///
@@ -34,22 +49,10 @@ pub type Stat = k::stat;
 /// Memory that the kernel writes must be the caller's to be written to.
 #[inline(always)]
 pub unsafe fn raw(n: usize, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> Answer {
-    let mut answer: isize;
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: the system call convention of x86-64; rcx and r11 are clobbered. The caller vouches for the memory.
-    unsafe {
-        asm!("syscall", inlateout("rax") n as isize => answer, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
-            in("r8") e, in("r9") f, lateout("rcx") _, lateout("r11") _, options(nostack));
-    }
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: the system call convention of aarch64. The caller vouches for the memory.
-    unsafe {
-        asm!("svc 0", in("x8") n, inlateout("x0") a as isize => answer, in("x1") b, in("x2") c, in("x3") d,
-            in("x4") e, in("x5") f, options(nostack));
-    }
-    if (-4095..0).contains(&answer) {
-        answer = -answer;
-        return Err(Errno(answer as i32));
+    // SAFETY: as above.
+    let answer = unsafe { kernel::call(n, a, b, c, d, e, f) };
+    if kernel::ERRORS.contains(&answer) {
+        return Err(Errno(-answer as i32));
     }
     Ok(answer as usize)
 }
@@ -106,6 +109,16 @@ pub fn openat(dirfd: c_int, path: *const c_char, flags: c_int, mode: u32) -> Ans
     call!(__NR_openat, dirfd, path, flags, mode)
 }
 
+/// Whether the effective user may run what `path` names.
+pub fn may_run(dirfd: c_int, path: *const c_char) -> Answer {
+    call!(__NR_faccessat2, dirfd, path, k::X_OK, k::AT_EACCESS)
+}
+
+/// pread(2).
+pub fn pread(fd: c_int, out: &mut [u8], offset: i64) -> Answer {
+    call!(__NR_pread64, fd, out.as_mut_ptr(), out.len(), offset)
+}
+
 /// openat2(2).
 pub fn openat2(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> Answer {
     call!(__NR_openat2, dirfd, path, how, size)
@@ -117,22 +130,54 @@ pub fn close(fd: c_int) {
     let _ = call!(__NR_close, fd);
 }
 
-/// newfstatat(2).
-#[inline(always)]
+/// What [`Stat`] holds of the file that `path` names, `flags` as those of fstatat(2).
+#[inline(never)]
 pub fn stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Errno> {
-    let mut stat = MaybeUninit::<Stat>::uninit();
-    call!(__NR_newfstatat, dirfd, path, stat.as_mut_ptr(), flags)?;
-    // SAFETY: the kernel has filled it.
-    Ok(unsafe { stat.assume_init() })
+    const MASK: u32 = k::STATX_TYPE | k::STATX_MODE | k::STATX_NLINK | k::STATX_INO | k::STATX_SIZE;
+    let mut out = MaybeUninit::<k::statx>::uninit();
+    match call!(__NR_statx, dirfd, path, flags, MASK, out.as_mut_ptr()) {
+        Ok(_) => {
+            // SAFETY: the kernel has filled it.
+            let out = unsafe { out.assume_init() };
+            let (major, minor) = (u64::from(out.stx_dev_major), u64::from(out.stx_dev_minor));
+            Ok(Stat {
+                st_dev: minor & 0xff | major << 8 | (minor & !0xff) << 12,
+                st_ino: out.stx_ino,
+                st_mode: u32::from(out.stx_mode),
+                st_nlink: u64::from(out.stx_nlink),
+                st_size: out.stx_size as i64,
+            })
+        }
+        // Filters that are older than the call forbid it.
+        Err(Errno(number)) if number as u32 == errno::ENOSYS || number as u32 == errno::EPERM => {
+            old_stat_at(dirfd, path, flags)
+        }
+        Err(errno) => Err(errno),
+    }
 }
 
-/// fstat(2).
-#[inline(always)]
-pub fn fstat(fd: c_int) -> Result<Stat, Errno> {
-    let mut stat = MaybeUninit::<Stat>::uninit();
-    call!(__NR_fstat, fd, stat.as_mut_ptr())?;
+#[cold]
+fn old_stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Errno> {
+    let mut out = MaybeUninit::<k::stat>::uninit();
+    call!(__NR_newfstatat, dirfd, path, out.as_mut_ptr(), flags)?;
     // SAFETY: the kernel has filled it.
-    Ok(unsafe { stat.assume_init() })
+    let out = unsafe { out.assume_init() };
+    Ok(Stat {
+        st_dev: out.st_dev,
+        st_ino: out.st_ino,
+        st_mode: out.st_mode,
+        st_nlink: out.st_nlink as _,
+        st_size: out.st_size,
+    })
+}
+
+/// What [`Stat`] holds of the file behind `fd`.
+pub fn fstat(fd: c_int) -> Result<Stat, Errno> {
+    if fd < 0 {
+        // With an empty path, AT_FDCWD is no descriptor but the working directory.
+        return Err(Errno::of(errno::EBADF));
+    }
+    stat_at(fd, c"".as_ptr(), k::AT_EMPTY_PATH)
 }
 
 /// Whether a stat is one of a regular file.
@@ -181,13 +226,37 @@ impl Bytes {
 pub struct PathBuf {
     bytes: Bytes,
     len: usize,
+    /// A descriptor that the path begins with, closed with it; negative where there is none.
+    start: c_int,
+}
+
+impl Drop for PathBuf {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.start >= 0 {
+            let_go(self.start);
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn let_go(fd: c_int) {
+    close(fd);
 }
 
 impl PathBuf {
     /// An empty path.
     #[inline(always)]
-    pub const fn new() -> Self {
-        Self { bytes: Bytes::new(), len: 0 }
+    pub fn new() -> Self {
+        let mut path = MaybeUninit::<Self>::uninit();
+        // Field by field: of a constant with room that is not initialised, the compiler makes a memset of all of it.
+        // SAFETY: the room need not be initialised, the length is.
+        unsafe {
+            (&raw mut (*path.as_mut_ptr()).len).write(0);
+            (&raw mut (*path.as_mut_ptr()).start).write(-1);
+            path.assume_init()
+        }
     }
 
     /// Forgets what it holds.
@@ -212,13 +281,30 @@ impl PathBuf {
         Ok(())
     }
 
-    /// Cuts it to `len` bytes where it is longer.
-    pub fn truncate(&mut self, len: usize) {
-        if len < self.len {
-            // SAFETY: within what `push` has filled.
-            unsafe { self.bytes.0.as_mut_ptr().cast::<u8>().add(len).write(0) };
-            self.len = len;
+    /// Makes it the path of a file below the directory `fd`, which is closed when this is dropped: `rest` begins with a
+    /// slash. Errors: as [`PathBuf::push`]; the descriptor is then closed, too.
+    pub fn start_at(&mut self, fd: c_int, rest: &[u8]) -> Result<(), Errno> {
+        let old = core::mem::replace(&mut self.start, fd);
+        if old >= 0 {
+            close(old);
         }
+        self.clear();
+        self.push(b"/proc/self/fd/")?;
+        let mut digits = [0_u8; 10];
+        let mut at = digits.len();
+        let mut left = fd;
+        loop {
+            at -= 1;
+            if let Some(digit) = digits.get_mut(at) {
+                *digit = b'0' + (left % 10) as u8;
+            }
+            left /= 10;
+            if left == 0 || at == 0 {
+                break;
+            }
+        }
+        self.push(digits.get(at..).unwrap_or(&[]))?;
+        self.push(rest)
     }
 
     /// Calls `f` with the first `at` bytes as a path of their own.
@@ -248,6 +334,14 @@ impl PathBuf {
     pub fn c_str(&self) -> *const c_char {
         if self.len == 0 { c"".as_ptr() } else { self.bytes.0.as_ptr().cast() }
     }
+}
+
+/// Whether a pointer is one of those that can lead nowhere: near NULL, or an error's number for one. The kernel answers it
+/// with EFAULT.
+#[inline(always)]
+pub fn leads_nowhere<T>(pointer: *const T) -> bool {
+    const PAGE: usize = 4096;
+    pointer.addr().wrapping_add(PAGE) < 2 * PAGE
 }
 
 /// mkdirat(2).
@@ -353,10 +447,15 @@ pub fn wait_readable(fd: c_int) -> Result<(), Errno> {
 
 /// Ends the process as abort(3) would.
 pub fn abort() -> ! {
-    let _ = call!(__NR_kill, getpid(), k::SIGABRT);
+    raise(k::SIGABRT);
     loop {
         let _ = call!(__NR_exit_group, 134);
     }
+}
+
+/// Sends the process a signal.
+pub fn raise(signal: u32) {
+    let _ = call!(__NR_kill, getpid(), signal);
 }
 
 /// fcntl(2) F_GETFL.
@@ -514,4 +613,55 @@ pub fn fd_link(fd: c_int) -> [u8; 32] {
 /// The path of a descriptor as the kernel names it.
 pub fn fd_path(fd: c_int, out: &mut Bytes) -> Result<&[u8], Errno> {
     readlink_at(k::AT_FDCWD, fd_link(fd).as_ptr().cast(), out)
+}
+
+/// Takes the signals of `mask` out of the calling thread's mask.
+pub fn unblock_signals(mask: u64) {
+    let _ = call!(__NR_rt_sigprocmask, k::SIG_UNBLOCK, &raw const mask, 0, 8);
+}
+
+const PR_SET_SYSCALL_USER_DISPATCH: u32 = 59;
+
+/// prctl(2): calls of this thread from outside `length` bytes at `start` become SIGSYS.
+pub fn dispatch_outside(start: usize, length: usize) -> Answer {
+    call!(__NR_prctl, PR_SET_SYSCALL_USER_DISPATCH, 1, start, length, 0)
+}
+
+/// prctl(2): no call of this thread does.
+pub fn dispatch_nothing() -> Answer {
+    call!(__NR_prctl, PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn both_ways_to_ask_say_what_the_standard_library_says() {
+        for path in [c"/", c"/dev/null", c"/proc/self/exe"] {
+            let name = path.to_str().unwrap();
+            let expected = std::fs::metadata(name).unwrap();
+            for ask in [stat_at, old_stat_at] {
+                let found = ask(k::AT_FDCWD, path.as_ptr(), 0).unwrap();
+                assert_eq!(found.st_dev, expected.dev(), "{name}");
+                assert_eq!(found.st_ino, expected.ino(), "{name}");
+                assert_eq!(found.st_mode, expected.mode(), "{name}");
+                assert_eq!(found.st_nlink, expected.nlink(), "{name}");
+                assert_eq!(found.st_size as u64, expected.size(), "{name}");
+            }
+        }
+        assert_eq!(fstat(-1).unwrap_err(), Errno::of(errno::EBADF));
+        assert_eq!(fstat(k::AT_FDCWD).unwrap_err(), Errno::of(errno::EBADF));
+    }
+
+    #[test]
+    fn room_is_filled_to_its_end_and_no_further() {
+        let mut path = PathBuf::new();
+        assert_eq!(path.bytes(), b"");
+        path.push(&[b'a'; PATH_MAX - 1]).unwrap();
+        assert_eq!(path.push(b"b"), Err(Errno::of(errno::ENAMETOOLONG)));
+        assert_eq!(path.bytes().len(), PATH_MAX - 1);
+    }
 }

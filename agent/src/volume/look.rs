@@ -60,7 +60,10 @@ pub struct Look<'a> {
     /// What could not be looked at.
     pub trouble: Vec<Trouble>,
     added_links: HashMap<u64, BTreeSet<(u64, Vec<u8>)>>,
+    /// Paths of directories; with one, those of all above it.
     dir_paths: HashMap<u64, Vec<u8>>,
+    /// Have no path, as long as no name changes.
+    gone: HashSet<u64>,
     next_inode: u64,
     /// Past this, a look in a freeze gives up.
     pub deadline: Option<Instant>,
@@ -103,6 +106,7 @@ impl<'a> Look<'a> {
             trouble: Vec::new(),
             added_links: HashMap::new(),
             dir_paths: HashMap::new(),
+            gone: HashSet::new(),
             next_inode,
             deadline: None,
             shallow: false,
@@ -341,9 +345,7 @@ impl<'a> Look<'a> {
 
     /// Looks at one inode and takes over what has changed; whether anything had.
     fn look_inode(&mut self, inode: u64, dirty: &DirtyInode, sink: &mut dyn PieceSink) -> Result<bool> {
-        if self.deadline.is_some_and(|d| Instant::now() > d) {
-            return Err(CaptureError::TooMuch);
-        }
+        self.in_time()?;
         let mut dirty = dirty.clone();
         dirty.untold |= self.missed.remove(&inode);
         let Some(path) = self.path_of(inode)? else {
@@ -569,8 +571,11 @@ impl<'a> Look<'a> {
             if let Some(links) = self.added_links.get_mut(&old) {
                 links.remove(&(dir, name.to_vec()));
             }
-            self.dir_paths.clear();
+            if self.dir_paths.contains_key(&old) {
+                self.dir_paths.clear();
+            }
         }
+        self.gone.clear();
         if let Some(child) = child {
             self.added_links.entry(child).or_default().insert((dir, name.to_vec()));
         }
@@ -593,40 +598,46 @@ impl<'a> Look<'a> {
         Ok(links)
     }
 
-    /// A path of the inode from the root; `None` where no name of it is left.
+    /// A path of the inode from the root; `None` where no name of it is left. What the way up has shown is remembered: of
+    /// a tree that was deleted, every directory is asked for, many times over.
     fn path_of(&mut self, inode: u64) -> Result<Option<Vec<u8>>> {
-        let mut parts: Vec<Vec<u8>> = Vec::new();
+        let mut way: Vec<(u64, Vec<u8>)> = Vec::new();
         let mut at = inode;
-        let mut head = Vec::new();
-        while at != ROOT_INODE {
+        let mut path = loop {
+            if at == ROOT_INODE {
+                break Vec::new();
+            }
             if at != inode
                 && let Some(path) = self.dir_paths.get(&at)
             {
-                head.clone_from(path);
-                break;
+                break path.clone();
             }
             // A cycle can only come from renames that were not told, looked at half way.
-            if parts.len() > 8192 {
+            let link = if self.gone.contains(&at) || way.len() > 8192 {
+                None
+            } else {
+                self.links_of(at)?.pop_first()
+            };
+            let Some((dir, name)) = link else {
+                self.gone.insert(at);
+                self.gone.extend(way.iter().map(|(below, _)| *below));
                 return Ok(None);
-            }
-            let Some((dir, name)) = self.links_of(at)?.pop_first() else { return Ok(None) };
-            parts.push(name);
+            };
+            way.push((at, name));
             at = dir;
-        }
-        let name = if parts.is_empty() { None } else { Some(parts.remove(0)) };
-        let mut path = head;
-        for part in parts.iter().rev() {
-            path = join(&path, part);
-        }
-        Ok(Some(match name {
-            Some(name) => {
-                if let Some(parent) = self.links_of(inode)?.pop_first() {
-                    self.dir_paths.insert(parent.0, path.clone());
-                }
-                join(&path, &name)
+        };
+        while let Some((at, name)) = way.pop() {
+            path = join(&path, &name);
+            if at != inode {
+                self.dir_paths.insert(at, path.clone());
             }
-            None => path,
-        }))
+        }
+        Ok(Some(path))
+    }
+
+    /// A freeze that looks for too long is given up.
+    fn in_time(&self) -> Result<()> {
+        if self.deadline.is_some_and(|d| Instant::now() > d) { Err(CaptureError::TooMuch) } else { Ok(()) }
     }
 
     fn open_dir(&mut self, dir: u64) -> Result<Option<OwnedFd>> {
@@ -665,11 +676,7 @@ impl Before for Known<'_, '_> {
     }
 
     fn in_time(&self) -> Result<()> {
-        if self.look.deadline.is_some_and(|d| Instant::now() > d) {
-            Err(CaptureError::TooMuch)
-        } else {
-            Ok(())
-        }
+        self.look.in_time()
     }
 }
 

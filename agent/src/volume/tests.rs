@@ -23,6 +23,7 @@ type AtThaw = Arc<Mutex<Vec<Box<dyn FnOnce() + Send>>>>;
 #[derive(Default)]
 struct OpenGate {
     state: AtomicU32,
+    space: Mutex<Space>,
     at_thaw: AtThaw,
 }
 
@@ -54,6 +55,9 @@ impl Gatekeeper for OpenGate {
     }
     fn set_complete(&self, _: bool) {}
     fn set_throttle(&self, _: u32) {}
+    fn set_space(&self, space: &Space) {
+        *self.space.lock().unwrap() = *space;
+    }
 }
 
 struct Answer(crossbeam::channel::Sender<i32>);
@@ -89,6 +93,7 @@ impl Node {
         let options = VolumeOptions {
             tree: self.tree(),
             prefix: "/storage".into(),
+            neighbours: Arc::default(),
             state: self.dir.path().join("state"),
             durability: Durability::Remote,
             max_lag: Duration::from_millis(50),
@@ -260,6 +265,28 @@ fn renames_and_links_end_where_they_end() {
     fs::write(tree.join("z/moved/y/new"), "new").unwrap();
     fs::rename(tree.join("z/g"), tree.join("z/h")).unwrap();
     assert_eq!(node.barrier(), 0);
+    same_elsewhere(&mut node);
+}
+
+#[test]
+fn deep_directories_that_went_are_not_walked_again_and_again() {
+    let mut node = Node::new("memory:deep");
+    let (chains, depth) = (10, 100);
+    let paths: Vec<Vec<String>> = (0..chains)
+        .map(|chain| (1..=depth).map(|n| format!("{chain}{}", "/123".repeat(n))).collect())
+        .collect();
+    for path in (0..chains).map(|n| n.to_string()).chain(paths.iter().flatten().cloned()) {
+        node.tell_name(&path);
+        fs::create_dir(node.tree().join(path)).unwrap();
+    }
+    assert_eq!(node.barrier(), 0);
+    let started = Instant::now();
+    for path in paths.iter().flat_map(|chain| chain.iter().rev()) {
+        node.tell_name(path);
+        fs::remove_dir(node.tree().join(path)).unwrap();
+    }
+    assert_eq!(node.barrier(), 0);
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     same_elsewhere(&mut node);
 }
 

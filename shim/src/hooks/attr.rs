@@ -55,7 +55,12 @@ fn by_path_of(dirfd: c_int, path: *const c_char, follow: bool, act: &mut dyn FnM
 
 /// The same for a descriptor.
 #[inline(always)]
-pub fn by_fd(fd: c_int, act: impl FnOnce() -> c_int) -> c_int {
+pub fn by_fd(fd: c_int, mut act: impl FnMut() -> c_int) -> c_int {
+    by_fd_of(fd, &mut act)
+}
+
+#[inline(never)]
+fn by_fd_of(fd: c_int, act: &mut dyn FnMut() -> c_int) -> c_int {
     let Some(file) = fds::file(fd) else { return act() };
     let mut inside = match gate::enter(file.mount, file.ino) {
         Ok(inside) => inside,

@@ -4,15 +4,17 @@ use core::ffi::{c_int, c_void};
 
 use storeshim_protocol::Intent;
 
+use super::socket::turn_sender;
 use crate::fds::{self, Known};
 use crate::hook::{hook, real};
 use crate::sys::k;
-use crate::tell;
+use crate::{loader, streams, tell};
 
 /// Tells that a descriptor which could write is gone.
 #[inline(always)]
 pub fn closed(known: Known) {
     if known.writable()
+        && !fds::lives_on(known)
         && let (Some(index), Some(ino)) = (known.mount(), known.ino())
     {
         tell::note(index, &Intent::Closed { ino });
@@ -31,8 +33,11 @@ hook! {
 
 hook! {
     unsafe fn close_range(first: u32, last: u32, flags: c_int) -> c_int => my_close_range {
+        const UNSHARE: c_int = 2;
         const CLOEXEC: c_int = 4;
-        if flags & CLOEXEC == 0 {
+        if flags & UNSHARE != 0 && loader::single_threaded() != Some(true) {
+            fds::remember_nothing();
+        } else if flags & CLOEXEC == 0 {
             fds::forget_range(first, last, closed);
         }
         real!(close_range)(first, last, flags)
@@ -104,10 +109,30 @@ unsafe extern "C" {
 hook! {
     unsafe fn fclose | _IO_fclose(stream: *mut c_void) -> c_int => my_fclose {
         let known = if stream.is_null() { fds::forget(-1) } else { fds::forget(fileno(stream)) };
+        if !stream.is_null() {
+            streams::remove(fileno(stream));
+        }
         // What is still buffered is written now, before the end is told.
         let result = real!(fclose)(stream);
         closed(known);
         result
+    }
+}
+
+hook! {
+    /// Which descriptors these are only libc knows: whatever is still open is looked up again.
+    unsafe fn fcloseall() -> c_int => my_fcloseall {
+        let result = real!(fcloseall)();
+        fds::forget_range(0, u32::MAX, |_| ());
+        result
+    }
+}
+
+hook! {
+    unsafe fn pidfd_getfd(process: c_int, fd: c_int, flags: u32) -> c_int => my_pidfd_getfd {
+        let got = real!(pidfd_getfd)(process, fd, flags);
+        fds::forget(got);
+        got
     }
 }
 
@@ -155,13 +180,20 @@ unsafe fn forget_received(message: *const Message) {
 /// msghdr.
 #[repr(C)]
 pub struct Message {
-    name: *mut c_void,
-    name_len: u32,
-    vectors: *mut c_void,
-    vector_count: usize,
-    control: *mut c_void,
-    control_len: usize,
-    flags: c_int,
+    /// The other side's address.
+    pub name: *mut c_void,
+    /// Its length in bytes.
+    pub name_len: u32,
+    /// The data.
+    pub vectors: *mut c_void,
+    /// How many vectors.
+    pub vector_count: usize,
+    /// Descriptors and the like.
+    pub control: *mut c_void,
+    /// Its length in bytes.
+    pub control_len: usize,
+    /// What recvmsg(2) says of it.
+    pub flags: c_int,
 }
 
 #[repr(C)]
@@ -174,15 +206,21 @@ struct ControlHeader {
 /// mmsghdr.
 #[repr(C)]
 pub struct MultiMessage {
-    header: Message,
-    len: u32,
+    /// The message.
+    pub header: Message,
+    /// Bytes that were sent or received.
+    pub len: u32,
 }
 
 hook! {
     unsafe fn recvmsg(socket: c_int, message: *mut Message, flags: c_int) -> isize => my_recvmsg {
+        let capacity = message.as_ref().map_or(0, |message| message.name_len);
         let result = real!(recvmsg)(socket, message, flags);
-        if result >= 0 && !message.is_null() && (*message).control_len != 0 {
-            forget_received(message);
+        if result >= 0 && let Some(message) = message.as_mut() {
+            if message.control_len != 0 {
+                forget_received(message);
+            }
+            turn_sender(message, capacity);
         }
         result
     }
@@ -191,9 +229,16 @@ hook! {
 hook! {
     unsafe fn recvmmsg(socket: c_int, messages: *mut MultiMessage, count: u32, flags: c_int, timeout: *mut c_void)
         -> c_int => my_recvmmsg {
+        // Senders of further messages keep the names that the kernel gives them.
+        let mut capacities = [0u32; 64];
+        for (at, capacity) in capacities.iter_mut().enumerate().take(if messages.is_null() { 0 } else { count as usize }) {
+            *capacity = (*messages.add(at)).header.name_len;
+        }
         let result = real!(recvmmsg)(socket, messages, count, flags, timeout);
         for at in 0..result.max(0) as usize {
-            forget_received(&raw const (*messages.add(at)).header);
+            let message = &mut (*messages.add(at)).header;
+            forget_received(message);
+            turn_sender(message, capacities.get(at).copied().unwrap_or(0));
         }
         result
     }

@@ -1,7 +1,7 @@
 //! Opening by path. An open that may create or truncate runs inside the gate, once it is sure that it cannot block
 //! there; any other open for writing is told afterwards, since nothing has changed yet.
 
-use core::ffi::{c_char, c_int};
+use core::ffi::{CStr, c_char, c_int};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use storeshim_protocol::{Intent, OpenFlags};
@@ -12,24 +12,27 @@ use crate::hook::{fail, hook, real};
 use crate::names::{self, Entry};
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, Answer, Errno, PathBuf, Stat, errno, k};
-use crate::{control, tell};
+use crate::{control, streams, tell};
 
 /// The last file that was opened with O_CREAT was not there before.
 static CREATES: AtomicBool = AtomicBool::new(true);
 
 const EXISTS: Answer = Err(Errno::of(errno::EEXIST));
 
+/// How the kernel is asked to open: from a descriptor, a path, with flags.
+pub type Call<'c> = &'c dyn Fn(c_int, *const c_char, c_int) -> Answer;
+
 /// An open: what is asked, and how the kernel is asked.
-pub struct Open<F> {
+pub struct Open<'c> {
     /// O_* flags.
     pub flags: c_int,
     /// What the agent is to know beyond that.
     pub extra: OpenFlags,
     /// Makes the system call with these flags.
-    pub call: F,
+    pub call: Call<'c>,
 }
 
-impl<F: Fn(c_int, *const c_char, c_int) -> Answer> Open<F> {
+impl Open<'_> {
     fn has(&self, flag: u32) -> bool {
         self.flags as u32 & flag == flag
     }
@@ -39,15 +42,22 @@ impl<F: Fn(c_int, *const c_char, c_int) -> Answer> Open<F> {
     }
 
     /// Opens `path`; `Err` gives the place back where it is in no mount.
+    // Once per kind of call, not once per name that open goes by.
+    #[inline(never)]
     pub fn run(&self, dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Answer, Place> {
         let place = match place::at(dirfd, path, room) {
             Ok(place) => place,
             Err(errno) => return Ok(Err(errno)),
         };
         let Some(index) = place.mount else { return Err(place) };
+        Ok(self.within(index, place, path, room))
+    }
+
+    /// Opens what lies at `place` in mount `index`.
+    fn within(&self, index: usize, place: Place, path: *const c_char, room: &mut PathBuf) -> Answer {
         let changes = (self.has(k::O_CREAT) || self.has(k::O_TRUNC)) && !self.has(k::O_PATH);
         let named = changes && !self.has(k::O_TMPFILE);
-        Ok(if named { self.changing(index, place, path, room) } else { self.plain(index, place) })
+        if named { self.changing(index, place, path, room) } else { self.plain(index, place) }
     }
 
     fn plain(&self, index: usize, place: Place) -> Answer {
@@ -71,7 +81,7 @@ impl<F: Fn(c_int, *const c_char, c_int) -> Answer> Open<F> {
     }
 
     fn open_flags(&self, fd: c_int) -> OpenFlags {
-        let flags = if fds::is_standard(fd) { self.extra.with(OpenFlags::UNSEEN) } else { self.extra };
+        let flags = if streams::has(fd) { self.extra.with(OpenFlags::UNSEEN) } else { self.extra };
         if self.has(k::O_APPEND) { flags.with(OpenFlags::APPEND) } else { flags }
     }
 
@@ -186,8 +196,35 @@ pub fn of_mount(index: usize, stat: &Stat) -> bool {
 #[inline(always)]
 pub fn led(fd: c_int, flags: c_int) {
     fds::forget(fd);
-    if fd >= 0 && (flags as u32 & (k::O_CREAT | k::O_TRUNC) != 0 || fds::is_standard(fd)) {
+    if fd >= 0 && (flags as u32 & (k::O_CREAT | k::O_TRUNC) != 0 || streams::has(fd)) {
         led_to(fd);
+    }
+}
+
+/// Opens a place outside every mount for writing, through no symbolic link, so that it cannot have led into a mount:
+/// nothing need be looked up afterwards. `None` where a link, or an older kernel, leaves that open.
+#[inline(never)]
+pub fn unled(place: Place, flags: c_int, mode: u32) -> Option<Answer> {
+    let creates = flags as u32 & k::O_CREAT != 0;
+    if flags as u32 & (k::O_PATH | k::O_TMPFILE) != 0 || !place::leads_in_by_link_only(place) {
+        return None;
+    }
+    let how = k::open_how {
+        flags: u64::from(flags as u32 | k::O_LARGEFILE),
+        mode: if creates { u64::from(mode & 0o7777) } else { 0 },
+        resolve: u64::from(k::RESOLVE_NO_SYMLINKS),
+    };
+    let answer = sys::openat2(place.dirfd, place.path, &raw const how, size_of::<k::open_how>());
+    match answer {
+        Err(Errno(number))
+            if matches!(
+                number as u32,
+                errno::ELOOP | errno::ENOSYS | errno::EPERM | errno::EINVAL | errno::EAGAIN
+            ) =>
+        {
+            None
+        }
+        answer => Some(answer),
     }
 }
 
@@ -200,28 +237,74 @@ fn led_to(fd: c_int) {
     }
 }
 
-/// Opens a path as open(2) does, or answers what `outside` does with it.
+/// Opens a path as open(2) does; `real` is the function behind.
 #[inline(always)]
 fn open_at(
     dirfd: c_int,
     path: *const c_char,
     flags: c_int,
     mode: u32,
-    outside: impl FnOnce(Place) -> c_int,
+    real: impl Fn(Place) -> c_int,
+) -> c_int {
+    const CHANGES: u32 = k::O_ACCMODE | k::O_CREAT | k::O_TRUNC | k::O_TMPFILE & !k::O_DIRECTORY;
+    if flags as u32 & CHANGES != 0 {
+        return open_to_change(dirfd, path, flags, mode, &real);
+    }
+    let mut room = PathBuf::new();
+    match place::at(dirfd, path, &mut room) {
+        Ok(place) => {
+            let fd = real(place);
+            if fd >= 0 {
+                to_read(place, fd, flags);
+            }
+            fd
+        }
+        Err(errno) => fail(errno),
+    }
+}
+
+/// After an open to read.
+#[inline(always)]
+pub fn to_read(place: Place, fd: c_int, flags: c_int) {
+    match place.mount {
+        Some(index) => fds::remember(fd, Known::opened(index, flags)),
+        None => led(fd, flags),
+    }
+}
+
+#[inline(never)]
+fn open_to_change(
+    dirfd: c_int,
+    path: *const c_char,
+    flags: c_int,
+    mode: u32,
+    real: &dyn Fn(Place) -> c_int,
 ) -> c_int {
     let mut room = PathBuf::new();
     let open = Open {
         flags,
         extra: OpenFlags::default(),
-        call: |dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, mode),
+        call: &|dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, mode),
     };
     match open.run(dirfd, path, &mut room) {
         Ok(Ok(fd)) => fd as c_int,
         Ok(Err(errno)) => fail(errno),
         Err(place) => {
-            let fd = outside(place);
-            led(fd, flags);
-            fd
+            // A mode of nothing: the fortified functions, which end the program where they are to create a file.
+            let creates = flags as u32 & k::O_CREAT != 0;
+            let changes = (creates || flags as u32 & k::O_TRUNC != 0) && (mode != 0 || !creates);
+            match changes.then(|| unled(place, flags, mode)).flatten() {
+                Some(Ok(fd)) => {
+                    led(fd as c_int, 0);
+                    fd as c_int
+                }
+                Some(Err(errno)) => fail(errno),
+                None => {
+                    let fd = real(place);
+                    led(fd, flags);
+                    fd
+                }
+            }
         }
     }
 }
@@ -262,38 +345,65 @@ hook! {
 /// # Safety
 /// `how` must point to `size` bytes.
 pub unsafe fn open_how(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> Answer {
-    const CONFINED: u32 = k::RESOLVE_BENEATH | k::RESOLVE_IN_ROOT;
-    if how.is_null() || size < size_of::<k::open_how>() {
+    const KNOWN: usize = size_of::<k::open_how>();
+    if sys::leads_nowhere(how) || sys::leads_nowhere(path) || size < KNOWN {
         return sys::openat2(dirfd, path, how, size);
     }
     // SAFETY: the caller vouches for `size` bytes.
-    let asked = unsafe { how.read() };
+    let (asked, more) = unsafe {
+        let bytes = core::slice::from_raw_parts(how.cast::<u8>(), size);
+        (how.read_unaligned(), bytes.get(KNOWN..).unwrap_or(&[]))
+    };
     let mut room = PathBuf::new();
+    if more.iter().any(|byte| *byte != 0) {
+        // What a newer structure asks for, an intent cannot say: in a mount it is refused as an older kernel does it.
+        let place = place::at(dirfd, path, &mut room)?;
+        let e2big = Err(Errno::of(errno::E2BIG));
+        return if place.mount.is_some() { e2big } else { sys::openat2(place.dirfd, place.path, how, size) };
+    }
     let open = Open {
         flags: asked.flags as c_int,
         extra: OpenFlags::default(),
-        call: |dirfd, path, flags: c_int| {
+        call: &|dirfd, path, flags: c_int| {
             let how = k::open_how { flags: asked.flags | flags as u32 as u64, ..asked };
-            sys::openat2(dirfd, path, &raw const how, size_of::<k::open_how>())
+            sys::openat2(dirfd, path, &raw const how, KNOWN)
         },
     };
-    // A confined path starts from the descriptor, whatever it looks like.
-    let confined = asked.resolve & u64::from(CONFINED) != 0;
-    // SAFETY: the app handed a C string.
-    let absolute = !path.is_null() && unsafe { *path } as u8 == b'/';
-    if confined && absolute {
-        return sys::openat2(dirfd, path, how, size);
+    if asked.resolve & u64::from(k::RESOLVE_BENEATH | k::RESOLVE_IN_ROOT) != 0 {
+        return confined(&open, dirfd, path, asked.resolve, &mut room);
     }
     match open.run(dirfd, path, &mut room) {
         Ok(answer) => answer,
         Err(place) => {
-            let answer = sys::openat2(place.dirfd, place.path, how, size);
+            let answer = (open.call)(place.dirfd, place.path, open.flags);
             if let Ok(fd) = answer {
-                led(fd as c_int, asked.flags as c_int);
+                led(fd as c_int, open.flags);
             }
             answer
         }
     }
+}
+
+/// Opens a path that is not let out of what `dirfd` leads to: it starts from there, whatever it looks like, and nothing of
+/// it is translated.
+fn confined(open: &Open<'_>, dirfd: c_int, path: *const c_char, resolve: u64, room: &mut PathBuf) -> Answer {
+    // SAFETY: the app handed a C string.
+    let bytes = unsafe { CStr::from_ptr(path) }.to_bytes();
+    let start = bytes.iter().position(|byte| *byte != b'/').unwrap_or(bytes.len());
+    let beneath = resolve & u64::from(k::RESOLVE_IN_ROOT) == 0;
+    let Some(index) = place::mount_of(dirfd).filter(|_| start == 0 || !beneath) else {
+        // Outside, or for the kernel to refuse.
+        return (open.call)(dirfd, path, open.flags);
+    };
+    // The descriptor is the root: the path is one below it.
+    room.push(bytes.get(start..).filter(|rest| !rest.is_empty()).unwrap_or(b"."))?;
+    let here = Place { mount: Some(index), dirfd, path: room.c_str() };
+    let fd = open.within(index, here, here.path, room)?;
+    if open.has(k::O_CREAT) {
+        // Links on its way are followed otherwise than where we looked.
+        names::tell_by_path(index, fd as c_int);
+    }
+    Ok(fd)
 }
 
 hook! {

@@ -11,9 +11,32 @@ static DLOPEN: Real = Real::new();
 
 /// The real dlopen's address where the path can be passed on as it is, 0 where it must be translated.
 extern "C" fn plain_dlopen(path: *const c_char) -> usize {
+    // A bare name is searched, not opened.
+    // SAFETY: the app handed null or a C string.
+    if path.is_null() || unsafe { is_bare(path) } { DLOPEN.address(c"dlopen") } else { plain_path(path) }
+}
+
+/// Whether there is no slash in it.
+///
+/// # Safety
+/// `path` must be a C string.
+#[inline(always)]
+unsafe fn is_bare(path: *const c_char) -> bool {
+    let mut at = path;
+    loop {
+        // SAFETY: its end has not come yet.
+        match unsafe { *at } as u8 {
+            0 => return true,
+            b'/' => return false,
+            _ => at = at.wrapping_add(1),
+        }
+    }
+}
+
+#[inline(never)]
+fn plain_path(path: *const c_char) -> usize {
     let mut room = PathBuf::new();
     match place::at(CWD, path, &mut room) {
-        // A bare name is searched, not opened.
         Ok(place) if core::ptr::eq(place.path, path) => DLOPEN.address(c"dlopen"),
         _ => 0,
     }

@@ -8,12 +8,12 @@ use crate::fds;
 use crate::gate;
 use crate::hook::{fail, hook, path_hook, real};
 use crate::hooks::fd::closed;
-use crate::hooks::open::Open;
+use crate::hooks::open::{Open, to_read, unled};
 use crate::loader::Real;
 use crate::names::{self, Entry};
 use crate::place::{self, CWD};
 use crate::sys::{self, PathBuf, k};
-use crate::tell;
+use crate::{streams, tell};
 
 unsafe extern "C" {
     fn fileno(stream: *mut c_void) -> c_int;
@@ -58,6 +58,7 @@ fn tell_unseen(fd: c_int, flags: u32) {
     if flags & k::O_ACCMODE == k::O_RDONLY || fd < 0 {
         return;
     }
+    streams::add(fd);
     if let Some(file) = fds::file(fd) {
         tell::note(file.mount, &Intent::Opened { ino: file.ino, flags: unseen(flags) });
     }
@@ -65,6 +66,22 @@ fn tell_unseen(fd: c_int, flags: u32) {
 
 fn unseen(flags: u32) -> OpenFlags {
     if flags & k::O_APPEND != 0 { OpenFlags::UNSEEN.with(OpenFlags::APPEND) } else { OpenFlags::UNSEEN }
+}
+
+/// A stream of a descriptor that was opened for it.
+///
+/// # Safety
+/// `mode` must be a C string.
+unsafe fn stream_of(fd: c_int, mode: *const c_char, flags: u32) -> *mut c_void {
+    // SAFETY: as above.
+    let stream = unsafe { fdopen::real()(fd, mode) };
+    if stream.is_null() {
+        closed(fds::forget(fd));
+        sys::close(fd);
+    } else if flags & k::O_ACCMODE != k::O_RDONLY {
+        streams::add(fd);
+    }
+    stream
 }
 
 hook! {
@@ -79,26 +96,43 @@ hook! {
                 // Looked up at once, which tells the file and its name where it may be written.
                 let fd = fileno(stream);
                 fds::forget(fd);
+                streams::add(fd);
                 let _ = fds::known(fd);
             }
             return stream;
         };
+        if flags & !k::O_CLOEXEC == k::O_RDONLY {
+            return match place::at(CWD, path, &mut room) {
+                Ok(place) => {
+                    let stream = real!(fopen)(place.path, mode);
+                    if !stream.is_null() {
+                        to_read(place, fileno(stream), flags as c_int);
+                    }
+                    stream
+                }
+                Err(errno) => fail(errno),
+            };
+        }
         let open = Open {
             flags: flags as c_int,
             extra: OpenFlags::UNSEEN,
-            call: |dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, 0o666),
+            call: &|dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, 0o666),
         };
         match open.run(CWD, path, &mut room) {
-            Ok(Ok(fd)) => {
-                let stream = fdopen::real()(fd as c_int, mode);
-                if stream.is_null() {
-                    closed(fds::forget(fd as c_int));
-                    sys::close(fd as c_int);
-                }
-                stream
-            }
+            Ok(Ok(fd)) => stream_of(fd as c_int, mode, flags),
             Ok(Err(errno)) => fail(errno),
             Err(place) => {
+                if flags & k::O_ACCMODE != k::O_RDONLY
+                    && let Some(opened) = unled(place, flags as c_int, 0o666)
+                {
+                    return match opened {
+                        Ok(fd) => {
+                            fds::forget(fd as c_int);
+                            stream_of(fd as c_int, mode, flags)
+                        }
+                        Err(errno) => fail(errno),
+                    };
+                }
                 let stream = real!(fopen)(place.path, mode);
                 if !stream.is_null() {
                     let fd = fileno(stream);
@@ -132,6 +166,7 @@ hook! {
             Err(errno) => return fail(errno),
         };
         let known = fds::forget(before);
+        streams::remove(before);
         let reopened = match place.mount {
             Some(index) if flags & (k::O_CREAT | k::O_TRUNC) != 0 && !may_block(place) => {
                 let inside = match gate::enter(index, 0) {

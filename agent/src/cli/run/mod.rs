@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::http::ClientError;
 use crate::mounts::{AgentStatus, MountStatus};
 use launch::Attached;
-use program::Program;
+use program::{Net, Program};
 pub(super) use supervise::Arrived;
 use supervise::Outcome;
 
@@ -33,6 +33,9 @@ pub(super) struct Arguments {
     /// Start the program in this directory, which may be below a mount.
     #[arg(long, value_name = "DIR")]
     chdir: Option<PathBuf>,
+    /// Catch system calls that the program makes outside libc, too: sud (Syscall User Dispatch; x86-64, Linux 5.11).
+    #[arg(long, value_name = "NET")]
+    net: Option<Net>,
     /// The program and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub(super) command: Vec<std::ffi::OsString>,
@@ -43,6 +46,9 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8, Failure> {
     let own = |failure: Failure| Failure { status: OWN_FAILURE, ..failure };
     let config = arguments.settings.load().map_err(|error| own(error.into()))?;
     let shim = program::find_shim()?;
+    if let Some(net) = arguments.net {
+        net.check()?;
+    }
     let mut attached = Attached::reach(&config, &arguments.settings).map_err(own)?;
     let status = until_ready(&mut attached).map_err(own)?;
     check_mounts(&config, &status).map_err(own)?;
@@ -50,6 +56,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8, Failure> {
     let program = Program {
         command: &arguments.command,
         chdir: arguments.chdir.as_deref(),
+        net: arguments.net,
         shim: &shim,
         run_dir: &config.run_dir,
         mounts: &status.mounts,

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use storeshim_protocol::names::ENV_RUN_DIR;
+use storeshim_protocol::names::{ENV_NET, ENV_RUN_DIR, NET_SUD};
 
 use super::OWN_FAILURE;
 use crate::cli::Failure;
@@ -17,10 +17,35 @@ const SHIM: &str = "libstoreshim.so";
 /// Variable that names the shim where it is not beside the executable.
 const ENV_SHIM: &str = "STORESHIM_SHIM";
 
+/// What catches system calls that pass by libc.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Net {
+    /// Syscall User Dispatch.
+    Sud,
+}
+
+impl Net {
+    /// Whether this machine has it.
+    pub(super) fn check(self) -> Result<(), Failure> {
+        const PR_SET_SYSCALL_USER_DISPATCH: libc::c_int = 59;
+        // SAFETY: turns off for this thread what is not on; other kernels and machines answer EINVAL.
+        let answer = unsafe { libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0) };
+        if cfg!(target_arch = "x86_64") && answer == 0 {
+            return Ok(());
+        }
+        Err(Failure::new(
+            OWN_FAILURE,
+            "--net=sud needs Syscall User Dispatch, which x86-64 has since Linux 5.11: run without --net",
+        ))
+    }
+}
+
 /// What is to be run.
 pub(super) struct Program<'a> {
     /// Program and arguments.
     pub(super) command: &'a [OsString],
+    /// The net below the hooks.
+    pub(super) net: Option<Net>,
     /// Where it starts.
     pub(super) chdir: Option<&'a Path>,
     /// The library to preload.
@@ -48,6 +73,9 @@ impl Program<'_> {
         command.arg0(name).args(arguments);
         command.env("LD_PRELOAD", preload(self.shim, std::env::var_os("LD_PRELOAD").as_deref())?);
         command.env(ENV_RUN_DIR, self.run_dir);
+        if let Some(Net::Sud) = self.net {
+            command.env(ENV_NET, NET_SUD);
+        }
         if let Some(dir) = self.chdir {
             let physical = self.physical(dir);
             if !physical.is_dir() {
@@ -153,6 +181,7 @@ mod tests {
         let program = Program {
             command: &[],
             chdir: None,
+            net: None,
             shim: Path::new("/s"),
             run_dir: Path::new("/r"),
             mounts: &mounts,
