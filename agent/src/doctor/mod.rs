@@ -2,7 +2,10 @@
 //! must not know volumes or the command line.
 
 pub mod code;
+pub mod coverage;
 pub mod elf;
 pub mod functions;
+pub mod known;
+pub mod libc;
 pub mod numbers;
 pub mod reach;
