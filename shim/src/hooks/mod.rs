@@ -12,7 +12,6 @@ mod ftw;
 mod glob;
 mod io;
 mod mmap;
-mod mount;
 mod name;
 mod open;
 mod other;

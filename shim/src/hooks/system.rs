@@ -42,8 +42,16 @@ unsafe fn with_both(
 }
 
 hook! {
+    /// The source is a path only where it is an absolute one: "tmpfs" and "proc" are names.
     unsafe fn mount(source: *const c_char, target: *const c_char, kind: *const c_char, flags: c_ulong, data: *const c_void)
         -> c_int => my_mount {
+        if sys::leads_nowhere(source) || *source as u8 != b'/' {
+            let mut room = PathBuf::new();
+            return match place::at(CWD, target, &mut room) {
+                Ok(place) => real!(mount)(source, place.path, kind, flags, data),
+                Err(errno) => fail(errno),
+            };
+        }
         with_both((CWD, source), (CWD, target), |a, b| real!(mount)(a.path, b.path, kind, flags, data))
     }
 }
