@@ -2,7 +2,7 @@
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 
-use crate::hook::{fail, hook, path_hook, real};
+use crate::hook::{fail, hook, real};
 use crate::loader::{get_errno, set_errno};
 use crate::place::{self, CWD};
 use crate::sys::{self, Bytes, Errno, PathBuf, errno};
