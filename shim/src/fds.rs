@@ -171,13 +171,15 @@ fn has_twin(gone: Known) -> bool {
 /// `new` is a duplicate of `old`: what is known of one holds for the other.
 pub fn duplicate(old: c_int, new: c_int) {
     if may_remember() {
-        let known = Known(entry(old).map_or(0, |entry| entry.load(Ordering::Relaxed)));
-        if known.writable() {
-            remember(old, Known(known.0 | TWIN));
-            remember(new, Known(known.0 | TWIN));
-        } else {
-            remember(new, known);
+        let word = entry(old).map_or(0, |entry| entry.load(Ordering::Relaxed));
+        let twins = if Known(word).writable() { word | TWIN } else { word };
+        if word != twins
+            && let Some(entry) = entry(old)
+        {
+            // Only where it is still the same: another thread may have closed it.
+            let _ = entry.compare_exchange(word, twins, Ordering::Relaxed, Ordering::Relaxed);
         }
+        remember(new, Known(twins));
     } else {
         forget(new);
     }

@@ -310,7 +310,13 @@ impl Real {
     #[inline(always)]
     pub fn address(&self, name: &CStr) -> usize {
         let at = self.0.load(Ordering::Relaxed);
-        if at != 0 { at } else { self.look_up(name).unwrap_or(missing as *const () as usize) }
+        if at != 0 { at } else { self.first_address(name) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn first_address(&self, name: &CStr) -> usize {
+        self.look_up(name).unwrap_or(missing as *const () as usize)
     }
 
     /// The address of `name`, where this libc has it.
