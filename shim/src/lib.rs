@@ -14,6 +14,7 @@ mod ask;
 mod attach;
 #[cfg(test)]
 mod attached_tests;
+mod beside;
 mod control;
 mod detour;
 mod fds;

@@ -153,6 +153,9 @@ fn change_two_by(
     to: Side<'_>,
     act: &mut dyn FnMut(Place, Place) -> Answer,
 ) -> Result<Answer, (Place, Place)> {
+    if sys::leads_nowhere(from.path) || sys::leads_nowhere(to.path) {
+        return Ok(Err(Errno::of(errno::EFAULT)));
+    }
     let places = place::entry(from.dirfd, from.path, from.room)
         .and_then(|a| place::entry(to.dirfd, to.path, to.room).map(|b| (a, b)));
     let (mut a, b) = match places {

@@ -11,7 +11,7 @@ use crate::detour;
 use crate::fds;
 use crate::outside;
 use crate::paths::{self, Match};
-use crate::sys::{self, Bytes, Errno, PathBuf, k};
+use crate::sys::{self, Bytes, Errno, PathBuf, errno, k};
 
 /// The working directory's pseudo descriptor.
 pub const CWD: c_int = k::AT_FDCWD;
@@ -140,7 +140,7 @@ pub fn leads_in_by_link_only(place: Place) -> bool {
 pub fn at(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Place, Errno> {
     let same = Place { mount: None, dirfd, path };
     let Some(table) = control::table() else { return Ok(same) };
-    if path.is_null() {
+    if sys::leads_nowhere(path) {
         return Ok(same);
     }
     // SAFETY: the app handed a C string, as the function that it called demands.
@@ -185,8 +185,29 @@ fn below_prefix(
     if entry.identity {
         return Ok(Place { mount: Some(index), ..same });
     }
-    paths::join(room, entry.tree(), rest)?;
+    if paths::join(room, entry.tree(), rest).is_err() {
+        far_below(entry, same.path, rest, room)?;
+    }
     Ok(Place { mount: Some(index), dirfd: CWD, path: room.c_str() })
+}
+
+/// A path as long as the kernel takes, which is too long with the tree's name instead of the prefix: begun at a directory
+/// on its way.
+#[cold]
+#[inline(never)]
+fn far_below(entry: &Entry, path: *const c_char, rest: &[u8], room: &mut PathBuf) -> Result<(), Errno> {
+    let too_long = Errno::of(errno::ENAMETOOLONG);
+    // SAFETY: as in `at`, which got here with a path that leads somewhere.
+    if unsafe { CStr::from_ptr(path) }.count_bytes() >= sys::PATH_MAX {
+        return Err(too_long);
+    }
+    let half = rest.get(..sys::PATH_MAX / 2).unwrap_or(rest);
+    let cut = half.iter().rposition(|byte| *byte == b'/').ok_or(too_long)?;
+    let (head, tail) = rest.split_at_checked(cut).ok_or(too_long)?;
+    paths::join(room, entry.tree(), head)?;
+    let flags = k::O_PATH | k::O_DIRECTORY | k::O_CLOEXEC;
+    let fd = sys::openat(CWD, room.c_str(), flags as c_int, 0)?;
+    room.start_at(fd as c_int, tail)
 }
 
 fn relative(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Result<Place, Errno> {
@@ -246,7 +267,7 @@ pub fn owned(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Pl
 #[inline(never)]
 pub fn entry(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Place, Errno> {
     let place = owned(dirfd, path, room)?;
-    let Some(table) = control::table().filter(|_| place.mount.is_none() && !path.is_null()) else {
+    let Some(table) = control::table().filter(|_| place.mount.is_none() && !sys::leads_nowhere(path)) else {
         return Ok(place);
     };
     if !core::ptr::eq(place.path, room.c_str()) {
@@ -276,7 +297,7 @@ pub fn entry(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Pl
 /// the mount of a file to which another name than one below the prefix leads.
 pub fn target(dirfd: c_int, path: *const c_char, follow: bool, room: &mut PathBuf) -> Result<Place, Errno> {
     let place = at(dirfd, path, room)?;
-    let Some(table) = control::table().filter(|_| place.mount.is_none() && !path.is_null()) else {
+    let Some(table) = control::table().filter(|_| place.mount.is_none() && !sys::leads_nowhere(path)) else {
         return Ok(place);
     };
     let mount = really(table, place.dirfd, place.path, follow);

@@ -4,7 +4,10 @@ use core::ffi::{CStr, c_char, c_void};
 
 use crate::control;
 use crate::place::{self, CWD};
-use crate::sys::{self, Bytes, Errno, PathBuf, Stat};
+use crate::sys::{self, Bytes, Errno, PathBuf, k};
+
+/// struct stat, which both libcs have from the kernel.
+pub type Stat = k::stat;
 
 unsafe extern "C" {
     fn malloc(size: usize) -> *mut c_void;
@@ -133,7 +136,7 @@ pub fn padded(out: &mut PathBuf, real: &[u8], length: usize) -> Result<(), Errno
 pub unsafe fn correct_size(dirfd: core::ffi::c_int, path: *const c_char, stat: *mut Stat) {
     // SAFETY: as above.
     let mode = unsafe { (*stat).st_mode };
-    if mode & sys::k::S_IFMT == sys::k::S_IFLNK
+    if mode & k::S_IFMT == k::S_IFLNK
         && let Some(size) = link_size(dirfd, path)
     {
         // SAFETY: as above.

@@ -13,5 +13,7 @@ pub mod programs;
 pub mod proxy;
 pub mod s3;
 pub mod strace;
+pub mod suites;
 pub mod tree;
+pub mod ways;
 pub mod writer;

@@ -60,6 +60,8 @@ pub enum Language {
     MuslC,
     /// C, without a loader.
     StaticC,
+    /// C, as a library.
+    SharedC,
     /// C++.
     Cpp,
     /// Rust, by std alone.
@@ -76,6 +78,9 @@ impl Language {
             Self::C => ("cc", &C),
             Self::MuslC => ("musl-gcc", &C),
             Self::StaticC => ("cc", &["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static", "-o"]),
+            Self::SharedC => {
+                ("cc", &["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
+            }
             Self::Cpp => ("g++", &["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]),
             Self::Rust => ("rustc", &["--edition", "2024", "-C", "debuginfo=0", "-D", "warnings", "-o"]),
             Self::Java => ("javac", &["-d"]),
@@ -101,7 +106,11 @@ pub fn built(language: Language, source: &Path) -> PathBuf {
     once(&format!("{name}-{language:?}"), &text, |fresh| {
         let output = Command::new(compiler).args(flags).arg(fresh).arg(source).output();
         let output = output.unwrap_or_else(|error| panic!("{compiler} does not run: {error}"));
-        assert!(output.status.success(), "{compiler} {source:?}:\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{compiler} {source:?}:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     })
 }
 
@@ -120,7 +129,11 @@ pub fn rustix(through_libc: bool) -> PathBuf {
         // Flags of its own, and not those of the build that runs the tests.
         cargo.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", flags).env("CARGO_TARGET_DIR", &target);
         let output = cargo.output().expect("cargo runs");
-        assert!(output.status.success(), "cargo build {folder:?}:\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "cargo build {folder:?}:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         fs::copy(target.join("debug/rustix-files"), fresh).expect("it was just built");
     })
 }

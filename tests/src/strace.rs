@@ -162,15 +162,25 @@ mod tests {
             (format!("openat(AT_FDCWD, \"{a}\", O_RDONLY|O_CLOEXEC) = 3"), vec!["/a, \"(b"]),
             (format!("openat(7, \"{b}\", O_RDONLY) = -1 ENOENT (No such file or directory)"), vec!["b"]),
             (format!("access(\"{b}\", F_OK) = 0"), vec!["b"]),
-            (format!("renameat2(AT_FDCWD, \"{b}\", 5, \"{a}\", RENAME_NOREPLACE) = 0"), vec!["b", "/a, \"(b"]),
+            (
+                format!("renameat2(AT_FDCWD, \"{b}\", 5, \"{a}\", RENAME_NOREPLACE) = 0"),
+                vec!["b", "/a, \"(b"],
+            ),
             (format!("readlink(\"{b}\", \"{a}\", 4096) = 8"), vec!["b"]),
             (format!("execve(\"{b}\", [\"{a}\", \"{a}\"], 0x7ff /* 3 vars */) = 0"), vec!["b"]),
             (format!("connect(3, {{sa_family=AF_UNIX, sun_path=\"{b}\"}}, 110) = 0"), vec!["b"]),
-            ("connect(3, {sa_family=AF_INET, sin_port=htons(1), sin_addr=inet_addr(\"\\x31\")}, 16) = 0".into(), vec!["1"]),
+            (
+                "connect(3, {sa_family=AF_INET, sin_port=htons(1), sin_addr=inet_addr(\"\\x31\")}, 16) = 0"
+                    .into(),
+                vec!["1"],
+            ),
             (format!("getcwd(\"{a}\", 4096) = 5"), vec![]),
             ("openat(AT_FDCWD, 0x1, O_RDONLY) = -1 EFAULT (Bad address)".into(), vec![]),
             (format!("setxattr(\"{b}\", \"{a}\", \"{a}\", 4, 0) = 0"), vec!["b"]),
-            (format!("newfstatat(AT_FDCWD, \"{b}\", {{st_mode=S_IFREG|0644, st_size=5, ...}}, 0) = 0"), vec!["b"]),
+            (
+                format!("newfstatat(AT_FDCWD, \"{b}\", {{st_mode=S_IFREG|0644, st_size=5, ...}}, 0) = 0"),
+                vec!["b"],
+            ),
             (format!("chdir(\"{b}\" <unfinished ...>"), vec!["b"]),
             (format!("something_new(1, \"{b}\")  = ?"), vec!["b"]),
         ] {
@@ -180,7 +190,8 @@ mod tests {
 
     #[test]
     fn a_result_follows_the_last_bracket() {
-        let call = Call::parse("openat(AT_FDCWD, \"\\x62\", O_RDONLY) = -1 ENOENT (No such file)").expect("a call");
+        let call =
+            Call::parse("openat(AT_FDCWD, \"\\x62\", O_RDONLY) = -1 ENOENT (No such file)").expect("a call");
         assert_eq!(call.result, "-1 ENOENT (No such file)");
         assert_eq!(Call::parse("strace: something"), None);
     }

@@ -14,8 +14,13 @@ use storeshim_tests::strace::{Call, calls, traced};
 
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// A program and its arguments; `$STORAGE` is where it is to work.
-struct Program<'p>(Vec<&'p str>);
+/// A program.
+struct Program<'p> {
+    /// It and its arguments; `$STORAGE` is where it is to work.
+    words: Vec<&'p str>,
+    /// Under the second net, which catches bare system calls.
+    net: bool,
+}
 
 /// What the kernel saw of a traced program.
 struct Seen {
@@ -44,15 +49,19 @@ fn folder(node: &mut Node, name: &str) -> PathBuf {
     path
 }
 
-impl Program<'_> {
-    fn words(&self, folder: &Path) -> Vec<String> {
-        self.0.iter().map(|word| word.replace("$STORAGE", folder.to_str().unwrap())).collect()
+impl<'p> Program<'p> {
+    fn new(words: Vec<&'p str>) -> Self {
+        Self { words, net: false }
+    }
+
+    fn in_words(&self, folder: &Path) -> Vec<String> {
+        self.words.iter().map(|word| word.replace("$STORAGE", folder.to_str().unwrap())).collect()
     }
 
     /// What it says about a directory of the local disk.
     fn natively(&self, node: &mut Node) -> Said {
         let folder = folder(node, "native");
-        let words = self.words(&folder);
+        let words = self.in_words(&folder);
         let mut command = node.app_without_shim(&words[0]);
         command.args(&words[1..]).env("STORAGE", &folder).current_dir(&folder);
         normal(node.run_to_end(command, LIMIT), &folder)
@@ -62,9 +71,11 @@ impl Program<'_> {
     fn traced(&self, node: &mut Node) -> Seen {
         let (prefix, shim) = (node.prefix().to_owned(), node.shim());
         let output = folder(node, "strace").join("trace");
-        let words = self.words(&prefix);
+        let words = self.in_words(&prefix);
         // strace itself is not under the shim, and cannot enter a directory that does not exist.
-        let variables = [("LD_PRELOAD", shim.as_path()), ("STORAGE", prefix.as_path())];
+        let net = Path::new(if self.net { "sud" } else { "" });
+        let variables =
+            [("LD_PRELOAD", shim.as_path()), ("STORAGE", prefix.as_path()), ("STORESHIM_NET", net)];
         let mut inside = vec!["/bin/sh", "-c", "cd \"$STORAGE\" && exec \"$@\"", "sh"];
         inside.extend(words.iter().map(String::as_str));
         let strace = traced(node.app_without_shim("strace"), &output, &variables, &inside);
@@ -85,7 +96,10 @@ fn untranslated<'c>(calls: &'c [Call], prefix: &Path) -> Vec<&'c Call> {
     let name = prefix.file_name().unwrap().to_str().unwrap();
     // A relative path can lead there from the root, and by `..` from anywhere.
     let below = |path: &String| {
-        let leads = path.starts_with('/') || path.starts_with(name) || path.starts_with("..") || path.contains("/../");
+        let leads = path.starts_with('/')
+            || path.starts_with(name)
+            || path.starts_with("..")
+            || path.contains("/../");
         leads && path.split('/').any(|component| component == name)
     };
     calls.iter().filter(|call| call.paths().iter().any(below)).collect()
@@ -102,8 +116,11 @@ fn judge(program: &Program<'_>) {
     assert_eq!(native.code, 0, "the program fails on the local disk:\n{}\n{}", native.out, native.err);
     let seen = program.traced(&mut node);
     let found = untranslated(&seen.calls, node.prefix());
-    let shown: Vec<String> =
-        found.iter().map(|call| format!("{} {:?} = {}", call.name, call.paths(), call.result)).take(20).collect();
+    let shown: Vec<String> = found
+        .iter()
+        .map(|call| format!("{} {:?} = {}", call.name, call.paths(), call.result))
+        .take(20)
+        .collect();
     assert!(found.is_empty(), "{} untranslated:\n{}\n{}", found.len(), shown.join("\n"), seen.said.err);
     same("standard error", &native.err, &seen.said.err);
     same("standard output", &native.out, &seen.said.out);
@@ -124,7 +141,12 @@ fn same(what: &str, native: &str, shim: &str) {
     }
     let at = native.lines().zip(shim.lines()).take_while(|(a, b)| a == b).count();
     let after = |text: &str| text.lines().skip(at).take(8).collect::<Vec<_>>().join("\n");
-    panic!("{what} differs from line {}:\nnatively:\n{}\nunder the shim:\n{}", at + 1, after(native), after(shim));
+    panic!(
+        "{what} differs from line {}:\nnatively:\n{}\nunder the shim:\n{}",
+        at + 1,
+        after(native),
+        after(shim)
+    );
 }
 
 /// A script of the matrix. A variable that is not set ends it: `$STORAGE` is what keeps it where it belongs.
@@ -148,7 +170,7 @@ fn interpreted(interpreter: &[&str], name: &str) {
     fs::copy(source(name), &file).unwrap();
     let mut words = interpreter.to_vec();
     words.extend([file.to_str().unwrap(), "$STORAGE"]);
-    judge(&Program(words));
+    judge(&Program::new(words));
 }
 
 /// `program`, copied to where every user may run it.
@@ -165,7 +187,7 @@ fn public(program: &Path) -> (tempfile::TempDir, PathBuf) {
 #[track_caller]
 fn compiled(language: Language, name: &str) {
     let (_folder, program) = public(&built(language, &source(name)));
-    judge(&Program(vec![program.to_str().unwrap(), "$STORAGE"]));
+    judge(&Program::new(vec![program.to_str().unwrap(), "$STORAGE"]));
 }
 
 #[test]
@@ -230,7 +252,7 @@ fn untranslated_java() {
     let options = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"];
     let mut words = options.to_vec();
     words.extend([classes.to_str().unwrap(), "Files", "$STORAGE"]);
-    judge(&Program(words));
+    judge(&Program::new(words));
 }
 
 #[test]
@@ -247,7 +269,15 @@ fn untranslated_rust() {
 #[test]
 fn untranslated_rustix_through_libc() {
     let (_folder, program) = public(&rustix(true));
-    judge(&Program(vec![program.to_str().unwrap(), "$STORAGE"]));
+    judge(&Program::new(vec![program.to_str().unwrap(), "$STORAGE"]));
+}
+
+/// The second net catches rustix's own system calls.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn untranslated_rustix_in_the_second_net() {
+    let (_folder, program) = public(&rustix(false));
+    judge(&Program { words: vec![program.to_str().unwrap(), "$STORAGE"], net: true });
 }
 
 /// The exception, and a canary: rustix's own system calls pass every hook, so strace must show untranslated paths, and
@@ -259,7 +289,7 @@ fn untranslated_raw_system_calls_are_seen() {
         return; // Nothing is translated, and nothing is not.
     }
     let (_folder, program) = public(&rustix(false));
-    let program = Program(vec![program.to_str().unwrap(), "$STORAGE"]);
+    let program = Program::new(vec![program.to_str().unwrap(), "$STORAGE"]);
     program.natively(&mut node).succeeded();
     let seen = program.traced(&mut node);
     let found = untranslated(&seen.calls, node.prefix());
@@ -275,7 +305,7 @@ fn untranslated_static_programs_are_seen() {
         return; // As above.
     }
     let (_folder, program) = public(&built(Language::StaticC, &source("touch.c")));
-    let program = Program(vec![program.to_str().unwrap(), "$STORAGE/touched"]);
+    let program = Program::new(vec![program.to_str().unwrap(), "$STORAGE/touched"]);
     program.natively(&mut node).succeeded();
     let seen = program.traced(&mut node);
     let found = untranslated(&seen.calls, node.prefix());

@@ -118,7 +118,8 @@ impl Mounts {
         let mut mounts = Vec::new();
         let neighbours = Arc::new(Neighbours::default());
         for mount in &config.mounts {
-            let one = OneMount::prepare(mount, config, &*sessions, factory, &neighbours).map_err(MountsError::Unusable)?;
+            let one = OneMount::prepare(mount, config, &*sessions, factory, &neighbours)
+                .map_err(MountsError::Unusable)?;
             mounts.push(Arc::new(one));
         }
         let served: Vec<usize> = mounts.iter().map(|one| one.index).collect();

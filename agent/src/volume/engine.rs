@@ -328,7 +328,11 @@ impl Engine {
     }
 
     /// Starts the auditor, the throttle and what shows the space that is left. They end when the returned sender is dropped.
-    fn start_helpers(&self, blob: &Arc<dyn Blob>, commands: Sender<Command>) -> std::io::Result<(Sender<()>, [JoinHandle<()>; 3])> {
+    fn start_helpers(
+        &self,
+        blob: &Arc<dyn Blob>,
+        commands: Sender<Command>,
+    ) -> std::io::Result<(Sender<()>, [JoinHandle<()>; 3])> {
         let (end, ended) = bounded::<()>(0);
         let (index, tree, shared) =
             (Arc::clone(&self.index), Arc::clone(&self.tree), Arc::clone(&self.shared));

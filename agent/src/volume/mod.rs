@@ -80,7 +80,10 @@ pub struct Neighbours(Mutex<Vec<(PathBuf, PathBuf)>>);
 impl Neighbours {
     /// Adds the mount of `tree` at `prefix`.
     pub fn add(&self, tree: &Path, prefix: &Path) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((tree.to_path_buf(), prefix.to_path_buf()));
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((tree.to_path_buf(), prefix.to_path_buf()));
     }
 
     /// Tree and prefix of each.

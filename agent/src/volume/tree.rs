@@ -90,8 +90,10 @@ impl Tree {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
         let root = nix::fcntl::open(path, flags, Mode::empty())?;
         let path = path.canonicalize()?;
-        let others = neighbours.iter().filter_map(|(tree, prefix)| Some((tree.canonicalize().ok()?, prefix.clone())));
-        let mut spellings: Vec<_> = std::iter::once((path.clone(), prefix.to_path_buf())).chain(others).collect();
+        let others =
+            neighbours.iter().filter_map(|(tree, prefix)| Some((tree.canonicalize().ok()?, prefix.clone())));
+        let mut spellings: Vec<_> =
+            std::iter::once((path.clone(), prefix.to_path_buf())).chain(others).collect();
         spellings.retain(|(tree, prefix)| prefix.canonicalize().map_or(true, |real| real != *tree));
         spellings.dedup();
         let dev = statx(root.as_fd(), c"", libc::AT_EMPTY_PATH)?.dev;
@@ -263,7 +265,11 @@ impl Tree {
         self.respell(target, |tree, prefix| (prefix, tree))
     }
 
-    fn respell<'t>(&'t self, target: &[u8], order: fn(&'t [u8], &'t [u8]) -> (&'t [u8], &'t [u8])) -> Vec<u8> {
+    fn respell<'t>(
+        &'t self,
+        target: &[u8],
+        order: fn(&'t [u8], &'t [u8]) -> (&'t [u8], &'t [u8]),
+    ) -> Vec<u8> {
         let swapped = self.spellings.iter().find_map(|(tree, prefix)| {
             let (from, to) = order(tree.as_os_str().as_bytes(), prefix.as_os_str().as_bytes());
             swap_prefix(target, from, to)

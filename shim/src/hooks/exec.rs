@@ -219,7 +219,7 @@ hook! {
         if control::known_control().is_none() && control::table().is_none() {
             return real!(execvpe)(file, argv, envp);
         }
-        if file.is_null() {
+        if crate::sys::leads_nowhere(file) {
             return fail(Errno::of(errno::EFAULT));
         }
         let mut worst = Errno::of(errno::ENOENT);

@@ -153,7 +153,7 @@ hook! {
     unsafe fn symlinkat(target: *const c_char, dirfd: c_int, path: *const c_char) -> c_int => my_symlinkat {
         let mut target_room = PathBuf::new();
         let mut room = PathBuf::new();
-        let target = if !target.is_null() && *target as u8 == b'/' {
+        let target = if !sys::leads_nowhere(target) && *target as u8 == b'/' {
             match place::real_target(CStr::from_ptr(target).to_bytes(), &mut target_room) {
                 None => target,
                 Some(Ok(real)) => real.c_str(),

@@ -1,7 +1,7 @@
 //! Opening by path. An open that may create or truncate runs inside the gate, once it is sure that it cannot block
 //! there; any other open for writing is told afterwards, since nothing has changed yet.
 
-use core::ffi::{CStr, c_char, c_int};
+use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use storeshim_protocol::{Intent, OpenFlags};
@@ -42,8 +42,6 @@ impl Open<'_> {
     }
 
     /// Opens `path`; `Err` gives the place back where it is in no mount.
-    // Once per kind of call, not once per name that open goes by.
-    #[inline(never)]
     pub fn run(&self, dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Answer, Place> {
         let place = match place::at(dirfd, path, room) {
             Ok(place) => place,
@@ -349,7 +347,7 @@ hook! {
 /// `how` must point to `size` bytes.
 pub unsafe fn open_how(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> Answer {
     const KNOWN: usize = size_of::<k::open_how>();
-    if how.is_null() || path.is_null() || size < KNOWN {
+    if sys::leads_nowhere(how) || sys::leads_nowhere(path) || size < KNOWN {
         return sys::openat2(dirfd, path, how, size);
     }
     // SAFETY: the caller vouches for `size` bytes.
@@ -412,5 +410,13 @@ fn confined(open: &Open<'_>, dirfd: c_int, path: *const c_char, resolve: u64, ro
 hook! {
     unsafe fn openat2(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> c_int => my_openat2 {
         crate::hook::answer(open_how(dirfd, path, how, size))
+    }
+}
+
+hook! {
+    unsafe fn open_by_handle_at(mount: c_int, handle: *mut c_void, flags: c_int) -> c_int => my_open_by_handle_at {
+        let fd = real!(open_by_handle_at)(mount, handle, flags);
+        led(fd, flags);
+        fd
     }
 }

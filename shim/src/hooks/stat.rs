@@ -4,8 +4,8 @@ use core::ffi::{c_char, c_int, c_long, c_void};
 
 use crate::hook::{fail, hook, path_hook, real};
 use crate::place::{self, CWD};
-use crate::respell;
-use crate::sys::{PathBuf, Stat, k};
+use crate::respell::{self, Stat};
+use crate::sys::{PathBuf, k};
 
 /// Declares a hook that translates a path, and corrects the size of a symbolic link that it finds.
 macro_rules! link_hook {
@@ -69,6 +69,3 @@ path_hook! { fn euidaccess(path, mode: c_int) -> c_int => my_euidaccess }
 path_hook! { fn pathconf(path, name: c_int) -> c_long => my_pathconf }
 path_hook! { fn ftok(path, project: c_int) -> c_int => my_ftok }
 path_hook! { fn name_to_handle_at(@dirfd, path, handle: *mut c_void, id: *mut c_int, flags: c_int) -> c_int => my_handle }
-path_hook! {
-    fn file_getattr(@dirfd, path, attributes: *mut c_void, size: usize, flags: u32) -> c_int => my_file_getattr
-}

@@ -175,7 +175,7 @@ hook! {
         if !in_mount(template) {
             return real!(mktemp)(template);
         }
-        if !matches!(make(template, 0, || is_free(template)), Ok(0)) && !template.is_null() {
+        if !matches!(make(template, 0, || is_free(template)), Ok(0)) && !sys::leads_nowhere(template) {
             // The historical way to say no.
             template.write(0);
         }
