@@ -57,6 +57,20 @@ pub const THROTTLE_SLOW: u32 = 1;
 /// Writers wait until dirty data has drained below the limit.
 pub const THROTTLE_BLOCK: u32 = 2;
 
+/// What a volume offers: sizes in bytes, and numbers of inodes. Advice to people and programs; the words are read one by
+/// one, so a reader may see parts of two states.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Space {
+    /// The volume's size; 0 where nothing is known.
+    pub total_bytes: u64,
+    /// What is left of it.
+    pub free_bytes: u64,
+    /// How many inodes it can hold.
+    pub total_inodes: u64,
+    /// How many more.
+    pub free_inodes: u64,
+}
+
 /// One mount as clients see it. The first cache line is what every gated call reads.
 #[repr(C, align(64))]
 pub struct Mount {
@@ -80,6 +94,8 @@ pub struct Mount {
     reserved: [AtomicU64; 2],
     prefix: PathField<{ PREFIX_MAX / 8 }>,
     tree: PathField<{ TREE_MAX / 8 }>,
+    /// [`Space`], in its order.
+    space: [AtomicU64; 4],
 }
 
 impl Mount {
@@ -97,6 +113,27 @@ impl Mount {
     /// Copies the path of the tree's root into `out`; as [`Mount::prefix`].
     pub fn tree(&self, out: &mut [u8]) -> Option<usize> {
         self.tree.get(out)
+    }
+
+    /// What the volume offers, `None` until the agent has said it.
+    pub fn space(&self) -> Option<Space> {
+        let [total_bytes, free_bytes, total_inodes, free_inodes] =
+            self.space.each_ref().map(|word| word.load(Ordering::Relaxed));
+        // Nobody may see more free than there is, though the words change one by one.
+        (total_bytes != 0).then_some(Space {
+            total_bytes,
+            free_bytes: free_bytes.min(total_bytes),
+            total_inodes,
+            free_inodes: free_inodes.min(total_inodes),
+        })
+    }
+
+    /// Agent only: says what the volume offers.
+    pub fn set_space(&self, space: &Space) {
+        let words = [space.total_bytes, space.free_bytes, space.total_inodes, space.free_inodes];
+        for (place, word) in self.space.iter().zip(words) {
+            place.store(word, Ordering::Relaxed);
+        }
     }
 
     /// Agent only: sets both paths while the entry is [`MountState::Absent`]. `false` where one is too long.
@@ -210,6 +247,7 @@ impl Mount {
             reserved: std::array::from_fn(|_| AtomicU64::new(0)),
             prefix: PathField::new(),
             tree: PathField::new(),
+            space: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 }
@@ -273,6 +311,17 @@ mod tests {
         assert!(mount.set_paths(b"relative", b"/"));
         assert_eq!(mount.prefix(&mut out), None);
         assert_eq!(mount.tree(&mut out), None);
+    }
+
+    #[test]
+    fn space_is_said_or_not_known() {
+        let mount = Mount::new();
+        assert_eq!(mount.space(), None);
+        let space = Space { total_bytes: 100, free_bytes: 40, total_inodes: 10, free_inodes: 9 };
+        mount.set_space(&space);
+        assert_eq!(mount.space(), Some(space));
+        mount.set_space(&Space { free_bytes: 101, free_inodes: 11, ..space });
+        assert_eq!(mount.space(), Some(Space { free_bytes: 100, free_inodes: 10, ..space }));
     }
 
     #[test]

@@ -23,13 +23,13 @@ mod sync;
 #[cfg(all(test, loom))]
 mod loom_models;
 
-pub use control::{Control, Doorbell, MAX_MOUNTS, Mount, MountState};
+pub use control::{Control, Doorbell, MAX_MOUNTS, Mount, MountState, Space};
 pub use intent::{Intent, NAME_MAX, OpenFlags};
 pub use ring::{RingFile, SLOTS, Slot};
 
 /// Layout version: a client and an agent talk only when theirs are equal. Any change to a layout, to the
 /// meaning of a field or to a record's encoding takes a new number.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// First word of `control` ("storeshC").
 pub const CONTROL_MAGIC: u64 = u64::from_le_bytes(*b"storeshC");
@@ -62,8 +62,8 @@ mod layout {
     use super::*;
 
     #[test]
-    fn version_1() {
-        assert_eq!(VERSION, 1);
+    fn version_2() {
+        assert_eq!(VERSION, 2);
         assert_eq!(size_of::<Control>(), 12288);
         assert_eq!(offset_of!(Control, heartbeat_ns), 32);
         assert_eq!(offset_of!(Control, sleeping), 40);

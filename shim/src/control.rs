@@ -1,7 +1,7 @@
 //! The control page as this process sees it: found once, mapped read-only, kept; and a plain copy of its mount
 //! table, so that a path is compared with bytes and not with shared words.
 
-use core::ffi::{CStr, c_char};
+use core::ffi::{CStr, c_char, c_void};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use storeshim_protocol::control::{
@@ -9,8 +9,8 @@ use storeshim_protocol::control::{
 };
 use storeshim_protocol::{Control, MAX_MOUNTS, Mount, MountState, names};
 
-use crate::loader;
 use crate::sys::{self, Errno, PathBuf, errno, k};
+use crate::{beside, loader};
 
 /// Where the agent's run directory is when the environment does not say.
 const DEFAULT_RUN_DIR: &[u8] = b"/run/storeshim";
@@ -22,15 +22,21 @@ const RETRY_CALLS: u32 = 64;
 const SLICE_NS: u64 = 100_000_000;
 
 /// One mount, copied from the control page.
+///
+/// In this order, so that a path outside is compared with what lies in one or two lines of the cache: after a system call
+/// nearly all that a hook touches has left it.
+#[repr(C)]
 pub struct Entry {
-    prefix: [u8; PREFIX_MAX],
     prefix_len: usize,
-    tree: [u8; TREE_MAX],
     tree_len: usize,
-    /// The tree lies at the prefix: nothing to translate.
-    pub identity: bool,
     /// `st_dev` of the tree.
     pub dev: u64,
+    /// Inode number of the tree's root.
+    pub root_ino: u64,
+    /// The tree lies at the prefix: nothing to translate.
+    pub identity: bool,
+    prefix: [u8; PREFIX_MAX],
+    tree: [u8; TREE_MAX],
 }
 
 impl Entry {
@@ -48,7 +54,7 @@ impl Entry {
 /// The mounts, as they were at some moment: a newer agent may bring others, never change these under a reader.
 ///
 /// In this order, so that a table of one mount is one page of memory.
-#[repr(C)]
+#[repr(C, align(64))]
 pub struct Table {
     generation: u32,
     count: u32,
@@ -58,9 +64,32 @@ pub struct Table {
 }
 
 impl Table {
+    /// Index and description of each mount. Written out at each place that calls it, for the one that every path takes.
+    #[inline(always)]
+    pub fn mounts_inline(&self) -> impl Iterator<Item = (usize, &Entry)> {
+        self.entries.iter().enumerate().take(self.count as usize).filter(|(_, entry)| entry.tree_len != 0)
+    }
+
     /// Index and description of each mount.
     pub fn mounts(&self) -> impl Iterator<Item = (usize, &Entry)> {
-        self.entries.iter().enumerate().take(self.count as usize).filter(|(_, entry)| entry.tree_len != 0)
+        let mut next = 0;
+        core::iter::from_fn(move || {
+            let (index, entry) = self.mount_from(next)?;
+            next = index + 1;
+            Some((index, entry))
+        })
+    }
+
+    #[inline(never)]
+    fn mount_from(&self, first: usize) -> Option<(usize, &Entry)> {
+        let mut index = first;
+        while index < self.count as usize {
+            if let Some(entry) = self.get(index) {
+                return Some((index, entry));
+            }
+            index += 1;
+        }
+        None
     }
 
     /// The mount with this index.
@@ -69,8 +98,15 @@ impl Table {
     }
 }
 
-static CONTROL: AtomicPtr<Control> = AtomicPtr::new(core::ptr::null_mut());
-static TABLE: AtomicPtr<Table> = AtomicPtr::new(core::ptr::null_mut());
+/// What each hook reads first, together.
+#[repr(C, align(16))]
+struct Found {
+    control: AtomicPtr<Control>,
+    table: AtomicPtr<Table>,
+}
+
+static FOUND: Found =
+    Found { control: AtomicPtr::new(core::ptr::null_mut()), table: AtomicPtr::new(core::ptr::null_mut()) };
 static CALLS: AtomicU32 = AtomicU32::new(0);
 static NEXT_LOOK: AtomicU64 = AtomicU64::new(0);
 static MISMATCH_TOLD: AtomicBool = AtomicBool::new(false);
@@ -162,7 +198,7 @@ pub fn run_variable(out: &mut PathBuf) -> Result<(), Errno> {
 /// The control page, looked for where it has not been found yet.
 #[inline(always)]
 pub fn control() -> Option<&'static Control> {
-    let at = CONTROL.load(Ordering::Acquire);
+    let at = FOUND.control.load(Ordering::Acquire);
     // SAFETY: once mapped, the page stays mapped.
     if at.is_null() { look_now_and_then() } else { Some(unsafe { &*at }) }
 }
@@ -170,32 +206,48 @@ pub fn control() -> Option<&'static Control> {
 /// The control page if it has been found already.
 pub fn known_control() -> Option<&'static Control> {
     // SAFETY: as in `control`.
-    unsafe { CONTROL.load(Ordering::Acquire).as_ref() }
+    unsafe { FOUND.control.load(Ordering::Acquire).as_ref() }
 }
 
 #[cold]
 fn look_now_and_then() -> Option<&'static Control> {
-    if !CALLS.fetch_add(1, Ordering::Relaxed).is_multiple_of(RETRY_CALLS) {
-        return None;
+    // Until one look has failed every thread looks: one that went on without, while another is still at it, would take a
+    // path below a prefix for what it is not.
+    let next = NEXT_LOOK.load(Ordering::Relaxed);
+    if next != 0 {
+        if !CALLS.fetch_add(1, Ordering::Relaxed).is_multiple_of(RETRY_CALLS) || sys::now_ns() < next {
+            return None;
+        }
+        NEXT_LOOK.store(sys::now_ns().wrapping_add(RETRY_NS), Ordering::Relaxed);
     }
-    let now = sys::now_ns();
-    if now < NEXT_LOOK.load(Ordering::Relaxed) {
-        return None;
+    let found = look();
+    if found.is_none() {
+        NEXT_LOOK.store(sys::now_ns().wrapping_add(RETRY_NS).max(1), Ordering::Relaxed);
     }
-    NEXT_LOOK.store(now.wrapping_add(RETRY_NS), Ordering::Relaxed);
-    look()
+    found
+}
+
+/// Maps the control page.
+fn map_page(path: &PathBuf) -> Result<*mut c_void, Errno> {
+    let fd = sys::openat(k::AT_FDCWD, path.c_str(), (k::O_RDONLY | k::O_CLOEXEC) as i32, 0)? as i32;
+    let size = size_of::<Control>();
+    let long_enough = sys::fstat(fd).is_ok_and(|stat| stat.st_size as usize >= size);
+    let mapped = if long_enough { sys::map(fd, size, false) } else { Err(Errno::of(errno::ENOENT)) };
+    sys::close(fd);
+    mapped
 }
 
 fn look() -> Option<&'static Control> {
     remember_run_dir();
     let mut path = PathBuf::new();
     run_path(&mut path, &[b"/", names::CONTROL.as_bytes()]).ok()?;
-    let fd = sys::openat(k::AT_FDCWD, path.c_str(), (k::O_RDONLY | k::O_CLOEXEC) as i32, 0).ok()? as i32;
-    let size = size_of::<Control>();
-    let long_enough = sys::fstat(fd).is_ok_and(|stat| stat.st_size as usize >= size);
-    let mapped = if long_enough { sys::map(fd, size, false).ok() } else { None };
-    sys::close(fd);
-    let at = mapped?.cast::<Control>();
+    let mut mapped = map_page(&path);
+    if mapped.is_err_and(beside::is_needed) {
+        let mask = sys::block_signals();
+        mapped = beside::run(|| map_page(&path)).unwrap_or(mapped);
+        sys::set_signals(mask);
+    }
+    let (at, size) = (mapped.ok()?.cast::<Control>(), size_of::<Control>());
     // SAFETY: a read-only mapping of at least the page's size, all of whose fields are atomics.
     let control = unsafe { &*at };
     if !control.compatible() {
@@ -211,7 +263,7 @@ fn look() -> Option<&'static Control> {
         unsafe { sys::unmap(at.cast(), size) };
         return None;
     }
-    match CONTROL.compare_exchange(core::ptr::null_mut(), at, Ordering::AcqRel, Ordering::Acquire) {
+    match FOUND.control.compare_exchange(core::ptr::null_mut(), at, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => Some(control),
         Err(first) => {
             // SAFETY: nobody has seen our mapping; the other thread's stays.
@@ -233,7 +285,7 @@ pub fn complain(sentence: &[u8]) {
 pub fn table() -> Option<&'static Table> {
     let control = control()?;
     // SAFETY: tables are never freed.
-    let table = unsafe { TABLE.load(Ordering::Acquire).as_ref() };
+    let table = unsafe { FOUND.table.load(Ordering::Acquire).as_ref() };
     match table {
         Some(table)
             if table.generation == control.generation.load(Ordering::Relaxed)
@@ -268,10 +320,11 @@ fn copy_table(control: &'static Control, old: Option<&'static Table>) -> Option<
         entry.tree_len = tree;
         entry.identity = mount.flags.load(Ordering::Relaxed) & FLAG_IDENTITY != 0;
         entry.dev = mount.dev.load(Ordering::Relaxed);
+        entry.root_ino = mount.root_ino.load(Ordering::Relaxed);
         table.translates |= !entry.identity;
     }
     let expected = old.map_or(core::ptr::null_mut(), |old| core::ptr::from_ref(old).cast_mut());
-    match TABLE.compare_exchange(expected, fresh, Ordering::AcqRel, Ordering::Acquire) {
+    match FOUND.table.compare_exchange(expected, fresh, Ordering::AcqRel, Ordering::Acquire) {
         // SAFETY: published, never freed.
         Ok(_) => Some(unsafe { &*fresh }),
         Err(first) => {

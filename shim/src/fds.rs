@@ -2,14 +2,14 @@
 //! is not known is looked up at its first use, so a descriptor may come from anywhere.
 
 use core::ffi::c_int;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use storeshim_protocol::{Intent, OpenFlags};
 
 use crate::control::{self, Table};
 use crate::place::Class;
 use crate::sys::{self, Bytes, Stat, k};
-use crate::{names, tell};
+use crate::{names, streams, tell};
 
 /// Descriptors that are remembered; higher ones are looked up each time.
 const REMEMBERED: usize = 65_536;
@@ -36,6 +36,8 @@ const FIRST_MOUNT: u64 = 3;
 const WRITABLE: u64 = 1 << 8;
 const APPENDS: u64 = 1 << 9;
 const SYNC: u64 = 1 << 10;
+/// There was another descriptor of the same open file in this process.
+const TWIN: u64 = 1 << 11;
 const INO_SHIFT: u32 = 16;
 
 impl Known {
@@ -123,7 +125,7 @@ pub fn remember(fd: c_int, known: Known) {
 pub fn forget(fd: c_int) -> Known {
     match entry(fd) {
         // A plain load first: most entries are unknown, and their cache line need not be dirtied.
-        Some(entry) if entry.load(Ordering::Relaxed) != 0 => Known(entry.swap(0, Ordering::Relaxed)),
+        Some(entry) if entry.load(Ordering::Relaxed) != 0 => Known(entry.swap(0, Ordering::SeqCst)),
         _ => Known::UNKNOWN,
     }
 }
@@ -139,22 +141,50 @@ pub fn forget_range(first: u32, last: u32, mut f: impl FnMut(Known)) {
     }
 }
 
-/// Whether stdio, whose writes pass no hook, writes to this descriptor without being asked to.
+/// From now on, for good, nothing is remembered, because threads of this process have descriptors of their own.
+pub fn remember_nothing() {
+    BORROWED.fetch_add(1, Ordering::SeqCst);
+    forget_range(0, u32::MAX, |_| ());
+}
+
+/// Descriptors that are searched for a twin.
+const SEARCHED: usize = 256;
+
+/// Whether another descriptor of this process, which is still open, writes to the file of `gone`, which was forgotten
+/// just now: its end will be the end. Two threads that close two twins cannot both be told so.
 #[inline(always)]
-pub fn is_standard(fd: c_int) -> bool {
-    (0..3).contains(&fd)
+pub fn lives_on(gone: Known) -> bool {
+    gone.0 & TWIN != 0 && has_twin(gone)
+}
+
+#[inline(never)]
+fn has_twin(gone: Known) -> bool {
+    const SAME: u64 = !((1 << INO_SHIFT) - 1) | WRITABLE | 0xff;
+    let high = HIGH.load(Ordering::Relaxed) as usize;
+    // Our own entry was emptied before; whoever empties the twin's sees that, or we see theirs empty.
+    fence(Ordering::SeqCst);
+    high <= SEARCHED
+        && gone.ino().is_some()
+        && TABLE.iter().take(high).any(|entry| (entry.load(Ordering::Relaxed) ^ gone.0) & SAME == 0)
 }
 
 /// `new` is a duplicate of `old`: what is known of one holds for the other.
 pub fn duplicate(old: c_int, new: c_int) {
-    if !may_remember() {
+    if may_remember() {
+        let word = entry(old).map_or(0, |entry| entry.load(Ordering::Relaxed));
+        let twins = if Known(word).writable() { word | TWIN } else { word };
+        if word != twins
+            && let Some(entry) = entry(old)
+        {
+            // Only where it is still the same: another thread may have closed it.
+            let _ = entry.compare_exchange(word, twins, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        remember(new, Known(twins));
+    } else {
         forget(new);
-        return;
     }
-    let known = Known(entry(old).map_or(0, |entry| entry.load(Ordering::Relaxed)));
-    remember(new, known);
-    if is_standard(new) {
-        // A shell's redirection: what it prints goes there.
+    if streams::has(new) {
+        // A redirection: what the stream prints goes there.
         tell_unseen(new);
     }
 }
@@ -315,6 +345,26 @@ mod tests {
         assert_eq!(known.ino(), None);
         assert_eq!(known.mount(), Some(0));
         assert_eq!(Known::opened(0, 2).with_ino((1 << 48) - 1).ino(), Some((1 << 48) - 1));
+    }
+
+    #[test]
+    fn the_last_of_twins_is_the_end() {
+        let known = Known::opened(0, 2).with_ino(0xfeed);
+        let (a, b) = (200, 201);
+        remember(a, known);
+        assert!(!lives_on(forget(a)), "it had no twin");
+        remember(a, known);
+        duplicate(a, b);
+        // The test below raises the number of descriptors beyond what is searched; then every end is told.
+        let searched = HIGH.load(Ordering::Relaxed) as usize <= SEARCHED;
+        assert_eq!(lives_on(forget(a)), searched);
+        assert!(!lives_on(forget(b)));
+        // A twin to read is none.
+        let read = Known::opened(0, 0).with_ino(0xfeed);
+        remember(a, Known(known.0 | TWIN));
+        remember(b, read);
+        assert!(!lives_on(forget(a)));
+        forget(b);
     }
 
     #[test]

@@ -73,6 +73,11 @@ pub fn environment() -> *const *const c_char {
     if at.is_null() { core::ptr::null() } else { unsafe { at.read_volatile() } }
 }
 
+/// Whether this is glibc; else it is musl.
+pub fn is_glibc() -> bool {
+    weak_address!("gnu_get_libc_version") != 0
+}
+
 fn first_object() -> *const LinkMap {
     let glibc = weak_address!("_r_debug") as *const Debug;
     let debug = if glibc.is_null() {
@@ -306,7 +311,13 @@ impl Real {
     #[inline(always)]
     pub fn address(&self, name: &CStr) -> usize {
         let at = self.0.load(Ordering::Relaxed);
-        if at != 0 { at } else { self.look_up(name).unwrap_or(missing as *const () as usize) }
+        if at != 0 { at } else { self.first_address(name) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn first_address(&self, name: &CStr) -> usize {
+        self.look_up(name).unwrap_or(missing as *const () as usize)
     }
 
     /// The address of `name`, where this libc has it.

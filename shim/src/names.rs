@@ -2,12 +2,12 @@
 
 use core::ffi::{c_char, c_int};
 
-use storeshim_protocol::{Intent, OpenFlags};
+use storeshim_protocol::Intent;
 
 use crate::gate::{self, Inside};
 use crate::place::{self, Place};
 use crate::sys::{self, Answer, Bytes, Errno, PathBuf, errno, k};
-use crate::{control, paths, tell};
+use crate::{control, fds, paths, tell};
 
 /// An entry of a directory of a mount: the directory's inode, and where the name stands in the path. An empty name
 /// is any entry.
@@ -30,6 +30,12 @@ impl Entry {
             let stat = sys::stat_at(dirfd, room.c_str(), k::AT_EMPTY_PATH).ok()?;
             return (stat.st_dev == dev).then_some(Self { dir: stat.st_ino, start: 0, end: 0 });
         } else if start == 0 {
+            // What is behind a descriptor stays the same, wherever its directory is moved to.
+            if let Some(file) =
+                (dirfd >= 0).then(|| fds::file(dirfd)).flatten().filter(|file| file.mount == index)
+            {
+                return Some(Self { dir: file.ino, start, end });
+            }
             sys::stat_at(dirfd, c"".as_ptr(), k::AT_EMPTY_PATH).ok()?
         } else {
             // With its slash, so that `/` stays `/`.
@@ -147,35 +153,44 @@ fn change_two_by(
     to: Side<'_>,
     act: &mut dyn FnMut(Place, Place) -> Answer,
 ) -> Result<Answer, (Place, Place)> {
+    if sys::leads_nowhere(from.path) || sys::leads_nowhere(to.path) {
+        return Ok(Err(Errno::of(errno::EFAULT)));
+    }
     let places = place::entry(from.dirfd, from.path, from.room)
         .and_then(|a| place::entry(to.dirfd, to.path, to.room).map(|b| (a, b)));
-    let (a, b) = match places {
+    let (mut a, b) = match places {
         Ok(places) => places,
         Err(errno) => return Ok(Err(errno)),
     };
+    if a.mount.is_none() && b.mount.is_some() && kind == (Kind::Link { follow: true }) {
+        // The way to name a file that has none (O_TMPFILE): it is linked to by its descriptor's link below /proc.
+        match place::target(from.dirfd, from.path, true, from.room) {
+            Ok(place) => a = place,
+            Err(errno) => return Ok(Err(errno)),
+        }
+    }
     let index = match (a.mount, b.mount) {
         (None, None) => return Err((a, b)),
-        // Two volumes are two file systems.
-        (Some(one), Some(other)) if one != other => return Ok(Err(Errno::of(errno::EXDEV))),
-        (Some(index), _) | (None, Some(index)) => index,
+        (Some(one), Some(other)) if one == other => one,
+        // A volume is a file system of its own.
+        _ => return Ok(Err(across(kind, a, b))),
     };
+    if kind == Kind::Rename && (place::is_root(from.room.bytes()) || place::is_root(to.room.bytes())) {
+        return Ok(Err(Errno::of(errno::EBUSY)));
+    }
     let mut inside = match gate::enter(index, 0) {
         Ok(inside) => inside,
         Err(errno) => return Ok(Err(errno)),
     };
-    let old =
-        if a.mount.is_some() && kind == Kind::Rename { Entry::find(index, a.dirfd, from.room) } else { None };
-    let new = match (b.mount, old) {
-        (None, _) => None,
-        (_, Some(old)) if a.dirfd == b.dirfd => old.sibling(from.room, to.room),
+    let old = if kind == Kind::Rename { Entry::find(index, a.dirfd, from.room) } else { None };
+    let new = match old {
+        Some(old) if a.dirfd == b.dirfd => old.sibling(from.room, to.room),
         _ => None,
     };
-    let new = new.or_else(|| b.mount.and_then(|_| Entry::find(index, b.dirfd, to.room)));
-    // The file itself: its link count changes, or it comes with writers that were never told.
-    let moved_in = a.mount.is_none();
+    let new = new.or_else(|| Entry::find(index, b.dirfd, to.room));
+    // The link count of a file with two names changes.
     let file = match kind {
-        Kind::Rename if !moved_in => None,
-        Kind::Rename => sys::stat_at(a.dirfd, a.path, k::AT_SYMLINK_NOFOLLOW).ok(),
+        Kind::Rename => None,
         Kind::Link { follow } => {
             let follow = if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
             sys::stat_at(a.dirfd, a.path, follow | k::AT_EMPTY_PATH).ok()
@@ -186,9 +201,6 @@ fn change_two_by(
         tell_entry(inside, new, to.room);
         if let Some(stat) = &file {
             inside.tell(&Intent::Attributes { ino: stat.st_ino });
-            if moved_in && sys::is_regular(stat) {
-                inside.tell(&Intent::Opened { ino: stat.st_ino, flags: OpenFlags::UNSEEN });
-            }
         }
     };
     tell(&inside);
@@ -196,13 +208,26 @@ fn change_two_by(
     if inside.overtaken() {
         tell(&inside);
     }
-    if a.mount.is_some() && kind == Kind::Rename {
+    if kind == Kind::Rename {
         settle(old, answer);
     }
-    if b.mount.is_some() {
-        settle(new, answer);
-    }
+    settle(new, answer);
     Ok(answer)
+}
+
+/// What the kernel says of a rename or a link from one file system to another.
+#[cold]
+fn across(kind: Kind, from: Place, to: Place) -> Errno {
+    let border = Errno::of(errno::EXDEV);
+    let Kind::Link { follow } = kind else { return border };
+    let follow = if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
+    if let Err(errno) = sys::stat_at(from.dirfd, from.path, follow | k::AT_EMPTY_PATH) {
+        return errno;
+    }
+    match sys::stat_at(to.dirfd, to.path, k::AT_SYMLINK_NOFOLLOW) {
+        Ok(_) => Errno::of(errno::EEXIST),
+        Err(_) => border,
+    }
 }
 
 /// Tells the name that the kernel gives for `fd`: for a file of mount `index` that came by another way than a name in

@@ -13,7 +13,6 @@ pub enum Match<'p> {
 }
 
 /// Skips slashes and `.` components at the front of a path; what is left begins with a component or is empty.
-#[inline(always)]
 fn skip_nothing(mut path: &[u8]) -> &[u8] {
     loop {
         path = match path {
@@ -26,25 +25,48 @@ fn skip_nothing(mut path: &[u8]) -> &[u8] {
 }
 
 /// Splits the first component off a path that begins with one; the rest keeps its slash.
-#[inline(always)]
 fn first_component(path: &[u8]) -> (&[u8], &[u8]) {
     let end = path.iter().position(|b| *b == b'/').unwrap_or(path.len());
     path.split_at_checked(end).unwrap_or((path, &[]))
 }
 
+/// Bytes of `word` that are `byte` have their highest bit set; one that follows such a byte may have it, too.
+#[inline(always)]
+fn are(word: u64, byte: u8) -> u64 {
+    const ONES: u64 = u64::MAX / 0xff;
+    let zero = word ^ (ONES * u64::from(byte));
+    zero.wrapping_sub(ONES) & !zero & (ONES << 7)
+}
+
+/// Whether some byte and the one after it are as `wide` says of eight such pairs at a time, and `narrow` of one. By hand:
+/// every path is looked at so, and the library is compiled for size.
+#[inline(always)]
+fn any_pair(path: &[u8], wide: impl Fn(u64, u64) -> u64, narrow: impl Fn(u8, u8) -> bool) -> bool {
+    let mut rest = path;
+    while let (Some(eight), Some(next)) = (rest.first_chunk(), rest.get(1..).and_then(<[u8]>::first_chunk)) {
+        if wide(u64::from_le_bytes(*eight), u64::from_le_bytes(*next)) != 0 {
+            return true;
+        }
+        rest = rest.get(8..).unwrap_or(&[]);
+    }
+    rest.windows(2).any(|pair| matches!(pair, [a, b] if narrow(*a, *b)))
+}
+
 /// Whether an absolute path may hold an empty, `.` or `..` component (or just a name that begins with a dot). Almost
-/// none does, and then comparing bytes says all. Written so that the compiler looks at many bytes at a time.
+/// none does, and then comparing bytes says all.
 #[inline(always)]
 pub fn is_odd(path: &[u8]) -> bool {
-    let next = path.get(1..).unwrap_or(&[]);
-    path.iter().zip(next).fold(false, |odd, (a, b)| odd | ((*a == b'/') & ((*b == b'/') | (*b == b'.'))))
+    any_pair(
+        path,
+        |a, b| are(a, b'/') & (are(b, b'/') | are(b, b'.')),
+        |a, b| a == b'/' && matches!(b, b'/' | b'.'),
+    )
 }
 
 /// Whether a path may hold `..`; as [`is_odd`].
 #[inline(always)]
 pub fn has_two_dots(path: &[u8]) -> bool {
-    let next = path.get(1..).unwrap_or(&[]);
-    path.iter().zip(next).fold(false, |found, (a, b)| found | ((*a == b'.') & (*b == b'.')))
+    any_pair(path, |a, b| are(a, b'.') & are(b, b'.'), |a, b| a == b'.' && b == b'.')
 }
 
 /// [`below`] for a path that is not odd.
@@ -58,6 +80,7 @@ pub fn plainly_below<'p>(prefix: &[u8], path: &'p [u8]) -> Match<'p> {
 
 /// How the absolute `path` stands to the absolute `prefix` (no trailing slash, no empty component). Repeated
 /// slashes and `.` count as nothing; `..` is a component like any other here.
+#[inline(never)]
 pub fn below<'p>(prefix: &[u8], path: &'p [u8]) -> Match<'p> {
     let (mut want, mut have) = (prefix, path);
     loop {
@@ -89,54 +112,30 @@ pub fn has_dotdot(path: &[u8]) -> bool {
     }
 }
 
-/// Where `rest`, taken below a directory, leaves that directory upwards: the part after the `..` that does. The
-/// kernel decides about links inside; this only counts.
-pub fn climbs(rest: &[u8]) -> Option<&[u8]> {
-    let mut depth = 0usize;
-    let mut path = rest;
+/// The next `..` component of `path` that begins at `from` or later: where it begins and ends.
+pub fn next_dotdot(path: &[u8], from: usize) -> Option<(usize, usize)> {
+    let mut at = from;
     loop {
-        path = skip_nothing(path);
-        if path.is_empty() {
-            return None;
+        let rest = path.get(at..)?;
+        let begins = at == 0 || path.get(at - 1) == Some(&b'/');
+        if begins && matches!(rest, [b'.', b'.'] | [b'.', b'.', b'/', ..]) {
+            return Some((at, at + 2));
         }
-        let (component, after) = first_component(path);
-        if component == b".." {
-            match depth.checked_sub(1) {
-                Some(up) => depth = up,
-                None => return Some(after),
-            }
-        } else {
-            depth += 1;
-        }
-        path = after;
+        at += rest.iter().position(|b| *b == b'/')? + 1;
     }
 }
 
-/// Walks the absolute `path` lexically until it stands at `prefix`; the rest of it then. For paths that name
-/// `..` before they reach the prefix (`/x/../storage/f`), where there is no real directory to ask.
-pub fn reaches<'p>(prefix: &[u8], path: &'p [u8]) -> Match<'p> {
-    let mut walked = PathBuf::new();
-    let mut have = path;
-    loop {
-        if walked.bytes() == prefix {
-            return Match::Below(have);
-        }
-        have = skip_nothing(have);
-        if have.is_empty() {
-            return Match::Outside;
-        }
-        let (component, after) = first_component(have);
-        have = after;
-        if component == b".." {
-            let up = parent(walked.bytes()).len();
-            walked.truncate(up);
-            if up == 0 {
-                walked.clear();
-            }
-        } else if walked.push(b"/").and_then(|()| walked.push(component)).is_err() {
-            return Match::Outside;
-        }
-    }
+/// What follows a `..` that `rest` begins with, if it does.
+pub fn strip_dotdot(rest: &[u8]) -> Option<&[u8]> {
+    let (component, after) = first_component(skip_nothing(rest));
+    (component == b"..").then_some(after)
+}
+
+/// Whether `rest`, taken from some directory above `prefix`, may lead to it: its first component is one of the
+/// prefix's, or it has none that says.
+pub fn may_finish(prefix: &[u8], rest: &[u8]) -> bool {
+    let (component, _) = first_component(skip_nothing(rest));
+    !component.is_empty() && component != b".." && prefix.split(|b| *b == b'/').any(|part| part == component)
 }
 
 /// The directory part of a canonical path: without its last component and the slash before it.
@@ -195,6 +194,23 @@ mod tests {
         }
     }
 
+    /// Wherever it stands in a path of whatever length.
+    #[test]
+    fn what_is_odd_is_found_everywhere() {
+        for len in 0..40 {
+            let plain = b"/abcdefg-hijklmn/opqrstu/vwxyz.01/23456789".get(..len).unwrap();
+            assert!(!is_odd(plain) && !has_two_dots(plain), "{len}");
+            for at in 0..len.saturating_sub(1) {
+                for (pair, odd, dots) in [(b"//", true, false), (b"/.", true, false), (b"..", false, true)] {
+                    let mut path = plain.to_vec();
+                    path.splice(at..at + 2, *pair);
+                    assert!(!odd || is_odd(&path), "{}", String::from_utf8_lossy(&path));
+                    assert!(!dots || has_two_dots(&path), "{}", String::from_utf8_lossy(&path));
+                }
+            }
+        }
+    }
+
     #[test]
     fn dotdot_is_seen_as_a_component_only() {
         assert!(has_dotdot(b"/a/../b"));
@@ -206,20 +222,31 @@ mod tests {
     }
 
     #[test]
-    fn climbing_out_is_counted() {
-        assert_eq!(climbs(b"/a/../b"), None);
-        assert_eq!(climbs(b"/.."), Some(&b""[..]));
-        assert_eq!(climbs(b"/../etc/passwd"), Some(&b"/etc/passwd"[..]));
-        assert_eq!(climbs(b"/a/../../etc"), Some(&b"/etc"[..]));
-        assert_eq!(climbs(b"/a/./..//../etc"), Some(&b"/etc"[..]));
+    fn each_dotdot_is_found_once() {
+        let all = |path: &[u8]| {
+            let (mut from, mut found) = (0, Vec::new());
+            while let Some((start, end)) = next_dotdot(path, from) {
+                found.push(start);
+                from = end;
+            }
+            found
+        };
+        assert_eq!(all(b"/a/../b"), [3]);
+        assert_eq!(all(b"../..//../x/..y/y../.."), [0, 3, 7, 19]);
+        assert_eq!(all(b"/..a/b..//"), [0usize; 0]);
+        assert_eq!(all(b""), [0usize; 0]);
+        assert_eq!(strip_dotdot(b"/./../x"), Some(&b"/x"[..]));
+        assert_eq!(strip_dotdot(b"//.."), Some(&b""[..]));
+        assert_eq!(strip_dotdot(b"/..x"), None);
     }
 
     #[test]
-    fn a_detour_reaches_the_prefix() {
-        assert_eq!(reaches(b"/storage", b"/x/../storage/f"), Match::Below(b"/f"));
-        assert_eq!(reaches(b"/storage", b"/../storage"), Match::Below(b""));
-        assert_eq!(reaches(b"/storage", b"/a/b/../../storage/../x"), Match::Below(b"/../x"));
-        assert_eq!(reaches(b"/storage", b"/x/../y"), Match::Outside);
+    fn a_rest_that_cannot_reach_the_prefix_is_told() {
+        assert!(may_finish(b"/mnt/storage", b"/storage/x"));
+        assert!(may_finish(b"/mnt/storage", b"//./mnt"));
+        assert!(!may_finish(b"/mnt/storage", b"/storages"));
+        assert!(!may_finish(b"/mnt/storage", b"/../storage"));
+        assert!(!may_finish(b"/mnt/storage", b""));
     }
 
     #[test]
@@ -254,7 +281,6 @@ mod tests {
                         panic!("{}", String::from_utf8_lossy(&path));
                     };
                     assert_eq!(skip_nothing(rest), b"f");
-                    assert!(matches!(reaches(b"/mnt/storage", &path), Match::Below(_)));
                 }
             }
         }

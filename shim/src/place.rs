@@ -1,16 +1,17 @@
 //! Where a path of the app really lies: in which mount, and under which name the kernel knows it.
 //!
 //! In identity placement the name stays as it is. In the translated placement the logical prefix is swapped for
-//! the tree; `..` is left to the kernel except where it leaves the tree upwards or leads to the prefix from
-//! outside, because the directory that the app means does not exist there.
+//! the tree; `..` is left to the kernel except where it crosses a mount's border (see `detour`).
 
 use core::ffi::{CStr, c_char, c_int};
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::control::{self, Entry, Table};
+use crate::detour;
 use crate::fds;
+use crate::outside;
 use crate::paths::{self, Match};
-use crate::sys::{self, Bytes, Errno, PathBuf, k};
+use crate::sys::{self, Bytes, Errno, PathBuf, errno, k};
 
 /// The working directory's pseudo descriptor.
 pub const CWD: c_int = k::AT_FDCWD;
@@ -39,6 +40,7 @@ pub enum Class {
 
 impl Class {
     /// The class of a directory or file with this path, as the kernel names it.
+    #[inline(never)]
     pub fn of(table: &Table, path: &[u8]) -> Self {
         let mut class = Self::Outside;
         for (index, entry) in table.mounts() {
@@ -75,8 +77,17 @@ fn cwd_class(table: &Table) -> Class {
 #[cold]
 fn classify_cwd(table: &Table) -> Class {
     let mut room = Bytes::new();
-    let Ok(path) = sys::getcwd(&mut room) else { return Class::Outside };
-    let class = Class::of(table, path);
+    let class = match sys::getcwd(&mut room) {
+        Ok(path) => Class::of(table, path),
+        // Deleted, or deeper than the kernel tells: too much told is better than too little.
+        Err(_) => match sys::stat_at(CWD, c"".as_ptr(), k::AT_EMPTY_PATH) {
+            Ok(stat) => table
+                .mounts()
+                .find(|(_, entry)| entry.dev == stat.st_dev)
+                .map_or(Class::Outside, |(index, _)| Class::In(index)),
+            Err(_) => Class::Outside,
+        },
+    };
     if fds::may_remember() {
         let word = match class {
             Class::Outside => 1,
@@ -106,6 +117,22 @@ pub fn mount_of(dirfd: c_int) -> Option<usize> {
     }
 }
 
+/// Whether a place outside every mount can lead into one by a symbolic link only: no `..` in it, and it does not start
+/// above a prefix.
+pub fn leads_in_by_link_only(place: Place) -> bool {
+    if place.mount.is_some() || place.path.is_null() {
+        return false;
+    }
+    // SAFETY: as in `at`.
+    let path = unsafe { CStr::from_ptr(place.path) }.to_bytes();
+    let starts_outside = || {
+        let Some(table) = control::table() else { return true };
+        let class = if place.dirfd == CWD { cwd_class(table) } else { fds::class(table, place.dirfd) };
+        class == Class::Outside
+    };
+    !paths::has_two_dots(path) && (path.starts_with(b"/") || starts_outside())
+}
+
 /// Where `path` lies, taken from `dirfd`. `room` holds the translation while it is used.
 ///
 /// Errors: ENAMETOOLONG where the translation has no room; ETIMEDOUT where the mount was not restored in time.
@@ -113,7 +140,7 @@ pub fn mount_of(dirfd: c_int) -> Option<usize> {
 pub fn at(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Place, Errno> {
     let same = Place { mount: None, dirfd, path };
     let Some(table) = control::table() else { return Ok(same) };
-    if path.is_null() {
+    if sys::leads_nowhere(path) {
         return Ok(same);
     }
     // SAFETY: the app handed a C string, as the function that it called demands.
@@ -131,10 +158,13 @@ pub fn at(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Place
 
 fn absolute(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Result<Place, Errno> {
     let odd = paths::is_odd(path);
+    if odd && table.translates && paths::has_dotdot(path) {
+        return detour::absolute(table, same, path, room);
+    }
     let below = if odd { paths::below } else { paths::plainly_below };
-    for (index, entry) in table.mounts() {
+    for (index, entry) in table.mounts_inline() {
         if let Match::Below(rest) = below(entry.prefix(), path) {
-            return below_prefix(table, index, entry, same, rest, odd, room);
+            return below_prefix(index, entry, same, rest, room);
         }
         if !entry.identity
             && let Match::Below(_) = below(entry.tree(), path)
@@ -142,73 +172,42 @@ fn absolute(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Resu
             return Ok(Place { mount: Some(index), ..same });
         }
     }
-    if odd && paths::has_dotdot(path) { detour(table, same, path, room) } else { Ok(same) }
+    Ok(same)
 }
 
 fn below_prefix(
-    table: &Table,
     index: usize,
     entry: &Entry,
     same: Place,
     rest: &[u8],
-    odd: bool,
     room: &mut PathBuf,
 ) -> Result<Place, Errno> {
     if entry.identity {
         return Ok(Place { mount: Some(index), ..same });
     }
-    if odd
-        && paths::has_dotdot(rest)
-        && let Some(outside) = paths::climbs(rest)
-    {
-        return climb(table, entry, outside, room);
+    if paths::join(room, entry.tree(), rest).is_err() {
+        far_below(entry, same.path, rest, room)?;
     }
-    paths::join(room, entry.tree(), rest)?;
     Ok(Place { mount: Some(index), dirfd: CWD, path: room.c_str() })
 }
 
-/// A path that leaves a mount by `..` goes on from the directory that the logical prefix stands in.
+/// A path as long as the kernel takes, which is too long with the tree's name instead of the prefix: begun at a directory
+/// on its way.
 #[cold]
 #[inline(never)]
-fn climb(table: &Table, entry: &Entry, outside: &[u8], room: &mut PathBuf) -> Result<Place, Errno> {
-    let mut path = PathBuf::new();
-    let mut rest = outside;
-    let mut base = paths::parent(entry.prefix());
-    // Further `..` at once, which the kernel must not see: the tree's parent is not the prefix's.
-    loop {
-        paths::join(&mut path, base, if rest.is_empty() { b"/" } else { rest })?;
-        let next = table.mounts().filter(|(_, e)| !e.identity).find_map(|(index, e)| {
-            match paths::reaches(e.prefix(), path.bytes()) {
-                Match::Below(rest) => Some((index, e, rest)),
-                Match::Outside => None,
-            }
-        });
-        let Some((index, entry, below)) = next else {
-            room.clear();
-            room.push(path.bytes())?;
-            return Ok(Place { mount: None, dirfd: CWD, path: room.c_str() });
-        };
-        let Some(outside) = paths::climbs(below) else {
-            paths::join(room, entry.tree(), below)?;
-            return Ok(Place { mount: Some(index), dirfd: CWD, path: room.c_str() });
-        };
-        // `outside` is a tail of `rest`, so this ends.
-        let keep = outside.len().min(rest.len());
-        rest = rest.get(rest.len() - keep..).unwrap_or(&[]);
-        base = paths::parent(entry.prefix());
+fn far_below(entry: &Entry, path: *const c_char, rest: &[u8], room: &mut PathBuf) -> Result<(), Errno> {
+    let too_long = Errno::of(errno::ENAMETOOLONG);
+    // SAFETY: as in `at`, which got here with a path that leads somewhere.
+    if unsafe { CStr::from_ptr(path) }.count_bytes() >= sys::PATH_MAX {
+        return Err(too_long);
     }
-}
-
-/// An absolute path with `..` that no prefix begins: it may lead to one all the same.
-#[cold]
-#[inline(never)]
-fn detour(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Result<Place, Errno> {
-    for (index, entry) in table.mounts().filter(|(_, entry)| !entry.identity) {
-        if let Match::Below(rest) = paths::reaches(entry.prefix(), path) {
-            return below_prefix(table, index, entry, same, rest, true, room);
-        }
-    }
-    Ok(same)
+    let half = rest.get(..sys::PATH_MAX / 2).unwrap_or(rest);
+    let cut = half.iter().rposition(|byte| *byte == b'/').ok_or(too_long)?;
+    let (head, tail) = rest.split_at_checked(cut).ok_or(too_long)?;
+    paths::join(room, entry.tree(), head)?;
+    let flags = k::O_PATH | k::O_DIRECTORY | k::O_CLOEXEC;
+    let fd = sys::openat(CWD, room.c_str(), flags as c_int, 0)?;
+    room.start_at(fd as c_int, tail)
 }
 
 fn relative(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Result<Place, Errno> {
@@ -216,21 +215,23 @@ fn relative(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Resu
     match class {
         Class::In(index) => {
             let translated = table.get(index).is_some_and(|entry| !entry.identity);
-            if translated && paths::has_two_dots(path) && paths::climbs(path).is_some() {
-                return from_base(table, same, path, room);
+            if translated && paths::has_two_dots(path) && paths::has_dotdot(path) {
+                return detour::from_inside(table, index, same, path, room);
             }
             Ok(Place { mount: Some(index), ..same })
         }
-        Class::Above if table.translates && !path.is_empty() => from_base(table, same, path, room),
-        Class::Outside if table.translates && paths::has_two_dots(path) => from_base(table, same, path, room),
+        Class::Above if table.translates && !path.is_empty() => from_above(table, same, path, room),
+        Class::Outside if table.translates && paths::has_two_dots(path) && paths::has_dotdot(path) => {
+            detour::from_outside(table, same, path, room)
+        }
         _ => Ok(same),
     }
 }
 
-/// A relative path that may cross a mount's border: joined to where it starts from, and then looked at whole.
+/// A relative path from a directory above some prefix: joined to where it starts from, and then looked at whole.
 #[cold]
 #[inline(never)]
-fn from_base(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Result<Place, Errno> {
+fn from_above(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Result<Place, Errno> {
     let mut base_room = Bytes::new();
     let base = if same.dirfd == CWD {
         sys::getcwd(&mut base_room)
@@ -238,27 +239,12 @@ fn from_base(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Res
         sys::fd_path(same.dirfd, &mut base_room)
     };
     let Ok(base) = base else { return Ok(same) };
-    let class = Class::of(table, base);
     let mut whole = PathBuf::new();
-    match class {
-        Class::In(index) => {
-            let Some(entry) = table.get(index) else { return Ok(same) };
-            let Match::Below(rest) = paths::below(entry.tree(), base) else { return Ok(same) };
-            paths::join(&mut whole, rest, b"/")?;
-            whole.push(path)?;
-            if paths::climbs(whole.bytes()).is_none() {
-                // It stays in the mount: the kernel walks it best from where the app stands.
-                return Ok(Place { mount: Some(index), ..same });
-            }
-            paths::join(&mut whole, entry.prefix(), rest)?;
-        }
-        _ => whole.push(base)?,
-    }
-    whole.push(b"/")?;
+    paths::join(&mut whole, base, b"/")?;
     whole.push(path)?;
     let found = absolute(table, Place { mount: None, dirfd: CWD, path: same.path }, whole.bytes(), room)?;
     // Nothing was translated: it starts and ends outside.
-    if core::ptr::eq(found.path, room.c_str()) { Ok(found) } else { Ok(same) }
+    if core::ptr::eq(found.path, room.c_str()) { Ok(found) } else { Ok(Place { mount: found.mount, ..same }) }
 }
 
 /// As [`at`], but the path always stands in `room`: for those who must take it apart.
@@ -281,7 +267,7 @@ pub fn owned(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Pl
 #[inline(never)]
 pub fn entry(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Place, Errno> {
     let place = owned(dirfd, path, room)?;
-    let Some(table) = control::table().filter(|_| place.mount.is_none() && !path.is_null()) else {
+    let Some(table) = control::table().filter(|_| place.mount.is_none() && !sys::leads_nowhere(path)) else {
         return Ok(place);
     };
     if !core::ptr::eq(place.path, room.c_str()) {
@@ -311,7 +297,7 @@ pub fn entry(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Pl
 /// the mount of a file to which another name than one below the prefix leads.
 pub fn target(dirfd: c_int, path: *const c_char, follow: bool, room: &mut PathBuf) -> Result<Place, Errno> {
     let place = at(dirfd, path, room)?;
-    let Some(table) = control::table().filter(|_| place.mount.is_none() && !path.is_null()) else {
+    let Some(table) = control::table().filter(|_| place.mount.is_none() && !sys::leads_nowhere(path)) else {
         return Ok(place);
     };
     let mount = really(table, place.dirfd, place.path, follow);
@@ -321,20 +307,46 @@ pub fn target(dirfd: c_int, path: *const c_char, follow: bool, room: &mut PathBu
     Ok(Place { mount, ..place })
 }
 
-/// The mount that the kernel finds `path` in. One stat where nothing on that device is a tree.
-#[cold]
+/// The mount that the kernel finds `path` in. One look where nothing on that device is a tree, or where the same was
+/// found outside lately.
 #[inline(never)]
 fn really(table: &Table, dirfd: c_int, path: *const c_char, follow: bool) -> Option<usize> {
+    let now = outside::now(table);
     let nofollow = if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
     let stat = sys::stat_at(dirfd, path, nofollow).ok()?;
-    table.mounts().find(|(_, entry)| entry.dev == stat.st_dev)?;
+    let (device, _) = table.mounts().find(|(_, entry)| entry.dev == stat.st_dev)?;
+    if outside::is_known(device, stat.st_ino, now) {
+        None
+    } else {
+        ask(table, dirfd, path, follow, device, now)
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn ask(
+    table: &Table,
+    dirfd: c_int,
+    path: *const c_char,
+    follow: bool,
+    device: usize,
+    now: u16,
+) -> Option<usize> {
     let nofollow = if follow { 0 } else { k::O_NOFOLLOW };
     let fd = sys::openat(dirfd, path, (k::O_PATH | k::O_CLOEXEC | nofollow) as c_int, 0).ok()? as c_int;
     let mut bytes = Bytes::new();
     let class = sys::fd_path(fd, &mut bytes).map(|path| Class::of(table, path));
+    // What the descriptor leads to, and not what the name led to a moment before.
+    let stat = if matches!(class, Ok(Class::Outside | Class::Above)) { sys::fstat(fd).ok() } else { None };
     sys::close(fd);
-    match class {
-        Ok(Class::In(index)) => Some(index),
+    match (class, stat) {
+        (Ok(Class::In(index)), _) => Some(index),
+        // No /proc to ask, as in a chroot: too much told is better than too little.
+        (Err(_), _) => Some(device),
+        (_, Some(stat)) if table.get(device).is_some_and(|entry| entry.dev == stat.st_dev) => {
+            outside::remember(device, stat.st_ino, now);
+            None
+        }
         _ => None,
     }
 }
@@ -342,13 +354,42 @@ fn really(table: &Table, dirfd: c_int, path: *const c_char, follow: bool) -> Opt
 /// Turns a path that the kernel gave back round: one below a tree becomes one below its logical prefix, in `out`.
 /// `None` where the path is to stay as it is.
 pub fn turned<'o>(real: &[u8], out: &'o mut PathBuf) -> Option<&'o [u8]> {
-    let table = control::table()?;
-    for (_, entry) in table.mounts().filter(|(_, entry)| !entry.identity) {
-        // Byte for byte: what the kernel gives back is canonical, and anything else was written by someone.
-        if let Some(rest @ ([] | [b'/', ..])) = real.strip_prefix(entry.tree()) {
-            paths::join(out, entry.prefix(), rest).ok()?;
-            return Some(out.bytes());
+    let (prefix, rest) = turned_parts(real)?;
+    paths::join(out, prefix, rest).ok()?;
+    Some(out.bytes())
+}
+
+/// As [`turned`]: the logical prefix, and what of `real` is below it.
+pub fn turned_parts(real: &[u8]) -> Option<(&'static [u8], &[u8])> {
+    // Byte for byte: what the kernel gives back is canonical, and anything else was written by someone.
+    control::table()?.mounts().filter(|(_, entry)| !entry.identity).find_map(|(_, entry)| {
+        match paths::plainly_below(entry.tree(), real) {
+            Match::Below(rest) => Some((entry.prefix(), rest)),
+            Match::Outside => None,
         }
-    }
-    None
+    })
+}
+
+/// Turns a link's target that the app gives into what the kernel can follow. `None` where it is to stay as it is: it leads
+/// elsewhere, or is spelled in a way that would not be read back as it was written.
+pub fn real_target<'o>(target: &[u8], out: &'o mut PathBuf) -> Option<Result<&'o PathBuf, Errno>> {
+    let table = control::table()?;
+    table
+        .mounts()
+        .filter(|(_, entry)| !entry.identity)
+        .find_map(|(_, entry)| match paths::plainly_below(entry.prefix(), target) {
+            Match::Below(rest) => Some(paths::join(out, entry.tree(), rest)),
+            Match::Outside => None,
+        })
+        .map(|joined| joined.map(|()| &*out))
+}
+
+/// Whether a path, as it is given to the kernel, names the root of a mount by itself: that can be neither removed nor
+/// moved, as where a filesystem is mounted.
+pub fn is_root(path: &[u8]) -> bool {
+    let (_, end) = paths::last_component(path);
+    let path = path.get(..end).unwrap_or(path);
+    control::table().is_some_and(|table| {
+        table.mounts().any(|(_, entry)| path == entry.tree() || entry.identity && path == entry.prefix())
+    })
 }

@@ -27,8 +27,21 @@ impl Errno {
 /// What a system call answers: a non-negative word or an errno.
 pub type Answer = Result<usize, Errno>;
 
-/// What stat(2) fills in.
-pub type Stat = k::stat;
+/// What is asked about a file. Not its times: the kernel notes who has seen them, and the next change then pays for a
+/// finer clock (half a microsecond on Linux 6.13 and later).
+#[derive(Clone, Copy, Debug)]
+pub struct Stat {
+    /// Device, as stat(2) numbers it.
+    pub st_dev: u64,
+    /// Inode.
+    pub st_ino: u64,
+    /// Type and permissions.
+    pub st_mode: u32,
+    /// Names that it has.
+    pub st_nlink: u64,
+    /// Length in bytes.
+    pub st_size: i64,
+}
 
 /// Makes a system call with all six arguments.
 ///
@@ -96,6 +109,16 @@ pub fn openat(dirfd: c_int, path: *const c_char, flags: c_int, mode: u32) -> Ans
     call!(__NR_openat, dirfd, path, flags, mode)
 }
 
+/// Whether the effective user may run what `path` names.
+pub fn may_run(dirfd: c_int, path: *const c_char) -> Answer {
+    call!(__NR_faccessat2, dirfd, path, k::X_OK, k::AT_EACCESS)
+}
+
+/// pread(2).
+pub fn pread(fd: c_int, out: &mut [u8], offset: i64) -> Answer {
+    call!(__NR_pread64, fd, out.as_mut_ptr(), out.len(), offset)
+}
+
 /// openat2(2).
 pub fn openat2(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> Answer {
     call!(__NR_openat2, dirfd, path, how, size)
@@ -107,22 +130,54 @@ pub fn close(fd: c_int) {
     let _ = call!(__NR_close, fd);
 }
 
-/// newfstatat(2).
-#[inline(always)]
+/// What [`Stat`] holds of the file that `path` names, `flags` as those of fstatat(2).
+#[inline(never)]
 pub fn stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Errno> {
-    let mut stat = MaybeUninit::<Stat>::uninit();
-    call!(__NR_newfstatat, dirfd, path, stat.as_mut_ptr(), flags)?;
-    // SAFETY: the kernel has filled it.
-    Ok(unsafe { stat.assume_init() })
+    const MASK: u32 = k::STATX_TYPE | k::STATX_MODE | k::STATX_NLINK | k::STATX_INO | k::STATX_SIZE;
+    let mut out = MaybeUninit::<k::statx>::uninit();
+    match call!(__NR_statx, dirfd, path, flags, MASK, out.as_mut_ptr()) {
+        Ok(_) => {
+            // SAFETY: the kernel has filled it.
+            let out = unsafe { out.assume_init() };
+            let (major, minor) = (u64::from(out.stx_dev_major), u64::from(out.stx_dev_minor));
+            Ok(Stat {
+                st_dev: minor & 0xff | major << 8 | (minor & !0xff) << 12,
+                st_ino: out.stx_ino,
+                st_mode: u32::from(out.stx_mode),
+                st_nlink: u64::from(out.stx_nlink),
+                st_size: out.stx_size as i64,
+            })
+        }
+        // Filters that are older than the call forbid it.
+        Err(Errno(number)) if number as u32 == errno::ENOSYS || number as u32 == errno::EPERM => {
+            old_stat_at(dirfd, path, flags)
+        }
+        Err(errno) => Err(errno),
+    }
 }
 
-/// fstat(2).
-#[inline(always)]
-pub fn fstat(fd: c_int) -> Result<Stat, Errno> {
-    let mut stat = MaybeUninit::<Stat>::uninit();
-    call!(__NR_fstat, fd, stat.as_mut_ptr())?;
+#[cold]
+fn old_stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Errno> {
+    let mut out = MaybeUninit::<k::stat>::uninit();
+    call!(__NR_newfstatat, dirfd, path, out.as_mut_ptr(), flags)?;
     // SAFETY: the kernel has filled it.
-    Ok(unsafe { stat.assume_init() })
+    let out = unsafe { out.assume_init() };
+    Ok(Stat {
+        st_dev: out.st_dev,
+        st_ino: out.st_ino,
+        st_mode: out.st_mode,
+        st_nlink: out.st_nlink as _,
+        st_size: out.st_size,
+    })
+}
+
+/// What [`Stat`] holds of the file behind `fd`.
+pub fn fstat(fd: c_int) -> Result<Stat, Errno> {
+    if fd < 0 {
+        // With an empty path, AT_FDCWD is no descriptor but the working directory.
+        return Err(Errno::of(errno::EBADF));
+    }
+    stat_at(fd, c"".as_ptr(), k::AT_EMPTY_PATH)
 }
 
 /// Whether a stat is one of a regular file.
@@ -171,13 +226,37 @@ impl Bytes {
 pub struct PathBuf {
     bytes: Bytes,
     len: usize,
+    /// A descriptor that the path begins with, closed with it; negative where there is none.
+    start: c_int,
+}
+
+impl Drop for PathBuf {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.start >= 0 {
+            let_go(self.start);
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn let_go(fd: c_int) {
+    close(fd);
 }
 
 impl PathBuf {
     /// An empty path.
     #[inline(always)]
-    pub const fn new() -> Self {
-        Self { bytes: Bytes::new(), len: 0 }
+    pub fn new() -> Self {
+        let mut path = MaybeUninit::<Self>::uninit();
+        // Field by field: of a constant with room that is not initialised, the compiler makes a memset of all of it.
+        // SAFETY: the room need not be initialised, the length is.
+        unsafe {
+            (&raw mut (*path.as_mut_ptr()).len).write(0);
+            (&raw mut (*path.as_mut_ptr()).start).write(-1);
+            path.assume_init()
+        }
     }
 
     /// Forgets what it holds.
@@ -202,13 +281,30 @@ impl PathBuf {
         Ok(())
     }
 
-    /// Cuts it to `len` bytes where it is longer.
-    pub fn truncate(&mut self, len: usize) {
-        if len < self.len {
-            // SAFETY: within what `push` has filled.
-            unsafe { self.bytes.0.as_mut_ptr().cast::<u8>().add(len).write(0) };
-            self.len = len;
+    /// Makes it the path of a file below the directory `fd`, which is closed when this is dropped: `rest` begins with a
+    /// slash. Errors: as [`PathBuf::push`]; the descriptor is then closed, too.
+    pub fn start_at(&mut self, fd: c_int, rest: &[u8]) -> Result<(), Errno> {
+        let old = core::mem::replace(&mut self.start, fd);
+        if old >= 0 {
+            close(old);
         }
+        self.clear();
+        self.push(b"/proc/self/fd/")?;
+        let mut digits = [0_u8; 10];
+        let mut at = digits.len();
+        let mut left = fd;
+        loop {
+            at -= 1;
+            if let Some(digit) = digits.get_mut(at) {
+                *digit = b'0' + (left % 10) as u8;
+            }
+            left /= 10;
+            if left == 0 || at == 0 {
+                break;
+            }
+        }
+        self.push(digits.get(at..).unwrap_or(&[]))?;
+        self.push(rest)
     }
 
     /// Calls `f` with the first `at` bytes as a path of their own.
@@ -238,6 +334,14 @@ impl PathBuf {
     pub fn c_str(&self) -> *const c_char {
         if self.len == 0 { c"".as_ptr() } else { self.bytes.0.as_ptr().cast() }
     }
+}
+
+/// Whether a pointer is one of those that can lead nowhere: near NULL, or an error's number for one. The kernel answers it
+/// with EFAULT.
+#[inline(always)]
+pub fn leads_nowhere<T>(pointer: *const T) -> bool {
+    const PAGE: usize = 4096;
+    pointer.addr().wrapping_add(PAGE) < 2 * PAGE
 }
 
 /// mkdirat(2).
@@ -448,6 +552,32 @@ pub fn geteuid() -> u32 {
     call!(__NR_geteuid).unwrap_or(0) as u32
 }
 
+/// The size in bytes above which this process may not let a file grow.
+pub fn file_size_limit() -> u64 {
+    limits(k::RLIMIT_FSIZE).map_or(u64::MAX, |limits| limits.rlim_cur)
+}
+
+/// Lets this process have as many descriptors as it may let itself have.
+pub fn raise_descriptor_limit() {
+    if let Some(limits) = limits(k::RLIMIT_NOFILE) {
+        let most = k::rlimit64 { rlim_cur: limits.rlim_max, rlim_max: limits.rlim_max };
+        let _ = call!(__NR_prlimit64, 0, k::RLIMIT_NOFILE, &raw const most, 0);
+    }
+}
+
+fn limits(which: u32) -> Option<k::rlimit64> {
+    let mut out = MaybeUninit::<k::rlimit64>::uninit();
+    call!(__NR_prlimit64, 0, which, 0, out.as_mut_ptr()).ok()?;
+    // SAFETY: the kernel has filled it.
+    Some(unsafe { out.assume_init() })
+}
+
+/// Waits for the end of a child that tells nobody of it.
+pub fn reap(pid: i32) {
+    const WCLONE: u32 = 0x8000_0000;
+    while call!(__NR_wait4, pid, 0, WCLONE, 0) == Err(Errno::of(errno::EINTR)) {}
+}
+
 /// The calling thread's name.
 pub fn comm() -> [u8; 16] {
     const PR_GET_NAME: u32 = 16;
@@ -487,6 +617,10 @@ pub fn execveat(
 
 /// The name of a descriptor's link under /proc, NUL-terminated.
 pub fn fd_link(fd: c_int) -> [u8; 32] {
+    link(b"/proc/self/fd/", fd)
+}
+
+fn link(head: &[u8], fd: c_int) -> [u8; 32] {
     let mut name = [0u8; 32];
     let mut digits = [0u8; 10];
     let mut n = 0usize;
@@ -499,7 +633,7 @@ pub fn fd_link(fd: c_int) -> [u8; 32] {
             break;
         }
     }
-    let head = b"/proc/self/fd/".iter();
+    let head = head.iter();
     for (to, from) in name.iter_mut().zip(head.chain(digits.iter().take(n).rev())) {
         *to = *from;
     }
@@ -508,7 +642,8 @@ pub fn fd_link(fd: c_int) -> [u8; 32] {
 
 /// The path of a descriptor as the kernel names it.
 pub fn fd_path(fd: c_int, out: &mut Bytes) -> Result<&[u8], Errno> {
-    readlink_at(k::AT_FDCWD, fd_link(fd).as_ptr().cast(), out)
+    // A thread may have descriptors of its own; /proc/self shows those of the first one.
+    readlink_at(k::AT_FDCWD, link(b"/proc/thread-self/fd/", fd).as_ptr().cast(), out)
 }
 
 /// Takes the signals of `mask` out of the calling thread's mask.
@@ -526,4 +661,59 @@ pub fn dispatch_outside(start: usize, length: usize) -> Answer {
 /// prctl(2): no call of this thread does.
 pub fn dispatch_nothing() -> Answer {
     call!(__NR_prctl, PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn both_ways_to_ask_say_what_the_standard_library_says() {
+        for path in [c"/", c"/dev/null", c"/proc/self/exe"] {
+            let name = path.to_str().unwrap();
+            let expected = std::fs::metadata(name).unwrap();
+            for ask in [stat_at, old_stat_at] {
+                let found = ask(k::AT_FDCWD, path.as_ptr(), 0).unwrap();
+                assert_eq!(found.st_dev, expected.dev(), "{name}");
+                assert_eq!(found.st_ino, expected.ino(), "{name}");
+                assert_eq!(found.st_mode, expected.mode(), "{name}");
+                assert_eq!(found.st_nlink, expected.nlink(), "{name}");
+                assert_eq!(found.st_size as u64, expected.size(), "{name}");
+            }
+        }
+        assert_eq!(fstat(-1).unwrap_err(), Errno::of(errno::EBADF));
+        assert_eq!(fstat(k::AT_FDCWD).unwrap_err(), Errno::of(errno::EBADF));
+    }
+
+    #[test]
+    fn room_is_filled_to_its_end_and_no_further() {
+        let mut path = PathBuf::new();
+        assert_eq!(path.bytes(), b"");
+        path.push(&[b'a'; PATH_MAX - 1]).unwrap();
+        assert_eq!(path.push(b"b"), Err(Errno::of(errno::ENAMETOOLONG)));
+        assert_eq!(path.bytes().len(), PATH_MAX - 1);
+    }
+
+    #[test]
+    fn a_path_that_starts_at_a_directory_closes_it() {
+        let root = openat(k::AT_FDCWD, c"/".as_ptr(), k::O_PATH as c_int, 0).unwrap() as c_int;
+        let mut path = PathBuf::new();
+        path.start_at(root, b"/proc/self/exe").unwrap();
+        assert_eq!(path.bytes(), format!("/proc/self/fd/{root}/proc/self/exe").as_bytes());
+        let found = stat_at(k::AT_FDCWD, path.c_str(), 0).unwrap();
+        assert_eq!(found.st_ino, std::fs::metadata("/proc/self/exe").unwrap().ino());
+        drop(path);
+        // Another test may have the number by now, for something else than the root directory.
+        let now = std::fs::read_link(format!("/proc/self/fd/{root}"));
+        assert!(now.is_err() || now.is_ok_and(|path| path != std::path::Path::new("/")));
+    }
+
+    #[test]
+    fn what_leads_nowhere_is_left_to_the_kernel() {
+        let nowhere = [0, 8, 4095, usize::MAX, usize::MAX - 4094];
+        assert!(nowhere.iter().all(|at| leads_nowhere(core::ptr::without_provenance::<u8>(*at))));
+        assert!(!leads_nowhere(c"".as_ptr()) && !leads_nowhere(core::ptr::without_provenance::<u8>(4096)));
+    }
 }

@@ -12,5 +12,8 @@ pub mod node;
 pub mod programs;
 pub mod proxy;
 pub mod s3;
+pub mod strace;
+pub mod suites;
 pub mod tree;
+pub mod ways;
 pub mod writer;

@@ -4,14 +4,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 
 /// Where programs are looked for; nothing below a home directory, which ordinary users may not enter.
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Packages that hold a program of another name, as Debian has them.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 12] = [
     ("gcc", "build-essential"),
+    ("musl-gcc", "musl-tools"),
+    ("java", "default-jdk-headless"),
+    ("javac", "default-jdk-headless"),
+    ("awk", "mawk"),
     ("make", "build-essential"),
     ("cc", "build-essential"),
     ("node", "nodejs"),
@@ -24,6 +27,9 @@ const PACKAGES: [(&str, &str); 8] = [
 /// Fails the test, saying what to install, unless `program` is there. A test never passes by not running.
 #[track_caller]
 pub fn require(program: &str) {
+    if program.starts_with('/') && Path::new(program).exists() {
+        return;
+    }
     if PATH.split(':').any(|folder| Path::new(folder).join(program).exists()) {
         return;
     }
@@ -45,26 +51,109 @@ pub fn cache_dir() -> PathBuf {
     target
 }
 
+/// What a program of ours is written in, and for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Language {
+    /// C, on this machine's libc.
+    C,
+    /// C, on musl, as a dynamic program.
+    MuslC,
+    /// C, without a loader.
+    StaticC,
+    /// C, as a library.
+    SharedC,
+    /// C++.
+    Cpp,
+    /// Rust, by std alone.
+    Rust,
+    /// Java; a folder of classes.
+    Java,
+}
+
+impl Language {
+    /// The compiler and its arguments before the name of what it is to write.
+    fn command(self) -> (&'static str, &'static [&'static str]) {
+        const C: [&str; 7] = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"];
+        match self {
+            Self::C => ("cc", &C),
+            Self::MuslC => ("musl-gcc", &C),
+            Self::StaticC => ("cc", &["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static", "-o"]),
+            Self::SharedC => {
+                ("cc", &["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
+            }
+            Self::Cpp => ("g++", &["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]),
+            Self::Rust => ("rustc", &["--edition", "2024", "-C", "debuginfo=0", "-D", "warnings", "-o"]),
+            Self::Java => ("javac", &["-d"]),
+        }
+    }
+}
+
 /// Compiles `tests/programs/NAME.c` unless that is done already, and returns the program.
 #[track_caller]
 pub fn compiled(name: &str) -> PathBuf {
-    static LOCK: Mutex<()> = Mutex::new(());
-    let _guard = LOCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    require("cc");
-    let source = crate_dir().join("programs").join(name).with_extension("c");
-    let text = fs::read(&source).unwrap_or_else(|error| panic!("{source:?}: {error}"));
+    built(Language::C, &crate_dir().join("programs").join(name).with_extension("c"))
+}
+
+/// Compiles `source` unless that is done already, and returns the program.
+#[track_caller]
+pub fn built(language: Language, source: &Path) -> PathBuf {
+    let (compiler, flags) = language.command();
+    if language != Language::Rust {
+        require(compiler);
+    }
+    let text = fs::read(source).unwrap_or_else(|error| panic!("{source:?}: {error}"));
+    let name = source.file_stem().expect("a source has a name").to_string_lossy();
+    once(&format!("{name}-{language:?}"), &text, |fresh| {
+        let output = Command::new(compiler).args(flags).arg(fresh).arg(source).output();
+        let output = output.unwrap_or_else(|error| panic!("{compiler} does not run: {error}"));
+        assert!(
+            output.status.success(),
+            "{compiler} {source:?}:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    })
+}
+
+/// The program in `tests/programs/rustix`, making its system calls through libc or by itself.
+#[track_caller]
+pub fn rustix(through_libc: bool) -> PathBuf {
+    let folder = crate_dir().join("programs/rustix");
+    let read = |name: &str| fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let text = [read("Cargo.toml"), read("Cargo.lock"), read("src/main.rs")].concat();
+    let (name, flags) =
+        if through_libc { ("rustix-libc", "--cfg=rustix_use_libc") } else { ("rustix-raw", "") };
+    once(name, &text, |fresh| {
+        let target = cache_dir().join(format!("build-{name}"));
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--quiet", "--locked", "--manifest-path"]).arg(folder.join("Cargo.toml"));
+        // Flags of its own, and not those of the build that runs the tests.
+        cargo.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", flags).env("CARGO_TARGET_DIR", &target);
+        let output = cargo.output().expect("cargo runs");
+        assert!(
+            output.status.success(),
+            "cargo build {folder:?}:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        fs::copy(target.join("debug/rustix-files"), fresh).expect("it was just built");
+    })
+}
+
+/// What `make` makes of `source` at the place it is given, made once and kept.
+#[track_caller]
+fn once(name: &str, source: &[u8], make: impl FnOnce(&Path)) -> PathBuf {
     // Named by its content, so that an old one is never run, and moved into place, so that a half one is not.
-    let hash = blake3::hash(&text).to_hex();
-    let program = cache_dir().join(format!("{name}-{}", &hash[..16]));
-    if program.exists() {
-        return program;
+    let hash = blake3::hash(source).to_hex();
+    let made = cache_dir().join(format!("{name}-{}", &hash[..16]));
+    // Tests are threads or processes, as the runner likes it: such a lock holds for both.
+    let lock = fs::File::create(cache_dir().join(format!("{name}.lock"))).expect("the folder is writable");
+    lock.lock().expect("a file of ours can be locked");
+    if made.exists() {
+        return made;
     }
     let fresh = cache_dir().join(format!("{name}.{}", std::process::id()));
-    let flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"];
-    let output = Command::new("cc").args(flags).arg(&fresh).arg(&source).output().expect("cc runs");
-    assert!(output.status.success(), "cc {source:?}:\n{}", String::from_utf8_lossy(&output.stderr));
-    fs::rename(&fresh, &program).expect("the same folder");
-    program
+    make(&fresh);
+    fs::rename(&fresh, &made).expect("the same folder");
+    made
 }
 
 /// A number from the environment, for tests that can be made longer than CI wants them.

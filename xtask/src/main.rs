@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod lint;
 mod run;
+mod suite;
 mod test;
 mod workspace;
 
@@ -23,6 +24,8 @@ enum Command {
     Test(test::Arguments),
     /// Check formatting, lints and tidiness.
     Lint,
+    /// Run other people's test suites, natively and in volumes.
+    Suite(suite::Arguments),
     /// Measure.
     Bench(bench::Arguments),
 }
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::main(&arguments),
         Command::Test(arguments) => test::main(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Lint => lint::main().map(|()| ExitCode::SUCCESS),
+        Command::Suite(arguments) => suite::main(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::main(&arguments).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

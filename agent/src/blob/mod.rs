@@ -10,6 +10,7 @@ mod store;
 
 use bytes::Bytes;
 use std::ops::Range;
+use std::path::Path;
 
 pub use self::runtime::runtime;
 pub(crate) use self::store::condense;
@@ -44,4 +45,9 @@ pub trait Blob: Send + Sync {
 
     /// Deletes a pack; one that is not there is no error.
     fn delete(&self, id: &PackId) -> Result<()>;
+
+    /// The local directory that the backend is, where it is one: its filesystem bounds the volume.
+    fn directory(&self) -> Option<&Path> {
+        None
+    }
 }

@@ -2,6 +2,7 @@
 //! pack.
 
 use std::ops::Range;
+use std::path::Path as FilePath;
 
 use bytes::Bytes;
 use object_store::path::Path;
@@ -76,6 +77,10 @@ impl Blob for Store {
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(self.failure("delete", &path, &error)),
         }
+    }
+
+    fn directory(&self) -> Option<&FilePath> {
+        Self::directory(self)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use storeshim_protocol::MountState;
+use storeshim_protocol::{MountState, Space};
 
 use super::ports::{Engine, EngineFactory, NewMount, OpenError, PendingVolume, SessionPort, SharedSink};
 use super::{Mounts, MountsError};
@@ -51,6 +51,10 @@ impl SessionPort for Sessions {
 
     fn set_throttle(&self, mount: usize, throttle: u32) {
         Sessions::set_throttle(self, mount, throttle);
+    }
+
+    fn set_space(&self, mount: usize, space: &Space) {
+        Sessions::set_space(self, mount, space);
     }
 
     fn freeze<'a>(&'a self, mount: usize, sink: &mut dyn IntentSink) -> Box<dyn Frozen + 'a> {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::*;
 use crate::session::{IntentSink, Reply, SessionInfo};
 use crate::volume::{Frozen, Gatekeeper};
-use storeshim_protocol::Intent;
+use storeshim_protocol::{Intent, Space};
 
 /// A mount with the default settings.
 pub fn mount(prefix: &str, url: &str) -> Mount {
@@ -82,6 +82,8 @@ impl SessionPort for FakeSessions {
     fn set_complete(&self, _: usize, _: bool) {}
 
     fn set_throttle(&self, _: usize, _: u32) {}
+
+    fn set_space(&self, _: usize, _: &Space) {}
 
     fn freeze<'a>(&'a self, _: usize, _: &mut dyn IntentSink) -> Box<dyn Frozen + 'a> {
         Box::new(Thawed)

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use storeshim_protocol::MountState;
+use storeshim_protocol::{MountState, Space};
 
 use super::ports::SessionPort;
 use super::router::Router;
@@ -47,5 +47,9 @@ impl Gatekeeper for MountGate {
 
     fn set_throttle(&self, throttle: u32) {
         self.sessions.set_throttle(self.index, throttle);
+    }
+
+    fn set_space(&self, space: &Space) {
+        self.sessions.set_space(self.index, space);
     }
 }

@@ -8,7 +8,7 @@ mod ports;
 mod router;
 mod status;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use storeshim_protocol::MountState;
 
 use crate::config::{Age, Bytes, Config, Mount};
 use crate::session::RequestSink;
-use crate::volume::{Durability, VolumeError, VolumeOptions, VolumeStatus};
+use crate::volume::{Durability, Neighbours, VolumeError, VolumeOptions, VolumeStatus};
 pub use bind::open;
 use gate::MountGate;
 use place::Place;
@@ -116,8 +116,10 @@ impl Mounts {
         let router = Arc::new(Router::default());
         let sessions = start_sessions(&config.run_dir, router.clone()).map_err(MountsError::Unusable)?;
         let mut mounts = Vec::new();
+        let neighbours = Arc::new(Neighbours::default());
         for mount in &config.mounts {
-            let one = OneMount::prepare(mount, config, &*sessions, factory).map_err(MountsError::Unusable)?;
+            let one = OneMount::prepare(mount, config, &*sessions, factory, &neighbours)
+                .map_err(MountsError::Unusable)?;
             mounts.push(Arc::new(one));
         }
         let served: Vec<usize> = mounts.iter().map(|one| one.index).collect();
@@ -306,13 +308,16 @@ impl OneMount {
         config: &Config,
         sessions: &dyn SessionPort,
         factory: &dyn EngineFactory,
+        neighbours: &Arc<Neighbours>,
     ) -> Result<Self, String> {
         let place = Place::take(mount, &config.state_dir)?;
+        neighbours.add(&place.tree, Path::new(&mount.prefix));
         let pending = factory.prepare(
             mount,
             VolumeOptions {
                 tree: place.tree.clone(),
                 prefix: mount.prefix.clone().into(),
+                neighbours: neighbours.clone(),
                 state: place.volume.clone(),
                 durability: mount.durability,
                 max_lag: mount.max_lag,

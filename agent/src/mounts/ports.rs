@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use storeshim_protocol::MountState;
+use storeshim_protocol::{MountState, Space};
 
 use crate::config;
 use crate::session::{IntentSink, Reply, SessionInfo};
@@ -42,6 +42,8 @@ pub trait SessionPort: Send + Sync {
     fn set_complete(&self, mount: usize, complete: bool);
     /// Shows 0, `THROTTLE_SLOW` or `THROTTLE_BLOCK`.
     fn set_throttle(&self, mount: usize, throttle: u32);
+    /// Shows what the volume offers.
+    fn set_space(&self, mount: usize, space: &Space);
     /// See [`Gatekeeper::freeze`].
     fn freeze<'a>(&'a self, mount: usize, sink: &mut dyn IntentSink) -> Box<dyn Frozen + 'a>;
     /// See [`Gatekeeper::drain`].

@@ -36,13 +36,14 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use storeshim_protocol::control::FLAG_COMPLETE;
 use storeshim_protocol::request::Request;
-use storeshim_protocol::{Intent, Mount, MountState};
+use storeshim_protocol::{Intent, Mount, MountState, Space};
 
 use self::discover::Discovery;
 pub use self::error::SessionError;
 pub use self::freeze::Freeze;
 use self::mount_table::retire_unclaimed;
 use self::run_dir::RunDir;
+pub use self::run_dir::heartbeat_age;
 use self::shared::Shared;
 use self::table::Table;
 
@@ -185,6 +186,13 @@ impl Sessions {
             && mount.throttle.swap(throttle, Ordering::Release) != throttle
         {
             sys::futex_wake_all(&mount.throttle);
+        }
+    }
+
+    /// Shows clients what the volume offers.
+    pub fn set_space(&self, mount: usize, space: &Space) {
+        if let Some(mount) = self.mount(mount) {
+            mount.set_space(space);
         }
     }
 

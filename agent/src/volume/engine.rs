@@ -32,6 +32,8 @@ const CROWD_MAX: u64 = 2 * CROWD;
 /// Metadata operations on their way, from which no cut is made for its age: their memory is bounded, too.
 const OPERATIONS_MAX: u64 = 100_000;
 /// How often the engine looks at the dirty set's age and size.
+/// Between two looks at what the volume offers.
+const SPACE_INTERVAL: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(25);
 
 enum Command {
@@ -66,7 +68,7 @@ struct Threads {
     engine: JoinHandle<()>,
     /// The helpers end when this is dropped.
     end: Sender<()>,
-    helpers: [JoinHandle<()>; 2],
+    helpers: [JoinHandle<()>; 3],
 }
 
 impl Volume {
@@ -110,10 +112,11 @@ impl Volume {
         }
         // What programs did while no agent looked: found by the first cut, which no barrier can overtake.
         sink.lock().unwrap_or_else(PoisonError::into_inner).look_everywhere("the agent has started");
+        shared.show_space(blob.directory());
         shared.set_ready();
         shared.gate().set_complete(true);
         shared.gate().set_state(MountState::Ready);
-        let (end, helpers) = engine.start_helpers(commands.clone()).map_err(threads)?;
+        let (end, helpers) = engine.start_helpers(&blob, commands.clone()).map_err(threads)?;
         let thread = std::thread::Builder::new()
             .name("volume".into())
             .spawn(move || engine.run(&inbox, &blob))
@@ -324,12 +327,16 @@ impl Engine {
         suspicious
     }
 
-    /// Starts the auditor and the throttle. They end when the returned sender is dropped.
-    fn start_helpers(&self, commands: Sender<Command>) -> std::io::Result<(Sender<()>, [JoinHandle<()>; 2])> {
+    /// Starts the auditor, the throttle and what shows the space that is left. They end when the returned sender is dropped.
+    fn start_helpers(
+        &self,
+        blob: &Arc<dyn Blob>,
+        commands: Sender<Command>,
+    ) -> std::io::Result<(Sender<()>, [JoinHandle<()>; 3])> {
         let (end, ended) = bounded::<()>(0);
         let (index, tree, shared) =
             (Arc::clone(&self.index), Arc::clone(&self.tree), Arc::clone(&self.shared));
-        let (interval, ended_too) = (self.options.audit_interval, ended.clone());
+        let (interval, ended_too, ended_last) = (self.options.audit_interval, ended.clone(), ended.clone());
         let auditor = std::thread::Builder::new()
             .name("audit".into())
             .spawn(move || audit_in_background(&index, &tree, &shared, interval, &ended, &commands))?;
@@ -345,7 +352,14 @@ impl Engine {
             }
             shared.gate().set_throttle(0);
         })?;
-        Ok((end, [auditor, throttle]))
+        // A thread of its own, since a directory on a network may take its time to answer.
+        let (shared, blob) = (Arc::clone(&self.shared), Arc::clone(blob));
+        let space = std::thread::Builder::new().name("space".into()).spawn(move || {
+            while !is_over(&ended_last, SPACE_INTERVAL) {
+                shared.show_space(blob.directory());
+            }
+        })?;
+        Ok((end, [auditor, throttle, space]))
     }
 
     /// Takes in the files that were there before the volume was.

@@ -60,7 +60,10 @@ pub struct Look<'a> {
     /// What could not be looked at.
     pub trouble: Vec<Trouble>,
     added_links: HashMap<u64, BTreeSet<(u64, Vec<u8>)>>,
+    /// Paths of directories; with one, those of all above it.
     dir_paths: HashMap<u64, Vec<u8>>,
+    /// Have no path, as long as no name changes.
+    gone: HashSet<u64>,
     next_inode: u64,
     /// Past this, a look in a freeze gives up.
     pub deadline: Option<Instant>,
@@ -69,6 +72,8 @@ pub struct Look<'a> {
     ids: HashMap<u64, FileId>,
     /// Were not to be found where they were looked for: what was told of them is still to be looked at.
     missed: HashSet<u64>,
+    /// Names that intents meant by naming a symbolic link to them, by directory.
+    through: HashSet<(u64, Box<[u8]>)>,
     first_new: u64,
 }
 
@@ -103,11 +108,13 @@ impl<'a> Look<'a> {
             trouble: Vec::new(),
             added_links: HashMap::new(),
             dir_paths: HashMap::new(),
+            gone: HashSet::new(),
             next_inode,
             deadline: None,
             shallow: false,
             ids: HashMap::new(),
             missed: HashSet::new(),
+            through: HashSet::new(),
             first_new: next_inode,
         })
     }
@@ -195,6 +202,43 @@ impl<'a> Look<'a> {
         Ok(found)
     }
 
+    /// Whether an inode was found otherwise than the index has it.
+    pub fn differs(&self, inode: u64) -> std::result::Result<bool, VolumeError> {
+        let Some(looked) = self.inodes.get(&inode) else { return Ok(false) };
+        let as_seen = |before: Seen| Seen { racy: looked.seen.racy, ..before } == looked.seen;
+        Ok(!looked.edits.is_empty() || !self.cx.index.seen(inode)?.is_some_and(as_seen))
+    }
+
+    /// The inodes that an entry of a directory stands for, before this look and after it.
+    pub fn behind(
+        &self,
+        dir: u64,
+        name: &[u8],
+    ) -> std::result::Result<impl Iterator<Item = u64> + use<>, VolumeError> {
+        let before = self.cx.index.child(dir, name)?;
+        let after = self.dentries.get(&(dir, name.to_vec())).copied().flatten();
+        Ok(before.into_iter().chain(after))
+    }
+
+    /// As [`Look::behind`], for all entries of a directory.
+    pub fn all_behind(&self, dir: u64) -> std::result::Result<HashSet<u64>, VolumeError> {
+        let mut inodes: HashSet<u64> =
+            self.cx.index.children(dir)?.into_iter().map(|(_, child)| child).collect();
+        let of_dir = self.dentries.range((dir, Vec::new())..).take_while(|((d, _), _)| *d == dir);
+        inodes.extend(of_dir.filter_map(|(_, child)| *child));
+        Ok(inodes)
+    }
+
+    /// Whether an intent meant this entry by naming a symbolic link to it.
+    pub fn was_meant(&self, dir: u64, name: &[u8]) -> bool {
+        self.through.contains(&(dir, name.into()))
+    }
+
+    /// Whether an intent meant some entry of this directory by naming a symbolic link to it.
+    pub fn was_meant_in(&self, dir: u64) -> bool {
+        self.through.iter().any(|(parent, _)| *parent == dir)
+    }
+
     /// The volume inode behind a kernel inode, new ones of this look included.
     pub fn known(&self, kino: u64) -> std::result::Result<Option<u64>, VolumeError> {
         if let Some(kernel) = self.kernel.get(&kino) {
@@ -271,8 +315,9 @@ impl<'a> Look<'a> {
                         dirty.untold = true;
                     }
                 }
-                for name in gone.into_keys() {
+                for (name, child) in gone {
                     self.set_dentry(dir, &name, None)?;
+                    self.look_at_the_rest(Some(child), todo)?;
                 }
             }
         }
@@ -284,10 +329,16 @@ impl<'a> Look<'a> {
     fn look_name(&mut self, dir: u64, fd: BorrowedFd<'_>, name: &[u8], todo: &mut Todo) -> Result<()> {
         let stat = self.cx.tree.stat_at(fd, name)?;
         let stat = stat.filter(|_| dir != ROOT_INODE || name != LOST_AND_FOUND);
-        let Some(stat) = stat else { return self.set_dentry(dir, name, None) };
-        let (inode, new) = self.inode_of(&stat)?;
         let was = self.child(dir, name)?;
+        let Some(stat) = stat else {
+            self.set_dentry(dir, name, None)?;
+            return self.look_at_the_rest(was, todo);
+        };
+        let (inode, new) = self.inode_of(&stat)?;
         self.set_dentry(dir, name, Some(inode))?;
+        if was != Some(inode) {
+            self.look_at_the_rest(was, todo)?;
+        }
         if new {
             todo.inodes.entry(inode).or_default();
             if stat.is_dir() && !self.shallow {
@@ -307,6 +358,16 @@ impl<'a> Look<'a> {
         Ok(())
     }
 
+    /// A file that has lost a name and has others: its times have changed with its link count.
+    fn look_at_the_rest(&mut self, inode: Option<u64>, todo: &mut Todo) -> Result<()> {
+        if let Some(inode) = inode
+            && !self.links_of(inode)?.is_empty()
+        {
+            todo.inodes.entry(inode).or_default();
+        }
+        Ok(())
+    }
+
     /// An intent that names a link which has not changed may mean the file that was created through it.
     fn through_symlink(&mut self, dir: u64, fd: BorrowedFd<'_>, name: &[u8], todo: &mut Todo) -> Result<()> {
         let target = self.cx.tree.to_physical(&self.cx.tree.read_link(fd, name)?);
@@ -322,9 +383,12 @@ impl<'a> Look<'a> {
             cut.map_or((&[][..], &path[..]), |at| (&path[..at], path.get(at + 1..).unwrap_or(&[])));
         if let Some(parent) = self.cx.tree.open_dir(parent)?
             && let Some(parent) = self.known(self.cx.tree.stat(parent.as_fd())?.id.ino)?
-            && self.child(parent, last)?.is_none()
+            && self.cx.index.child(parent, last)?.is_none()
         {
-            todo.dirs.push((parent, Names::Some(HashSet::from([last.into()]))));
+            self.through.insert((parent, last.into()));
+            if self.child(parent, last)?.is_none() {
+                todo.dirs.push((parent, Names::Some(HashSet::from([last.into()]))));
+            }
         }
         Ok(())
     }
@@ -341,9 +405,7 @@ impl<'a> Look<'a> {
 
     /// Looks at one inode and takes over what has changed; whether anything had.
     fn look_inode(&mut self, inode: u64, dirty: &DirtyInode, sink: &mut dyn PieceSink) -> Result<bool> {
-        if self.deadline.is_some_and(|d| Instant::now() > d) {
-            return Err(CaptureError::TooMuch);
-        }
+        self.in_time()?;
         let mut dirty = dirty.clone();
         dirty.untold |= self.missed.remove(&inode);
         let Some(path) = self.path_of(inode)? else {
@@ -569,8 +631,11 @@ impl<'a> Look<'a> {
             if let Some(links) = self.added_links.get_mut(&old) {
                 links.remove(&(dir, name.to_vec()));
             }
-            self.dir_paths.clear();
+            if self.dir_paths.contains_key(&old) {
+                self.dir_paths.clear();
+            }
         }
+        self.gone.clear();
         if let Some(child) = child {
             self.added_links.entry(child).or_default().insert((dir, name.to_vec()));
         }
@@ -593,40 +658,46 @@ impl<'a> Look<'a> {
         Ok(links)
     }
 
-    /// A path of the inode from the root; `None` where no name of it is left.
+    /// A path of the inode from the root; `None` where no name of it is left. What the way up has shown is remembered: of
+    /// a tree that was deleted, every directory is asked for, many times over.
     fn path_of(&mut self, inode: u64) -> Result<Option<Vec<u8>>> {
-        let mut parts: Vec<Vec<u8>> = Vec::new();
+        let mut way: Vec<(u64, Vec<u8>)> = Vec::new();
         let mut at = inode;
-        let mut head = Vec::new();
-        while at != ROOT_INODE {
+        let mut path = loop {
+            if at == ROOT_INODE {
+                break Vec::new();
+            }
             if at != inode
                 && let Some(path) = self.dir_paths.get(&at)
             {
-                head.clone_from(path);
-                break;
+                break path.clone();
             }
             // A cycle can only come from renames that were not told, looked at half way.
-            if parts.len() > 8192 {
+            let link = if self.gone.contains(&at) || way.len() > 8192 {
+                None
+            } else {
+                self.links_of(at)?.pop_first()
+            };
+            let Some((dir, name)) = link else {
+                self.gone.insert(at);
+                self.gone.extend(way.iter().map(|(below, _)| *below));
                 return Ok(None);
-            }
-            let Some((dir, name)) = self.links_of(at)?.pop_first() else { return Ok(None) };
-            parts.push(name);
+            };
+            way.push((at, name));
             at = dir;
-        }
-        let name = if parts.is_empty() { None } else { Some(parts.remove(0)) };
-        let mut path = head;
-        for part in parts.iter().rev() {
-            path = join(&path, part);
-        }
-        Ok(Some(match name {
-            Some(name) => {
-                if let Some(parent) = self.links_of(inode)?.pop_first() {
-                    self.dir_paths.insert(parent.0, path.clone());
-                }
-                join(&path, &name)
+        };
+        while let Some((at, name)) = way.pop() {
+            path = join(&path, &name);
+            if at != inode {
+                self.dir_paths.insert(at, path.clone());
             }
-            None => path,
-        }))
+        }
+        Ok(Some(path))
+    }
+
+    /// A freeze that looks for too long is given up.
+    fn in_time(&self) -> Result<()> {
+        if self.deadline.is_some_and(|d| Instant::now() > d) { Err(CaptureError::TooMuch) } else { Ok(()) }
     }
 
     fn open_dir(&mut self, dir: u64) -> Result<Option<OwnedFd>> {
@@ -665,11 +736,7 @@ impl Before for Known<'_, '_> {
     }
 
     fn in_time(&self) -> Result<()> {
-        if self.look.deadline.is_some_and(|d| Instant::now() > d) {
-            Err(CaptureError::TooMuch)
-        } else {
-            Ok(())
-        }
+        self.look.in_time()
     }
 }
 

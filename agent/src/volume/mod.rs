@@ -19,6 +19,7 @@ mod look;
 mod open;
 mod plan;
 mod restore;
+mod space;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -28,11 +29,12 @@ pub use dirty::DirtySet;
 pub use engine::Volume;
 pub use status::Shared;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use storeshim_protocol::MountState;
+use storeshim_protocol::{MountState, Space};
 
 use crate::session::IntentSink;
 
@@ -51,6 +53,8 @@ pub trait Gatekeeper: Send + Sync {
     fn set_complete(&self, complete: bool);
     /// 0, `THROTTLE_SLOW` or `THROTTLE_BLOCK`.
     fn set_throttle(&self, throttle: u32);
+    /// Shows clients what the volume offers (statfs(2)).
+    fn set_space(&self, space: &Space);
 }
 
 /// A closed gate.
@@ -69,6 +73,25 @@ pub enum Durability {
     Local,
 }
 
+/// Trees and the prefixes under which apps see them: of all mounts of an agent, since a link in one may lead into another.
+#[derive(Debug, Default)]
+pub struct Neighbours(Mutex<Vec<(PathBuf, PathBuf)>>);
+
+impl Neighbours {
+    /// Adds the mount of `tree` at `prefix`.
+    pub fn add(&self, tree: &Path, prefix: &Path) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((tree.to_path_buf(), prefix.to_path_buf()));
+    }
+
+    /// Tree and prefix of each.
+    pub fn list(&self) -> Vec<(PathBuf, PathBuf)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// Settings of the engine.
 #[derive(Clone, Debug)]
 pub struct VolumeOptions {
@@ -76,6 +99,8 @@ pub struct VolumeOptions {
     pub tree: PathBuf,
     /// Logical prefix under which apps see it.
     pub prefix: PathBuf,
+    /// The mounts of the same agent, this one among them.
+    pub neighbours: Arc<Neighbours>,
     /// Directory of the index and other state of this mount; must exist, private to the agent.
     pub state: PathBuf,
     /// When fsync returns.

@@ -53,7 +53,8 @@ pub fn open(options: &VolumeOptions, meta: &dyn Meta, blob: &dyn Blob, shared: &
         Some(value) => Some(records::decode(&key::head(), &value)?),
         None => None,
     };
-    let tree = Tree::open(&options.tree, &options.prefix).map_err(|e| disk(&options.tree, &e))?;
+    let tree = Tree::open(&options.tree, &options.prefix, &options.neighbours.list())
+        .map_err(|e| disk(&options.tree, &e))?;
     let index = Index::open(&options.state.join("index"))?;
     let boot_id = boot_id();
     let verdict = judge(options, &index, &tree, volume_id, head, &boot_id)?;

@@ -1,6 +1,7 @@
 //! What a volume shows of itself, and whether it has failed: shared by its threads. It must not decide anything.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use std::sync::Mutex as StdMutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use storeshim_protocol::MountState;
 use storeshim_protocol::control::{THROTTLE_BLOCK, THROTTLE_SLOW};
 
-use super::{Gatekeeper, Progress, VolumeError, VolumeStatus};
+use super::{Gatekeeper, Progress, VolumeError, VolumeStatus, space};
 
 /// A lock whose holder cannot leave it poisoned in a way that matters: panics end the process.
 pub struct Mutex<T>(StdMutex<T>);
@@ -108,6 +109,13 @@ impl Shared {
             });
             *failure = Some(error);
         }
+    }
+
+    /// Shows clients what the volume offers on a backend that is `directory`, or is none.
+    pub fn show_space(&self, directory: Option<&Path>) {
+        let bytes = self.bytes.load(Ordering::Relaxed).max(0) as u64;
+        let files = self.files.load(Ordering::Relaxed).max(0) as u64;
+        self.gate.set_space(&space::of_volume(bytes, files, directory.and_then(space::of_directory)));
     }
 
     /// The tree may be used.

@@ -23,6 +23,7 @@ type AtThaw = Arc<Mutex<Vec<Box<dyn FnOnce() + Send>>>>;
 #[derive(Default)]
 struct OpenGate {
     state: AtomicU32,
+    space: Mutex<Space>,
     at_thaw: AtThaw,
 }
 
@@ -54,6 +55,9 @@ impl Gatekeeper for OpenGate {
     }
     fn set_complete(&self, _: bool) {}
     fn set_throttle(&self, _: u32) {}
+    fn set_space(&self, space: &Space) {
+        *self.space.lock().unwrap() = *space;
+    }
 }
 
 struct Answer(crossbeam::channel::Sender<i32>);
@@ -89,6 +93,7 @@ impl Node {
         let options = VolumeOptions {
             tree: self.tree(),
             prefix: "/storage".into(),
+            neighbours: Arc::default(),
             state: self.dir.path().join("state"),
             durability: Durability::Remote,
             max_lag: Duration::from_millis(50),
@@ -264,6 +269,28 @@ fn renames_and_links_end_where_they_end() {
 }
 
 #[test]
+fn deep_directories_that_went_are_not_walked_again_and_again() {
+    let mut node = Node::new("memory:deep");
+    let (chains, depth) = (10, 100);
+    let paths: Vec<Vec<String>> = (0..chains)
+        .map(|chain| (1..=depth).map(|n| format!("{chain}{}", "/123".repeat(n))).collect())
+        .collect();
+    for path in (0..chains).map(|n| n.to_string()).chain(paths.iter().flatten().cloned()) {
+        node.tell_name(&path);
+        fs::create_dir(node.tree().join(path)).unwrap();
+    }
+    assert_eq!(node.barrier(), 0);
+    let started = Instant::now();
+    for path in paths.iter().flat_map(|chain| chain.iter().rev()) {
+        node.tell_name(path);
+        fs::remove_dir(node.tree().join(path)).unwrap();
+    }
+    assert_eq!(node.barrier(), 0);
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    same_elsewhere(&mut node);
+}
+
+#[test]
 fn an_agent_that_died_finds_what_it_missed() {
     let mut node = Node::new("memory:died");
     fs::write(node.tree().join("kept"), "1").unwrap();
@@ -311,6 +338,70 @@ fn what_no_intent_tells_is_found_by_the_audit() {
     fs::write(node.tree().join("untold"), "u").unwrap();
     node.volume().flush().unwrap();
     assert_ne!(missed(&node), 0);
+}
+
+#[test]
+fn what_is_told_of_one_name_is_told_of_the_file() {
+    let mut node = Node::new("memory:one-name");
+    let tree = node.tree();
+    for (name, other) in [("a", "b"), ("c", "d"), ("e", "f")] {
+        fs::write(tree.join(name), name).unwrap();
+        fs::hard_link(tree.join(name), tree.join(other)).unwrap();
+    }
+    fs::write(tree.join("g"), "g").unwrap();
+    node.volume().flush().unwrap();
+    let before = missed(&node);
+    // Each moves ctime of the file behind the other name; by the audit of a later cut, and by that of the same.
+    for barrier in [true, false] {
+        let (gone, over, source) = if barrier { ("a", "c", "e") } else { ("b", "d", "f") };
+        fs::remove_file(tree.join(gone)).unwrap();
+        node.tell_name(gone);
+        fs::rename(tree.join("g"), tree.join(over)).unwrap();
+        node.tell_name("g");
+        node.tell_name(over);
+        fs::rename(tree.join(source), tree.join("g")).unwrap();
+        node.tell_name(source);
+        node.tell_name("g");
+        if barrier {
+            assert_eq!(node.barrier(), 0);
+        }
+        node.volume().flush().unwrap();
+        assert_eq!(missed(&node), before);
+    }
+    // Not told of any name, though every byte is as it was.
+    fs::hard_link(tree.join("g"), tree.join("h")).unwrap();
+    node.volume().flush().unwrap();
+    assert_ne!(missed(&node), before);
+    same_elsewhere(&mut node);
+}
+
+#[test]
+fn what_a_suspect_does_is_not_missed() {
+    let mut node = Node::new("memory:suspected");
+    let path = node.tree().join("log");
+    fs::write(&path, "1").unwrap();
+    std::os::unix::fs::symlink("target", node.tree().join("link")).unwrap();
+    node.volume().flush().unwrap();
+    let before = missed(&node);
+    let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+    node.tell(Intent::Opened { ino: node.ino("log"), flags: OpenFlags::UNSEEN });
+    assert_eq!(node.barrier(), 0);
+    for _ in 0..3 {
+        file.write_all(b"as stdio does").unwrap();
+        node.volume().flush().unwrap();
+    }
+    drop(file);
+    node.volume().flush().unwrap();
+    // A file that is created through a link is told by the link's name.
+    node.tell_name("link");
+    fs::write(node.tree().join("link"), "t").unwrap();
+    node.volume().flush().unwrap();
+    node.volume().flush().unwrap();
+    assert_eq!(missed(&node), before);
+    fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"!").unwrap();
+    node.volume().flush().unwrap();
+    assert_eq!(missed(&node), before + 1, "a program without the shim");
+    same_elsewhere(&mut node);
 }
 
 #[test]

@@ -70,8 +70,8 @@ impl Stat {
 pub struct Tree {
     root: OwnedFd,
     path: PathBuf,
-    /// The logical prefix, where it differs from the tree's own path.
-    prefix: Option<PathBuf>,
+    /// Trees, this one first, and their logical prefixes, where these differ.
+    spellings: Vec<(PathBuf, PathBuf)>,
     coarse_clock: bool,
     leases_see_mappings: bool,
     dev: u64,
@@ -84,13 +84,18 @@ pub const COARSE_TICK_NS: i64 = 20_000_000;
 pub const LOST_AND_FOUND: &[u8] = b"lost+found";
 
 impl Tree {
-    /// Opens the tree at `path`; `prefix` is the logical prefix under which apps see it.
-    pub fn open(path: &Path, prefix: &Path) -> io::Result<Self> {
+    /// Opens the tree at `path`; `prefix` is the logical prefix under which apps see it, `neighbours` are the trees and
+    /// prefixes of the other mounts here.
+    pub fn open(path: &Path, prefix: &Path, neighbours: &[(PathBuf, PathBuf)]) -> io::Result<Self> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
         let root = nix::fcntl::open(path, flags, Mode::empty())?;
         let path = path.canonicalize()?;
-        let translated = prefix.canonicalize().map_or(true, |real| real != path);
-        let prefix = translated.then(|| prefix.to_path_buf());
+        let others =
+            neighbours.iter().filter_map(|(tree, prefix)| Some((tree.canonicalize().ok()?, prefix.clone())));
+        let mut spellings: Vec<_> =
+            std::iter::once((path.clone(), prefix.to_path_buf())).chain(others).collect();
+        spellings.retain(|(tree, prefix)| prefix.canonicalize().map_or(true, |real| real != *tree));
+        spellings.dedup();
         let dev = statx(root.as_fd(), c"", libc::AT_EMPTY_PATH)?.dev;
         // A writable mapping there keeps the inode below open for writing, not the one that a lease is taken on.
         let kind = nix::sys::statfs::fstatfs(&root)?.filesystem_type().0;
@@ -98,7 +103,7 @@ impl Tree {
             ![libc::OVERLAYFS_SUPER_MAGIC, libc::FUSE_SUPER_MAGIC, libc::NFS_SUPER_MAGIC]
                 .iter()
                 .any(|magic| i128::from(*magic) == i128::from(kind));
-        Ok(Self { root, path, prefix, coarse_clock: coarse_clock(), leases_see_mappings, dev })
+        Ok(Self { root, path, spellings, coarse_clock: coarse_clock(), leases_see_mappings, dev })
     }
 
     /// The canonical path of the root.
@@ -252,14 +257,24 @@ impl Tree {
     }
 
     fn to_logical(&self, target: &[u8]) -> Vec<u8> {
-        let Some(prefix) = &self.prefix else { return target.to_vec() };
-        swap_prefix(target, self.path.as_os_str().as_bytes(), prefix.as_os_str().as_bytes())
+        self.respell(target, |tree, prefix| (tree, prefix))
     }
 
     /// The inverse: what to write on this disk for a link whose target the app gave as `target`.
     pub fn to_physical(&self, target: &[u8]) -> Vec<u8> {
-        let Some(prefix) = &self.prefix else { return target.to_vec() };
-        swap_prefix(target, prefix.as_os_str().as_bytes(), self.path.as_os_str().as_bytes())
+        self.respell(target, |tree, prefix| (prefix, tree))
+    }
+
+    fn respell<'t>(
+        &'t self,
+        target: &[u8],
+        order: fn(&'t [u8], &'t [u8]) -> (&'t [u8], &'t [u8]),
+    ) -> Vec<u8> {
+        let swapped = self.spellings.iter().find_map(|(tree, prefix)| {
+            let (from, to) = order(tree.as_os_str().as_bytes(), prefix.as_os_str().as_bytes());
+            swap_prefix(target, from, to)
+        });
+        swapped.unwrap_or_else(|| target.to_vec())
     }
 
     /// The extended attributes that a volume keeps (user.* and POSIX ACLs) of an open file or directory, sorted by
@@ -323,11 +338,9 @@ pub fn check(ret: libc::c_int) -> io::Result<libc::c_int> {
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
 }
 
-fn swap_prefix(path: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
-    match path.strip_prefix(from) {
-        Some(rest) if rest.is_empty() || rest.starts_with(b"/") => [to, rest].concat(),
-        _ => path.to_vec(),
-    }
+fn swap_prefix(path: &[u8], from: &[u8], to: &[u8]) -> Option<Vec<u8>> {
+    let rest = path.strip_prefix(from).filter(|rest| rest.is_empty() || rest.starts_with(b"/"))?;
+    Some([to, rest].concat())
 }
 
 fn shut(e: &io::Error) -> bool {
@@ -437,7 +450,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("tree")).unwrap();
         std::fs::write(dir.path().join("secret"), "s").unwrap();
         std::os::unix::fs::symlink("..", dir.path().join("tree/up")).unwrap();
-        let tree = Tree::open(&dir.path().join("tree"), Path::new("/storage")).unwrap();
+        let tree = Tree::open(&dir.path().join("tree"), Path::new("/storage"), &[]).unwrap();
         assert!(tree.open_file(b"up/secret").unwrap().is_none());
         assert!(tree.open_file(b"../secret").unwrap().is_none());
         assert!(tree.open_dir(b"up").unwrap().is_none());
@@ -447,7 +460,7 @@ mod tests {
     #[test]
     fn link_targets_are_stored_as_the_app_wrote_them() {
         let dir = tempfile::tempdir().unwrap();
-        let tree = Tree::open(dir.path(), Path::new("/storage")).unwrap();
+        let tree = Tree::open(dir.path(), Path::new("/storage"), &[]).unwrap();
         let real = tree.path().join("a/b");
         assert_eq!(tree.to_logical(real.as_os_str().as_bytes()), b"/storage/a/b");
         assert_eq!(tree.to_physical(b"/storage/a/b"), real.as_os_str().as_bytes());
@@ -455,11 +468,23 @@ mod tests {
     }
 
     #[test]
+    fn a_link_into_another_mount_is_stored_as_the_app_wrote_it() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let own = (dir.path().to_path_buf(), PathBuf::from("/storage"));
+        let neighbours = [own, (other.path().to_path_buf(), PathBuf::from("/cache"))];
+        let tree = Tree::open(dir.path(), Path::new("/storage"), &neighbours).unwrap();
+        let real = other.path().canonicalize().unwrap().join("x");
+        assert_eq!(tree.to_logical(real.as_os_str().as_bytes()), b"/cache/x");
+        assert_eq!(tree.to_physical(b"/cache/x"), real.as_os_str().as_bytes());
+        assert_eq!(tree.to_logical(b"/elsewhere"), b"/elsewhere");
+    }
+
+    #[test]
     fn what_its_owner_has_shut_is_opened_and_left_shut() {
         use std::os::unix::fs::PermissionsExt;
         // Root is refused nothing; the test says the same then.
         let dir = tempfile::tempdir().unwrap();
-        let tree = Tree::open(dir.path(), dir.path()).unwrap();
+        let tree = Tree::open(dir.path(), dir.path(), &[]).unwrap();
         let (outer, file) = (dir.path().join("d"), dir.path().join("d/f"));
         std::fs::create_dir(&outer).unwrap();
         std::fs::write(&file, "x").unwrap();
@@ -477,7 +502,7 @@ mod tests {
     #[test]
     fn a_lease_tells_whether_a_writer_is_left() {
         let dir = tempfile::tempdir().unwrap();
-        let tree = Tree::open(dir.path(), dir.path()).unwrap();
+        let tree = Tree::open(dir.path(), dir.path(), &[]).unwrap();
         let writer = File::create(dir.path().join("f")).unwrap();
         let file = tree.open_file(b"f").unwrap().unwrap();
         assert!(!tree.no_writers(&file));
@@ -488,7 +513,7 @@ mod tests {
     #[test]
     fn paths_longer_than_the_kernel_takes_are_opened_in_steps() {
         let dir = tempfile::tempdir().unwrap();
-        let tree = Tree::open(dir.path(), dir.path()).unwrap();
+        let tree = Tree::open(dir.path(), dir.path(), &[]).unwrap();
         let name = [b'n'; 200];
         let mut path = Vec::new();
         for _ in 0..30 {

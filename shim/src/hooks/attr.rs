@@ -160,6 +160,83 @@ path_hook! { fn lgetxattr(path, name: *const c_char, value: *mut c_void, size: u
 path_hook! { fn listxattr(path, list: *mut c_char, size: usize) -> isize => my_listxattr }
 path_hook! { fn llistxattr(path, list: *mut c_char, size: usize) -> isize => my_llistxattr }
 
+/// Makes a call that libcs have no name for yet, or only the newest; it changes attributes.
+///
+/// # Safety
+/// The contract of the call.
+#[inline(never)]
+unsafe fn new_change(number: u32, flags: usize, words: [usize; 6]) -> c_int {
+    let [dirfd, path, a, b, c, d] = words;
+    let act = |place: Place| {
+        // SAFETY: the caller keeps the contract of the call.
+        answer(unsafe { sys::raw(number as usize, place.dirfd as usize, place.path as usize, a, b, c, d) })
+    };
+    let (dirfd, path) = (dirfd as c_int, path as *const c_char);
+    if path.is_null() {
+        // The kernel's form for a descriptor.
+        return by_fd(dirfd, || act(Place { mount: None, dirfd, path }));
+    }
+    by_path(dirfd, path, follows(flags as c_int), act)
+}
+
+hook! {
+    unsafe fn setxattrat(dirfd: c_int, path: *const c_char, flags: usize, name: usize, value: usize, size: usize)
+        -> c_int => my_setxattrat {
+        new_change(k::__NR_setxattrat, flags, [dirfd as usize, path as usize, flags, name, value, size])
+    }
+}
+
+hook! {
+    unsafe fn removexattrat(dirfd: c_int, path: *const c_char, flags: usize, name: usize) -> c_int
+        => my_removexattrat {
+        new_change(k::__NR_removexattrat, flags, [dirfd as usize, path as usize, flags, name, 0, 0])
+    }
+}
+
+hook! {
+    unsafe fn file_setattr(dirfd: c_int, path: *const c_char, value: usize, size: usize, flags: usize) -> c_int
+        => my_file_setattr {
+        new_change(k::__NR_file_setattr, flags, [dirfd as usize, path as usize, value, size, flags, 0])
+    }
+}
+
+/// The same for a call that only asks.
+///
+/// # Safety
+/// The contract of the call.
+#[inline(never)]
+unsafe fn new_question(number: u32, dirfd: c_int, path: *const c_char, [a, b, c, d]: [usize; 4]) -> isize {
+    let mut room = PathBuf::new();
+    match place::at(dirfd, path, &mut room) {
+        // SAFETY: the caller keeps the contract of the call.
+        Ok(place) => answer(unsafe {
+            sys::raw(number as usize, place.dirfd as usize, place.path as usize, a, b, c, d)
+        }),
+        Err(errno) => fail(errno),
+    }
+}
+
+hook! {
+    unsafe fn getxattrat(dirfd: c_int, path: *const c_char, flags: usize, name: usize, value: usize, size: usize)
+        -> isize => my_getxattrat {
+        new_question(k::__NR_getxattrat, dirfd, path, [flags, name, value, size])
+    }
+}
+
+hook! {
+    unsafe fn listxattrat(dirfd: c_int, path: *const c_char, flags: usize, list: usize, size: usize) -> isize
+        => my_listxattrat {
+        new_question(k::__NR_listxattrat, dirfd, path, [flags, list, size, 0])
+    }
+}
+
+hook! {
+    unsafe fn file_getattr(dirfd: c_int, path: *const c_char, value: usize, size: usize, flags: usize) -> c_int
+        => my_file_getattr {
+        new_question(k::__NR_file_getattr, dirfd, path, [value, size, flags, 0]) as c_int
+    }
+}
+
 hook! {
     unsafe fn truncate | truncate64(path: *const c_char, length: i64) -> c_int => my_truncate {
         let mut room = PathBuf::new();

@@ -1,13 +1,15 @@
 //! The working directory and canonical names: the kernel's answers are turned round.
 
-use core::ffi::{c_char, c_int, c_void};
+use core::ffi::{CStr, c_char, c_int, c_void};
 
-use crate::hook::{fail, hook, path_hook, real};
+use crate::hook::{fail, hook, real};
+use crate::loader::{get_errno, set_errno};
 use crate::place::{self, CWD};
 use crate::sys::{self, Bytes, Errno, PathBuf, errno};
 
 unsafe extern "C" {
     fn malloc(size: usize) -> *mut c_void;
+    fn free(block: *mut c_void);
 }
 
 /// Copies `path` and a NUL into `out`, which has room for `size` bytes, or into fresh memory of at least that size
@@ -54,9 +56,42 @@ hook! {
         match logical_cwd(&mut room) {
             Some(_) if !out.is_null() && size == 0 => fail(Errno::of(errno::EINVAL)),
             Some(path) => give(path, out, size),
-            None => real!(getcwd)(out, size),
+            None => turned_cwd(real!(getcwd)(out, size), out, size),
         }
     }
+}
+
+/// Turns round what libc has found for a working directory whose path is longer than the kernel tells: in place, or in
+/// fresh memory where libc has given fresh memory.
+///
+/// # Safety
+/// `found` must be null or what getcwd has answered for `out` and `size`.
+unsafe fn turned_cwd(found: *mut c_char, out: *mut c_char, size: usize) -> *mut c_char {
+    if found.is_null() || place::cwd_mount().is_none_or(|(_, entry)| entry.identity) {
+        return found;
+    }
+    // SAFETY: getcwd answers a C string.
+    let bytes = unsafe { CStr::from_ptr(found) }.to_bytes();
+    let Some((head, tail)) = place::turned_parts(bytes) else { return found };
+    let need = head.len() + tail.len() + 1;
+    // SAFETY: libc's own memory where the app gave none, else the app's, of `size` bytes.
+    unsafe {
+        if need > bytes.len() + 1 && out.is_null() && size == 0 {
+            let to = malloc(need).cast::<c_char>();
+            if !to.is_null() {
+                core::ptr::copy_nonoverlapping(tail.as_ptr().cast(), to.add(head.len()), tail.len() + 1);
+                core::ptr::copy_nonoverlapping(head.as_ptr().cast(), to, head.len());
+            }
+            free(found.cast());
+            return to;
+        }
+        if need > size && need > bytes.len() + 1 {
+            return fail(Errno::of(errno::ERANGE));
+        }
+        core::ptr::copy(tail.as_ptr().cast(), found.add(head.len()), tail.len() + 1);
+        core::ptr::copy_nonoverlapping(head.as_ptr().cast(), found, head.len());
+    }
+    found
 }
 
 hook! {
@@ -75,6 +110,16 @@ hook! {
         match logical_cwd(&mut room) {
             Some(path) if !out.is_null() => give(path, out, sys::PATH_MAX),
             _ => real!(getwd)(out),
+        }
+    }
+}
+
+hook! {
+    unsafe fn __getwd_chk(out: *mut c_char, room: usize) -> *mut c_char => my_getwd_chk {
+        let mut own = PathBuf::new();
+        match logical_cwd(&mut own) {
+            Some(path) if !out.is_null() && path.len() < room => give(path, out, room),
+            _ => real!(__getwd_chk)(out, room),
         }
     }
 }
@@ -114,7 +159,17 @@ hook! {
     }
 }
 
-path_hook! { fn chroot(path) -> c_int => my_chroot }
+hook! {
+    /// From there the run directory cannot be reached any more.
+    unsafe fn chroot(path: *const c_char) -> c_int => my_chroot {
+        super::process::before_confinement();
+        let mut room = PathBuf::new();
+        match place::at(CWD, path, &mut room) {
+            Ok(place) => real!(chroot)(place.path),
+            Err(errno) => fail(errno),
+        }
+    }
+}
 
 /// Finds the canonical name of `path` by `call` (path, room of PATH_MAX bytes), and turns it round.
 ///
@@ -131,16 +186,24 @@ unsafe fn canonical(
         Err(errno) => return fail(errno),
     };
     let mut found = [0 as c_char; sys::PATH_MAX];
-    if call(place.path, found.as_mut_ptr()).is_null() {
-        return core::ptr::null_mut();
-    }
-    // SAFETY: realpath has filled it with a C string.
-    let found = unsafe { core::ffi::CStr::from_ptr(found.as_ptr()) }.to_bytes();
+    let good = !call(place.path, found.as_mut_ptr()).is_null();
+    // SAFETY: realpath has filled it with a C string, or left it empty.
+    let found = unsafe { CStr::from_ptr(found.as_ptr()) }.to_bytes();
     let mut turned = PathBuf::new();
     let result = place::turned(found, &mut turned).unwrap_or(found);
     let size = if out.is_null() { 0 } else { sys::PATH_MAX };
-    // SAFETY: the caller vouches for `out`.
-    unsafe { give(result, out, size) }
+    if good {
+        // SAFETY: the caller vouches for `out`.
+        return unsafe { give(result, out, size) };
+    }
+    if !out.is_null() && !result.is_empty() {
+        // What could not be resolved is shown.
+        let errno = get_errno();
+        // SAFETY: as above.
+        unsafe { give(result, out, size) };
+        set_errno(errno);
+    }
+    core::ptr::null_mut()
 }
 
 hook! {

@@ -7,6 +7,7 @@ use core::mem::MaybeUninit;
 
 use storeshim_protocol::names;
 
+use super::script;
 use crate::hook::{fail, hook, real};
 use crate::loader::{self, get_errno};
 use crate::place::{self, CWD};
@@ -19,15 +20,15 @@ pub type Strings = *const *const c_char;
 const PRELOAD: &[u8] = b"LD_PRELOAD=";
 const NET: &CStr = c"STORESHIM_NET=sud";
 /// Entries that fit the small array; most environments and argument lists do.
-const SMALL: usize = 128;
+pub const SMALL: usize = 128;
 /// Entries that fit the large one. A longer environment is passed on as it is.
-const LARGE: usize = 4096;
+pub const LARGE: usize = 4096;
 
 /// Entries of an array.
 ///
 /// # Safety
 /// `strings` must be null or such an array.
-unsafe fn entries(strings: Strings) -> impl Iterator<Item = *const c_char> {
+pub unsafe fn entries(strings: Strings) -> impl Iterator<Item = *const c_char> {
     let mut at = strings;
     core::iter::from_fn(move || {
         // SAFETY: the end has not come yet.
@@ -37,8 +38,9 @@ unsafe fn entries(strings: Strings) -> impl Iterator<Item = *const c_char> {
     })
 }
 
-fn contains(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len().max(1)).any(|window| window == part)
+/// Whether a value of LD_PRELOAD names this library.
+pub fn contains(value: &[u8], own: &[u8]) -> bool {
+    value.split(|byte| matches!(byte, b':' | b' ')).any(|name| name == own)
 }
 
 /// Runs `act` with the environment that the new program is to have.
@@ -146,7 +148,9 @@ hook! {
     unsafe fn execve(path: *const c_char, argv: Strings, envp: Strings) -> c_int => my_execve {
         let mut room = PathBuf::new();
         match place::at(CWD, path, &mut room) {
-            Ok(place) => with_environment(envp, |envp| real!(execve)(place.path, argv, envp)),
+            Ok(place) => script::run(path, &place, argv, &mut |path, argv| {
+                with_environment(envp, |envp| real!(execve)(path, argv, envp))
+            }),
             Err(errno) => fail(errno),
         }
     }
@@ -215,7 +219,7 @@ hook! {
         if control::known_control().is_none() && control::table().is_none() {
             return real!(execvpe)(file, argv, envp);
         }
-        if file.is_null() {
+        if crate::sys::leads_nowhere(file) {
             return fail(Errno::of(errno::EFAULT));
         }
         let mut worst = Errno::of(errno::ENOENT);
@@ -247,24 +251,13 @@ hook! {
 /// # Safety
 /// `path` must be a C string, the others arrays of such.
 unsafe fn as_script(path: *const c_char, argv: Strings, envp: Strings) -> Errno {
+    let shell = c"/bin/sh".as_ptr();
     // SAFETY: as above.
     unsafe {
-        let count = entries(argv).count();
-        let run = |array: &mut [MaybeUninit<*const c_char>]| {
-            let head = [c"/bin/sh".as_ptr(), path];
-            let all = head.into_iter().chain(entries(argv).skip(1)).chain([core::ptr::null()]);
-            for (to, from) in array.iter_mut().zip(all) {
-                to.write(from);
-            }
-            my_execve(c"/bin/sh".as_ptr(), array.as_ptr().cast(), envp);
-            get_errno()
-        };
-        if count + 3 <= SMALL {
-            run(&mut [const { MaybeUninit::uninit() }; SMALL])
-        } else if count + 3 <= LARGE {
-            run(&mut [const { MaybeUninit::uninit() }; LARGE])
-        } else {
-            Errno::of(errno::E2BIG)
+        let run = &mut |argv| my_execve(shell, argv, envp);
+        match script::with_head([shell, path, core::ptr::null()], argv, run) {
+            Some(_) => get_errno(),
+            None => Errno::of(errno::E2BIG),
         }
     }
 }

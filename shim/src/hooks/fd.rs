@@ -6,14 +6,15 @@ use storeshim_protocol::Intent;
 
 use super::socket::turn_sender;
 use crate::fds::{self, Known};
-use crate::hook::{hook, real};
-use crate::sys::k;
-use crate::tell;
+use crate::hook::{answer, hook, real};
+use crate::sys::{self, k};
+use crate::{loader, streams, tell};
 
 /// Tells that a descriptor which could write is gone.
 #[inline(always)]
 pub fn closed(known: Known) {
     if known.writable()
+        && !fds::lives_on(known)
         && let (Some(index), Some(ino)) = (known.mount(), known.ino())
     {
         tell::note(index, &Intent::Closed { ino });
@@ -32,11 +33,15 @@ hook! {
 
 hook! {
     unsafe fn close_range(first: u32, last: u32, flags: c_int) -> c_int => my_close_range {
+        const UNSHARE: c_int = 2;
         const CLOEXEC: c_int = 4;
-        if flags & CLOEXEC == 0 {
+        if flags & UNSHARE != 0 && loader::single_threaded() != Some(true) {
+            fds::remember_nothing();
+        } else if flags & CLOEXEC == 0 {
             fds::forget_range(first, last, closed);
         }
-        real!(close_range)(first, last, flags)
+        // Not libc's, which need not have it.
+        answer(sys::raw(k::__NR_close_range as usize, first as usize, last as usize, flags as usize, 0, 0, 0))
     }
 }
 
@@ -105,10 +110,30 @@ unsafe extern "C" {
 hook! {
     unsafe fn fclose | _IO_fclose(stream: *mut c_void) -> c_int => my_fclose {
         let known = if stream.is_null() { fds::forget(-1) } else { fds::forget(fileno(stream)) };
+        if !stream.is_null() {
+            streams::remove(fileno(stream));
+        }
         // What is still buffered is written now, before the end is told.
         let result = real!(fclose)(stream);
         closed(known);
         result
+    }
+}
+
+hook! {
+    /// Which descriptors these are only libc knows: whatever is still open is looked up again.
+    unsafe fn fcloseall() -> c_int => my_fcloseall {
+        let result = real!(fcloseall)();
+        fds::forget_range(0, u32::MAX, |_| ());
+        result
+    }
+}
+
+hook! {
+    unsafe fn pidfd_getfd(process: c_int, fd: c_int, flags: u32) -> c_int => my_pidfd_getfd {
+        let got = real!(pidfd_getfd)(process, fd, flags);
+        fds::forget(got);
+        got
     }
 }
 

@@ -1,11 +1,11 @@
 //! Making, removing and moving names.
 
-use core::ffi::{c_char, c_int};
+use core::ffi::{CStr, c_char, c_int};
 
 use crate::hook::{answer, fail, hook, real};
 use crate::names::{Kind, Side, change, change_two};
 use crate::place::{self, CWD};
-use crate::sys::{self, Errno, PathBuf, errno, k};
+use crate::sys::{self, Answer, Errno, PathBuf, errno, k};
 
 hook! {
     unsafe fn mkdir(path: *const c_char, mode: u32) -> c_int => my_mkdir {
@@ -27,10 +27,19 @@ hook! {
     }
 }
 
+/// unlinkat(2); but a mount cannot be removed.
+fn remove_at(dirfd: c_int, path: *const c_char, flags: u32) -> Answer {
+    // SAFETY: `change` hands a C string of ours.
+    if flags & k::AT_REMOVEDIR != 0 && place::is_root(unsafe { CStr::from_ptr(path) }.to_bytes()) {
+        return Err(Errno::of(errno::EBUSY));
+    }
+    sys::unlinkat(dirfd, path, flags as c_int)
+}
+
 hook! {
     unsafe fn rmdir(path: *const c_char) -> c_int => my_rmdir {
         let mut room = PathBuf::new();
-        match change(CWD, path, &mut room, |dirfd, path| sys::unlinkat(dirfd, path, k::AT_REMOVEDIR as c_int)) {
+        match change(CWD, path, &mut room, |dirfd, path| remove_at(dirfd, path, k::AT_REMOVEDIR)) {
             Ok(done) => answer(done),
             Err(place) => real!(rmdir)(place.path),
         }
@@ -50,7 +59,7 @@ hook! {
 hook! {
     unsafe fn unlinkat(dirfd: c_int, path: *const c_char, flags: c_int) -> c_int => my_unlinkat {
         let mut room = PathBuf::new();
-        match change(dirfd, path, &mut room, |dirfd, path| sys::unlinkat(dirfd, path, flags)) {
+        match change(dirfd, path, &mut room, |dirfd, path| remove_at(dirfd, path, flags as u32)) {
             Ok(done) => answer(done),
             Err(place) => real!(unlinkat)(place.dirfd, place.path, flags),
         }
@@ -61,7 +70,7 @@ hook! {
     unsafe fn remove(path: *const c_char) -> c_int => my_remove {
         let mut room = PathBuf::new();
         let either = |dirfd, path| match sys::unlinkat(dirfd, path, 0) {
-            Err(e) if e == Errno::of(errno::EISDIR) => sys::unlinkat(dirfd, path, k::AT_REMOVEDIR as c_int),
+            Err(e) if e == Errno::of(errno::EISDIR) => remove_at(dirfd, path, k::AT_REMOVEDIR),
             done => done,
         };
         match change(CWD, path, &mut room, either) {
@@ -144,10 +153,11 @@ hook! {
     unsafe fn symlinkat(target: *const c_char, dirfd: c_int, path: *const c_char) -> c_int => my_symlinkat {
         let mut target_room = PathBuf::new();
         let mut room = PathBuf::new();
-        let target = if !target.is_null() && *target as u8 == b'/' {
-            match place::at(CWD, target, &mut target_room) {
-                Ok(place) => place.path,
-                Err(errno) => return fail(errno),
+        let target = if !sys::leads_nowhere(target) && *target as u8 == b'/' {
+            match place::real_target(CStr::from_ptr(target).to_bytes(), &mut target_room) {
+                None => target,
+                Some(Ok(real)) => real.c_str(),
+                Some(Err(errno)) => return fail(errno),
             }
         } else {
             target

@@ -1,7 +1,7 @@
 //! Opening by path. An open that may create or truncate runs inside the gate, once it is sure that it cannot block
 //! there; any other open for writing is told afterwards, since nothing has changed yet.
 
-use core::ffi::{CStr, c_char, c_int};
+use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use storeshim_protocol::{Intent, OpenFlags};
@@ -12,12 +12,15 @@ use crate::hook::{fail, hook, real};
 use crate::names::{self, Entry};
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, Answer, Errno, PathBuf, Stat, errno, k};
-use crate::{control, tell};
+use crate::{control, streams, tell};
 
 /// The last file that was opened with O_CREAT was not there before.
 static CREATES: AtomicBool = AtomicBool::new(true);
 
 const EXISTS: Answer = Err(Errno::of(errno::EEXIST));
+
+/// How the kernel is asked to open: from a descriptor, a path, with flags.
+pub type Call<'c> = &'c dyn Fn(c_int, *const c_char, c_int) -> Answer;
 
 /// An open: what is asked, and how the kernel is asked.
 pub struct Open<'c> {
@@ -26,7 +29,7 @@ pub struct Open<'c> {
     /// What the agent is to know beyond that.
     pub extra: OpenFlags,
     /// Makes the system call with these flags.
-    pub call: &'c dyn Fn(c_int, *const c_char, c_int) -> Answer,
+    pub call: Call<'c>,
 }
 
 impl Open<'_> {
@@ -76,7 +79,7 @@ impl Open<'_> {
     }
 
     fn open_flags(&self, fd: c_int) -> OpenFlags {
-        let flags = if fds::is_standard(fd) { self.extra.with(OpenFlags::UNSEEN) } else { self.extra };
+        let flags = if streams::has(fd) { self.extra.with(OpenFlags::UNSEEN) } else { self.extra };
         if self.has(k::O_APPEND) { flags.with(OpenFlags::APPEND) } else { flags }
     }
 
@@ -191,8 +194,35 @@ pub fn of_mount(index: usize, stat: &Stat) -> bool {
 #[inline(always)]
 pub fn led(fd: c_int, flags: c_int) {
     fds::forget(fd);
-    if fd >= 0 && (flags as u32 & (k::O_CREAT | k::O_TRUNC) != 0 || fds::is_standard(fd)) {
+    if fd >= 0 && (flags as u32 & (k::O_CREAT | k::O_TRUNC) != 0 || streams::has(fd)) {
         led_to(fd);
+    }
+}
+
+/// Opens a place outside every mount for writing, through no symbolic link, so that it cannot have led into a mount:
+/// nothing need be looked up afterwards. `None` where a link, or an older kernel, leaves that open.
+#[inline(never)]
+pub fn unled(place: Place, flags: c_int, mode: u32) -> Option<Answer> {
+    let creates = flags as u32 & k::O_CREAT != 0;
+    if flags as u32 & (k::O_PATH | k::O_TMPFILE) != 0 || !place::leads_in_by_link_only(place) {
+        return None;
+    }
+    let how = k::open_how {
+        flags: u64::from(flags as u32 | k::O_LARGEFILE),
+        mode: if creates { u64::from(mode & 0o7777) } else { 0 },
+        resolve: u64::from(k::RESOLVE_NO_SYMLINKS),
+    };
+    let answer = sys::openat2(place.dirfd, place.path, &raw const how, size_of::<k::open_how>());
+    match answer {
+        Err(Errno(number))
+            if matches!(
+                number as u32,
+                errno::ELOOP | errno::ENOSYS | errno::EPERM | errno::EINVAL | errno::EAGAIN
+            ) =>
+        {
+            None
+        }
+        answer => Some(answer),
     }
 }
 
@@ -205,26 +235,48 @@ fn led_to(fd: c_int) {
     }
 }
 
-/// Opens a path as open(2) does, or answers what `outside` does with it.
+/// Opens a path as open(2) does; `real` is the function behind.
 #[inline(always)]
 fn open_at(
     dirfd: c_int,
     path: *const c_char,
     flags: c_int,
     mode: u32,
-    outside: impl Fn(Place) -> c_int,
+    real: impl Fn(Place) -> c_int,
 ) -> c_int {
-    // One copy of the code for all the calls there are.
-    open_at_by(dirfd, path, flags, mode, &outside)
+    const CHANGES: u32 = k::O_ACCMODE | k::O_CREAT | k::O_TRUNC | k::O_TMPFILE & !k::O_DIRECTORY;
+    if flags as u32 & CHANGES != 0 {
+        return open_to_change(dirfd, path, flags, mode, &real);
+    }
+    let mut room = PathBuf::new();
+    match place::at(dirfd, path, &mut room) {
+        Ok(place) => {
+            let fd = real(place);
+            if fd >= 0 {
+                to_read(place, fd, flags);
+            }
+            fd
+        }
+        Err(errno) => fail(errno),
+    }
+}
+
+/// After an open to read.
+#[inline(always)]
+pub fn to_read(place: Place, fd: c_int, flags: c_int) {
+    match place.mount {
+        Some(index) => fds::remember(fd, Known::opened(index, flags)),
+        None => led(fd, flags),
+    }
 }
 
 #[inline(never)]
-fn open_at_by(
+fn open_to_change(
     dirfd: c_int,
     path: *const c_char,
     flags: c_int,
     mode: u32,
-    outside: &dyn Fn(Place) -> c_int,
+    real: &dyn Fn(Place) -> c_int,
 ) -> c_int {
     let mut room = PathBuf::new();
     let open = Open {
@@ -236,9 +288,21 @@ fn open_at_by(
         Ok(Ok(fd)) => fd as c_int,
         Ok(Err(errno)) => fail(errno),
         Err(place) => {
-            let fd = outside(place);
-            led(fd, flags);
-            fd
+            // A mode of nothing: the fortified functions, which end the program where they are to create a file.
+            let creates = flags as u32 & k::O_CREAT != 0;
+            let changes = (creates || flags as u32 & k::O_TRUNC != 0) && (mode != 0 || !creates);
+            match changes.then(|| unled(place, flags, mode)).flatten() {
+                Some(Ok(fd)) => {
+                    led(fd as c_int, 0);
+                    fd as c_int
+                }
+                Some(Err(errno)) => fail(errno),
+                None => {
+                    let fd = real(place);
+                    led(fd, flags);
+                    fd
+                }
+            }
         }
     }
 }
@@ -280,7 +344,7 @@ hook! {
 /// `how` must point to `size` bytes.
 pub unsafe fn open_how(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> Answer {
     const KNOWN: usize = size_of::<k::open_how>();
-    if how.is_null() || path.is_null() || size < KNOWN {
+    if sys::leads_nowhere(how) || sys::leads_nowhere(path) || size < KNOWN {
         return sys::openat2(dirfd, path, how, size);
     }
     // SAFETY: the caller vouches for `size` bytes.
@@ -343,5 +407,13 @@ fn confined(open: &Open<'_>, dirfd: c_int, path: *const c_char, resolve: u64, ro
 hook! {
     unsafe fn openat2(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> c_int => my_openat2 {
         crate::hook::answer(open_how(dirfd, path, how, size))
+    }
+}
+
+hook! {
+    unsafe fn open_by_handle_at(mount: c_int, handle: *mut c_void, flags: c_int) -> c_int => my_open_by_handle_at {
+        let fd = real!(open_by_handle_at)(mount, handle, flags);
+        led(fd, flags);
+        fd
     }
 }

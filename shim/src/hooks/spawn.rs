@@ -1,12 +1,15 @@
 //! Starting programs without exec in our hands, and vfork.
 
-use core::ffi::{c_char, c_int, c_void};
+use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use storeshim_protocol::names;
+
+use super::exec::{Strings, along_path, contains, with_environment};
+use super::script;
 use crate::control;
 use crate::fds;
 use crate::hook::{hook, real};
-use crate::hooks::exec::{Strings, along_path, with_environment};
 use crate::loader;
 use crate::net;
 use crate::place::{self, CWD};
@@ -28,52 +31,187 @@ fn opening(actions: *const c_void, act: impl FnOnce() -> c_int) -> c_int {
     result
 }
 
-hook! {
-    unsafe fn posix_spawn(pid: *mut c_int, path: *const c_char, actions: *const c_void, attributes: *const c_void,
-        argv: Strings, envp: Strings) -> c_int => my_posix_spawn {
-        let mut room = PathBuf::new();
-        match place::at(CWD, path, &mut room) {
-            Ok(place) => {
-                with_environment(envp, |envp| {
-                    opening(actions, || real!(posix_spawn)(pid, place.path, actions, attributes, argv, envp))
-                })
-            }
-            Err(errno) => errno.0,
+/// Starts the program at `path` by `start` (program, arguments, environment), which answers as posix_spawn does.
+///
+/// # Safety
+/// The contract of posix_spawn.
+#[inline(never)]
+unsafe fn spawn(
+    path: *const c_char,
+    actions: *const c_void,
+    argv: Strings,
+    envp: Strings,
+    start: &mut dyn FnMut(*const c_char, Strings, Strings) -> c_int,
+) -> c_int {
+    let mut room = PathBuf::new();
+    let place = match place::at(CWD, path, &mut room) {
+        Ok(place) => place,
+        Err(Errno(number)) => return number,
+    };
+    let mut act = |path: *const c_char, argv: Strings| {
+        // SAFETY: as above.
+        unsafe { with_environment(envp, |envp| opening(actions, || start(path, argv, envp))) }
+    };
+    // SAFETY: as above.
+    unsafe {
+        if !actions.is_null() && !path.is_null() && *path as u8 != b'/' {
+            // The child may stand elsewhere by then: what is a script there is not known here.
+            return act(place.path, argv);
         }
+        script::run(path, &place, argv, &mut act)
     }
 }
 
-/// The program that PATH leads to first, if that one lies in a mount and is known by another name there.
+/// As [`spawn`], along PATH: a program that is known by another name, or a script that is, is found by us.
 ///
 /// # Safety
-/// `file` must be a C string.
-unsafe fn found_in_mount(file: *const c_char, room: &mut PathBuf) -> bool {
-    let executable = |place: &place::Place| {
-        sys::stat_at(place.dirfd, place.path, 0).is_ok_and(|s| sys::is_regular(&s) && s.st_mode & 0o111 != 0)
-    };
+/// The contract of posix_spawnp.
+#[inline(never)]
+unsafe fn spawn_along_path(
+    file: *const c_char,
+    actions: *const c_void,
+    argv: Strings,
+    envp: Strings,
+    start: &mut dyn FnMut(*const c_char, Strings, Strings) -> c_int,
+) -> c_int {
+    let translates = control::table().is_some_and(|table| table.translates);
     // SAFETY: as above.
-    let first = unsafe {
-        along_path(file, |path| match place::at(CWD, path, room) {
-            Ok(place) if executable(&place) => Some(!core::ptr::eq(place.path, path)),
-            _ => None,
-        })
+    unsafe {
+        let found = if translates && !sys::leads_nowhere(file) {
+            along_path(file, |path| executable(path).then(|| spawn(path, actions, argv, envp, start)))
+        } else {
+            None
+        };
+        found.unwrap_or_else(|| with_environment(envp, |envp| opening(actions, || start(file, argv, envp))))
+    }
+}
+
+/// Whether `path` names a file that somebody may run.
+#[inline(never)]
+fn executable(path: *const c_char) -> bool {
+    let mut room = PathBuf::new();
+    place::at(CWD, path, &mut room).is_ok_and(|place| {
+        sys::stat_at(place.dirfd, place.path, 0).is_ok_and(|s| sys::is_regular(&s) && s.st_mode & 0o111 != 0)
+    })
+}
+
+/// The spawning functions: those that begin with another first argument have the rest in common.
+macro_rules! spawns {
+    ($($name:ident $mine:ident $by:ident;)*) => {$(
+        hook! {
+            unsafe fn $name(pid: *mut c_int, path: *const c_char, actions: *const c_void, attributes: *const c_void,
+                argv: Strings, envp: Strings) -> c_int => $mine {
+                $by(path, actions, argv, envp, &mut |path, argv, envp| {
+                    real!($name)(pid, path, actions, attributes, argv, envp)
+                })
+            }
+        }
+    )*};
+}
+
+spawns! {
+    posix_spawn my_posix_spawn spawn;
+    posix_spawnp my_posix_spawnp spawn_along_path;
+    pidfd_spawn my_pidfd_spawn spawn;
+    pidfd_spawnp my_pidfd_spawnp spawn_along_path;
+}
+
+/// Puts our variables back into the app's own environment where it has dropped them: libc takes that for the shell it
+/// starts, and there is nobody else to ask. (These functions may allocate, and so may setenv.)
+#[cold]
+#[inline(never)]
+fn keep_environment() {
+    static SET: loader::Real = loader::Real::new();
+    let Some(_) = control::table() else { return };
+    let (Some(own), Some(set)) = (loader::own_path().filter(|own| !own.is_empty()), SET.look_up(c"setenv"))
+    else {
+        return;
     };
-    first == Some(true)
+    // SAFETY: the type of setenv.
+    let set: unsafe extern "C" fn(*const c_char, *const c_char, c_int) -> c_int =
+        unsafe { core::mem::transmute(set) };
+    let set = |name: &CStr, value: *const c_char| {
+        // SAFETY: C strings, which are copied.
+        let _ = unsafe { set(name.as_ptr(), value, 1) };
+    };
+    let mut room = PathBuf::new();
+    let preload = control::variable(b"LD_PRELOAD").unwrap_or(&[]);
+    if !contains(preload, own.to_bytes()) {
+        let tail: [&[u8]; 2] = if preload.is_empty() { [b"", b""] } else { [b":", preload] };
+        if [own.to_bytes(), tail[0], tail[1]].into_iter().try_for_each(|part| room.push(part)).is_ok() {
+            set(c"LD_PRELOAD", room.c_str());
+        }
+    }
+    if control::names_run_dir()
+        && control::variable(names::ENV_RUN_DIR.as_bytes()).is_none()
+        && control::run_path(&mut room, &[]).is_ok()
+    {
+        set(c"STORESHIM_RUN_DIR", room.c_str());
+    }
+    if net::is_on() && control::variable(names::ENV_NET.as_bytes()).is_none() {
+        set(c"STORESHIM_NET", c"sud".as_ptr());
+    }
 }
 
 hook! {
-    unsafe fn posix_spawnp(pid: *mut c_int, file: *const c_char, actions: *const c_void, attributes: *const c_void,
-        argv: Strings, envp: Strings) -> c_int => my_posix_spawnp {
-        let mut room = PathBuf::new();
-        let translates = control::table().is_some_and(|table| table.translates);
-        if translates && !file.is_null() && found_in_mount(file, &mut room) {
-            return with_environment(envp, |envp| {
-                opening(actions, || real!(posix_spawnp)(pid, room.c_str(), actions, attributes, argv, envp))
-            });
+    unsafe fn system | __libc_system(command: *const c_char) -> c_int => my_system {
+        keep_environment();
+        real!(system)(command)
+    }
+}
+
+hook! {
+    unsafe fn popen | _IO_popen(command: *const c_char, mode: *const c_char) -> *mut c_void => my_popen {
+        keep_environment();
+        real!(popen)(command, mode)
+    }
+}
+
+/// What is remembered of the standard descriptors and of where the process stands ends here: libc has replaced them by
+/// itself.
+#[inline(never)]
+fn moved() {
+    fds::forget_range(0, 2, |_| ());
+    place::forget_cwd();
+}
+
+hook! {
+    unsafe fn daemon(stays: c_int, keeps: c_int) -> c_int => my_daemon {
+        let result = real!(daemon)(stays, keeps);
+        moved();
+        result
+    }
+}
+
+hook! {
+    unsafe fn forkpty(master: *mut c_int, name: *mut c_char, termios: *const c_void, size: *const c_void) -> c_int
+        => my_forkpty {
+        let pid = real!(forkpty)(master, name, termios, size);
+        if pid == 0 {
+            moved();
         }
-        with_environment(envp, |envp| {
-            opening(actions, || real!(posix_spawnp)(pid, file, actions, attributes, argv, envp))
-        })
+        pid
+    }
+}
+
+hook! {
+    unsafe fn login_tty(fd: c_int) -> c_int => my_login_tty {
+        let result = real!(login_tty)(fd);
+        fds::forget(fd);
+        moved();
+        result
+    }
+}
+
+hook! {
+    /// A thread that has descriptors or a working directory of its own shares this memory with those that have not.
+    unsafe fn unshare(flags: c_int) -> c_int => my_unshare {
+        const OWN: u32 = k::CLONE_FILES | k::CLONE_FS;
+        if flags as u32 & OWN != 0 && loader::single_threaded() != Some(true) {
+            fds::remember_nothing();
+            place::forget_cwd();
+        }
+        real!(unshare)(flags)
     }
 }
 

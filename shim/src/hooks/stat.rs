@@ -1,35 +1,71 @@
 //! Asking about a path: translated, nothing told.
 
-use core::ffi::{c_int, c_long, c_void};
+use core::ffi::{c_char, c_int, c_long, c_void};
 
-use crate::hook::path_hook;
+use crate::hook::{fail, hook, path_hook, real};
+use crate::place::{self, CWD};
+use crate::respell::{self, Stat};
+use crate::sys::{PathBuf, k};
 
-path_hook! { fn stat(path, out: *mut c_void) -> c_int => my_stat }
-path_hook! { fn stat64(path, out: *mut c_void) -> c_int => my_stat64 }
-path_hook! { fn lstat(path, out: *mut c_void) -> c_int => my_lstat }
-path_hook! { fn lstat64(path, out: *mut c_void) -> c_int => my_lstat64 }
-path_hook! { fn fstatat(@dirfd, path, out: *mut c_void, flags: c_int) -> c_int => my_fstatat }
-path_hook! { fn fstatat64(@dirfd, path, out: *mut c_void, flags: c_int) -> c_int => my_fstatat64 }
-path_hook! { fn statx(@dirfd, path, flags: c_int, mask: u32, out: *mut c_void) -> c_int => my_statx }
+/// Declares a hook that translates a path, and corrects the size of a symbolic link that it finds.
+macro_rules! link_hook {
+    ($name:ident | $alias:ident ($($pre:ident : $pt:ty),* ; $($dirfd:ident)? ; $($post:ident : $ot:ty),*)
+        => $mine:ident) => {
+        hook! {
+            unsafe fn $name | $alias ($($pre: $pt,)* $($dirfd: c_int,)? path: *const c_char, out: *mut Stat
+                $(, $post: $ot)*) -> c_int => $mine {
+                let mut room = PathBuf::new();
+                #[allow(unused_mut, unused_assignments, reason = "not each of them has a descriptor")]
+                let mut from = CWD;
+                $(from = $dirfd;)?
+                let place = match place::at(from, path, &mut room) {
+                    Ok(place) => place,
+                    Err(errno) => return fail(errno),
+                };
+                $(let $dirfd = place.dirfd;)?
+                let done = real!($name)($($pre,)* $($dirfd,)? place.path, out $(, $post)*);
+                if done == 0 {
+                    respell::correct_size(place.dirfd, place.path, out);
+                }
+                done
+            }
+        }
+    };
+}
+
+path_hook! { fn stat | stat64(path, out: *mut c_void) -> c_int => my_stat }
+link_hook! { lstat | lstat64(;;) => my_lstat }
+link_hook! { fstatat | fstatat64(; dirfd; flags: c_int) => my_fstatat }
+
+hook! {
+    unsafe fn statx(dirfd: c_int, path: *const c_char, flags: c_int, mask: u32, out: *mut k::statx) -> c_int
+        => my_statx {
+        let mut room = PathBuf::new();
+        let place = match place::at(dirfd, path, &mut room) {
+            Ok(place) => place,
+            Err(errno) => return fail(errno),
+        };
+        let done = real!(statx)(place.dirfd, place.path, flags, mask, out);
+        if done == 0
+            && u32::from((*out).stx_mode) & k::S_IFMT == k::S_IFLNK
+            && let Some(size) = respell::link_size(place.dirfd, place.path)
+        {
+            (*out).stx_size = size as u64;
+        }
+        done
+    }
+}
 
 // Programs linked against glibc before 2.33.
-path_hook! { fn __xstat[version: c_int](path, out: *mut c_void) -> c_int => my_xstat }
-path_hook! { fn __xstat64[version: c_int](path, out: *mut c_void) -> c_int => my_xstat64 }
-path_hook! { fn __lxstat[version: c_int](path, out: *mut c_void) -> c_int => my_lxstat }
-path_hook! { fn __lxstat64[version: c_int](path, out: *mut c_void) -> c_int => my_lxstat64 }
-path_hook! { fn __fxstatat[version: c_int](@dirfd, path, out: *mut c_void, flags: c_int) -> c_int => my_fxstatat }
-path_hook! { fn __fxstatat64[version: c_int](@dirfd, path, out: *mut c_void, flags: c_int) -> c_int => my_fxstatat64 }
+path_hook! { fn __xstat | __xstat64[version: c_int](path, out: *mut c_void) -> c_int => my_xstat }
+link_hook! { __lxstat | __lxstat64(version: c_int;;) => my_lxstat }
+link_hook! { __fxstatat | __fxstatat64(version: c_int; dirfd; flags: c_int) => my_fxstatat }
 
 path_hook! { fn access(path, mode: c_int) -> c_int => my_access }
 path_hook! { fn faccessat(@dirfd, path, mode: c_int, flags: c_int) -> c_int => my_faccessat }
 path_hook! { fn eaccess(path, mode: c_int) -> c_int => my_eaccess }
 path_hook! { fn euidaccess(path, mode: c_int) -> c_int => my_euidaccess }
 
-path_hook! { fn statfs(path, out: *mut c_void) -> c_int => my_statfs }
-path_hook! { fn statfs64(path, out: *mut c_void) -> c_int => my_statfs64 }
-path_hook! { fn __statfs(path, out: *mut c_void) -> c_int => my_statfs_old }
-path_hook! { fn statvfs(path, out: *mut c_void) -> c_int => my_statvfs }
-path_hook! { fn statvfs64(path, out: *mut c_void) -> c_int => my_statvfs64 }
 path_hook! { fn pathconf(path, name: c_int) -> c_long => my_pathconf }
 path_hook! { fn ftok(path, project: c_int) -> c_int => my_ftok }
 path_hook! { fn name_to_handle_at(@dirfd, path, handle: *mut c_void, id: *mut c_int, flags: c_int) -> c_int => my_handle }

@@ -6,14 +6,14 @@ use storeshim_protocol::{Intent, OpenFlags};
 
 use crate::fds;
 use crate::gate;
-use crate::hook::{fail, hook, path_hook, real};
-use crate::hooks::fd::closed;
-use crate::hooks::open::Open;
+use crate::hook::{fail, hook, real};
+use crate::hooks::fd::{closed, my_close};
+use crate::hooks::open::{Open, my_open, to_read, unled};
 use crate::loader::Real;
 use crate::names::{self, Entry};
 use crate::place::{self, CWD};
 use crate::sys::{self, PathBuf, k};
-use crate::tell;
+use crate::{streams, tell};
 
 unsafe extern "C" {
     fn fileno(stream: *mut c_void) -> c_int;
@@ -58,6 +58,7 @@ fn tell_unseen(fd: c_int, flags: u32) {
     if flags & k::O_ACCMODE == k::O_RDONLY || fd < 0 {
         return;
     }
+    streams::add(fd);
     if let Some(file) = fds::file(fd) {
         tell::note(file.mount, &Intent::Opened { ino: file.ino, flags: unseen(flags) });
     }
@@ -65,6 +66,22 @@ fn tell_unseen(fd: c_int, flags: u32) {
 
 fn unseen(flags: u32) -> OpenFlags {
     if flags & k::O_APPEND != 0 { OpenFlags::UNSEEN.with(OpenFlags::APPEND) } else { OpenFlags::UNSEEN }
+}
+
+/// A stream that writes to a descriptor which was opened for it.
+///
+/// # Safety
+/// `mode` must be a C string.
+unsafe fn stream_of(fd: c_int, mode: *const c_char) -> *mut c_void {
+    // SAFETY: as above.
+    let stream = unsafe { fdopen::real()(fd, mode) };
+    if stream.is_null() {
+        closed(fds::forget(fd));
+        sys::close(fd);
+    } else {
+        streams::add(fd);
+    }
+    stream
 }
 
 hook! {
@@ -79,26 +96,43 @@ hook! {
                 // Looked up at once, which tells the file and its name where it may be written.
                 let fd = fileno(stream);
                 fds::forget(fd);
+                streams::add(fd);
                 let _ = fds::known(fd);
             }
             return stream;
         };
+        if flags & !k::O_CLOEXEC == k::O_RDONLY {
+            return match place::at(CWD, path, &mut room) {
+                Ok(place) => {
+                    let stream = real!(fopen)(place.path, mode);
+                    if !stream.is_null() {
+                        to_read(place, fileno(stream), flags as c_int);
+                    }
+                    stream
+                }
+                Err(errno) => fail(errno),
+            };
+        }
         let open = Open {
             flags: flags as c_int,
             extra: OpenFlags::UNSEEN,
             call: &|dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, 0o666),
         };
         match open.run(CWD, path, &mut room) {
-            Ok(Ok(fd)) => {
-                let stream = fdopen::real()(fd as c_int, mode);
-                if stream.is_null() {
-                    closed(fds::forget(fd as c_int));
-                    sys::close(fd as c_int);
-                }
-                stream
-            }
+            Ok(Ok(fd)) => stream_of(fd as c_int, mode),
             Ok(Err(errno)) => fail(errno),
             Err(place) => {
+                if flags & k::O_ACCMODE != k::O_RDONLY
+                    && let Some(opened) = unled(place, flags as c_int, 0o666)
+                {
+                    return match opened {
+                        Ok(fd) => {
+                            fds::forget(fd as c_int);
+                            stream_of(fd as c_int, mode)
+                        }
+                        Err(errno) => fail(errno),
+                    };
+                }
                 let stream = real!(fopen)(place.path, mode);
                 if !stream.is_null() {
                     let fd = fileno(stream);
@@ -132,6 +166,7 @@ hook! {
             Err(errno) => return fail(errno),
         };
         let known = fds::forget(before);
+        streams::remove(before);
         let reopened = match place.mount {
             Some(index) if flags & (k::O_CREAT | k::O_TRUNC) != 0 && !may_block(place) => {
                 let inside = match gate::enter(index, 0) {
@@ -254,8 +289,65 @@ macro_rules! passed_on {
 passed_on!(dprintf, telling_dprintf);
 passed_on!(__dprintf_chk, telling_dprintf_chk);
 
-path_hook! { fn setmntent(path, mode: *const c_char) -> *mut c_void => my_setmntent }
-path_hook! { fn __setmntent(path, mode: *const c_char) -> *mut c_void => my_setmntent_old }
+/// Opens, as `mode` says, what libc is about to open without a hook: what that creates or empties is told. `false`, with
+/// errno set, where it cannot be opened.
+///
+/// # Safety
+/// `path` and `mode` must be C strings or null.
+unsafe fn opened_before(path: *const c_char, mode: *const c_char) -> bool {
+    // SAFETY: as above.
+    let Some(flags) = (unsafe { flags_at(mode) }) else { return true };
+    if flags & (k::O_CREAT | k::O_TRUNC) == 0 {
+        return true;
+    }
+    // SAFETY: as above.
+    let fd = unsafe { my_open(path, flags as c_int, 0o666) };
+    if fd >= 0 {
+        // SAFETY: it was opened just now.
+        unsafe { my_close(fd) };
+    }
+    fd >= 0
+}
+
+hook! {
+    unsafe fn setmntent | __setmntent(path: *const c_char, mode: *const c_char) -> *mut c_void => my_setmntent {
+        let mut room = PathBuf::new();
+        let place = match place::at(CWD, path, &mut room) {
+            Ok(place) => place,
+            Err(errno) => return fail(errno),
+        };
+        if place.mount.is_some() && !opened_before(path, mode) {
+            return core::ptr::null_mut();
+        }
+        let stream = real!(setmntent)(place.path, mode);
+        if !stream.is_null() {
+            fds::forget(fileno(stream));
+            tell_unseen(fileno(stream), flags_at(mode).unwrap_or(k::O_RDWR));
+        }
+        stream
+    }
+}
+
+hook! {
+    /// What fopen of very old programs calls.
+    unsafe fn _IO_file_fopen(stream: *mut c_void, path: *const c_char, mode: *const c_char, narrow: c_int) -> *mut c_void
+        => my_io_file_fopen {
+        let mut room = PathBuf::new();
+        let place = match place::at(CWD, path, &mut room) {
+            Ok(place) => place,
+            Err(errno) => return fail(errno),
+        };
+        if place.mount.is_some() && !opened_before(path, mode) {
+            return core::ptr::null_mut();
+        }
+        let opened = real!(_IO_file_fopen)(stream, place.path, mode, narrow);
+        if !opened.is_null() {
+            fds::forget(fileno(opened));
+            tell_unseen(fileno(opened), flags_at(mode).unwrap_or(k::O_RDWR));
+        }
+        opened
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,15 +1,19 @@
 //! Temporary names. libc would choose the name and create it in one go, untold; so a template in a mount gets its
 //! name here, and the letters are copied into the caller's own template.
 
-use core::ffi::{CStr, c_char, c_int};
+use core::ffi::{CStr, c_char, c_int, c_void};
 
 use crate::control;
 use crate::hook::{Reply, answer, fail, hook, real};
 use crate::hooks::name::my_mkdir;
 use crate::hooks::open::my_open;
-use crate::loader::get_errno;
+use crate::loader::{self, get_errno};
 use crate::place::{self, CWD};
 use crate::sys::{self, Answer, Errno, PathBuf, errno, k};
+
+unsafe extern "C" {
+    fn free(block: *mut c_void);
+}
 
 /// Letters at the end of a template that are replaced.
 const LETTERS: usize = 6;
@@ -104,6 +108,55 @@ hook! {
     }
 }
 
+/// The directory that tempnam(3) would take, where it lies in a mount that is translated: `TMPDIR` where that is a
+/// directory (glibc only), else the one asked for.
+///
+/// # Safety
+/// `asked` must be null or a C string.
+unsafe fn temporary_directory(asked: *const c_char, room: &mut PathBuf) -> Option<*const c_char> {
+    let translated = |path: *const c_char| {
+        let mut other = PathBuf::new();
+        let place = place::at(CWD, path, &mut other).ok()?;
+        let stat = sys::stat_at(place.dirfd, place.path, 0).ok()?;
+        sys::is_directory(&stat).then_some(!core::ptr::eq(place.path, path))
+    };
+    if loader::is_glibc()
+        && let Some(value) = control::variable(b"TMPDIR").filter(|value| !value.is_empty())
+        && room.push(value).is_ok()
+        && let Some(inside) = translated(room.c_str())
+    {
+        return inside.then(|| room.c_str());
+    }
+    let inside = !asked.is_null() && translated(asked) == Some(true);
+    inside.then_some(asked)
+}
+
+hook! {
+    unsafe fn tempnam(directory: *const c_char, prefix: *const c_char) -> *mut c_char => my_tempnam {
+        let mut room = PathBuf::new();
+        let translates = control::table().is_some_and(|table| table.translates);
+        let taken = if translates { temporary_directory(directory, &mut room) } else { None };
+        let Some(taken) = taken else { return real!(tempnam)(directory, prefix) };
+        let prefix = if prefix.is_null() { b"file" } else { CStr::from_ptr(prefix).to_bytes() };
+        let mut name = PathBuf::new();
+        let parts = [CStr::from_ptr(taken).to_bytes(), b"/", prefix.get(..5).unwrap_or(prefix), b"XXXXXX"];
+        if let Err(errno) = parts.iter().try_for_each(|part| name.push(part)) {
+            return fail(errno);
+        }
+        let name = super::cwd::give(name.bytes(), core::ptr::null_mut(), 0);
+        if name.is_null() {
+            return name;
+        }
+        match make(name, 0, || is_free(name)) {
+            Ok(0) => name,
+            tried => {
+                free(name.cast());
+                tried.map_or_else(fail, |_| core::ptr::null_mut())
+            }
+        }
+    }
+}
+
 /// Whether a name is free: fails with EEXIST where it is not.
 fn is_free(template: *const c_char) -> c_int {
     let mut room = PathBuf::new();
@@ -122,7 +175,7 @@ hook! {
         if !in_mount(template) {
             return real!(mktemp)(template);
         }
-        if !matches!(make(template, 0, || is_free(template)), Ok(0)) && !template.is_null() {
+        if !matches!(make(template, 0, || is_free(template)), Ok(0)) && !sys::leads_nowhere(template) {
             // The historical way to say no.
             template.write(0);
         }

@@ -81,7 +81,9 @@ impl Node {
         let (prefix, tree) = match setup.placement {
             Placement::Identity => (base.path().join("storage"), base.path().join("storage")),
             Placement::Translated if setup.reference => (base.path().join("tree"), base.path().join("tree")),
-            Placement::Translated => (setup::absent_prefix(), base.path().join("tree")),
+            Placement::Translated => {
+                (setup.prefix.clone().unwrap_or_else(setup::absent_prefix), base.path().join("tree"))
+            }
         };
         let node = Self { setup, base, prefix, tree, agent: None };
         node.make_directories();

@@ -6,6 +6,8 @@ use crate::s3::{self, S3Server};
 
 /// User id of the ordinary user that tests run as when they are started by root.
 const ORDINARY: u32 = 54_321;
+/// The user `nobody`, as every distribution has it.
+const NOBODY: u32 = 65_534;
 
 /// Where the tree lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +25,19 @@ pub enum User {
     Current,
     /// An ordinary user, also when the tests run as root.
     Ordinary,
+    /// As [`User::Ordinary`], but one that the system knows by name.
+    Nobody,
 }
 
 impl User {
     /// The user and group id to change to; `None` to stay.
     pub fn id(self) -> Option<u32> {
-        (self == User::Ordinary && nix::unistd::geteuid().is_root()).then_some(ORDINARY)
+        let id = match self {
+            Self::Current => None,
+            Self::Ordinary => Some(ORDINARY),
+            Self::Nobody => Some(NOBODY),
+        };
+        id.filter(|_| nix::unistd::geteuid().is_root())
     }
 }
 
@@ -45,6 +54,8 @@ pub struct Setup {
     pub settings: Vec<(String, String)>,
     /// More environment of the agent (credentials, endpoint).
     pub agent_env: Vec<(String, String)>,
+    /// Where apps see the volume in the translated placement; `None` for a free name.
+    pub prefix: Option<PathBuf>,
     /// The reference run: no agent, no shim, the plain disk. What fails here is wrong in the test.
     pub reference: bool,
 }
@@ -52,7 +63,7 @@ pub struct Setup {
 impl Setup {
     fn new(placement: Placement, user: User, url: String) -> Self {
         let reference = std::env::var_os("STORESHIM_E2E_REFERENCE").is_some();
-        Self { placement, user, url, settings: Vec::new(), agent_env: Vec::new(), reference }
+        Self { placement, user, url, settings: Vec::new(), agent_env: Vec::new(), prefix: None, reference }
     }
 
     /// A prefix that does not exist, as an ordinary user: the hardest case.
@@ -63,6 +74,12 @@ impl Setup {
     /// The recommended case, as whoever runs the tests (root in most containers).
     pub fn identity(url: impl Into<String>) -> Self {
         Self::new(Placement::Identity, User::Current, url.into())
+    }
+
+    /// A prefix of the test's choice for the translated placement; it must not exist.
+    pub fn at(mut self, prefix: impl Into<PathBuf>) -> Self {
+        self.prefix = Some(prefix.into());
+        self
     }
 
     /// Another user.

@@ -2,8 +2,10 @@
 //! make anything fail.
 
 mod core;
+mod hooks;
 mod rig;
 mod table;
+mod turns;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -19,10 +21,14 @@ pub struct Arguments {
 enum Table {
     /// Calls, cuts, commits and memory, each against the same work without storeshim.
     Core(core::Arguments),
+    /// Each family of library functions, in both placements and outside of every mount, against the same calls without
+    /// storeshim.
+    Hooks(hooks::Arguments),
 }
 
 pub fn main(arguments: &Arguments) -> Result<()> {
     match &arguments.table {
         Table::Core(arguments) => core::main(arguments),
+        Table::Hooks(arguments) => hooks::main(arguments),
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use xshell::cmd;
+use xshell::{Shell, cmd};
 
 use crate::{build, workspace};
 
@@ -17,6 +17,24 @@ use crate::{build, workspace};
 pub const PREFIX: &str = "/storage";
 /// The key pair of the S3 server.
 const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "bench"), ("AWS_SECRET_ACCESS_KEY", "bench-secret")];
+/// Our programs, and what they are made of.
+const PROGRAMS: [(&str, &[&str]); 3] = [
+    (
+        "calls",
+        &[
+            "calls/main.c",
+            "calls/opens.c",
+            "calls/names.c",
+            "calls/attributes.c",
+            "calls/data.c",
+            "calls/others.c",
+        ],
+    ),
+    ("spawn", &["spawn.c"]),
+    ("load", &["load.c"]),
+];
+/// A library to be loaded.
+const LIBRARY: &str = "empty.so";
 /// Longest wait for an agent to be ready or to end.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -36,15 +54,34 @@ impl Rig {
         let sh = workspace::shell()?;
         let built = build::build(&sh, true)?;
         cmd!(sh, "cargo build --quiet --locked --release --package storeshim-tests --bins").quiet().run()?;
+        Self::with(&sh, built, dir)
+    }
+
+    /// The same without servers. Where `STORESHIM_BIN` and `STORESHIM_SHIM` name an agent and a library, as for the
+    /// tests, it is those that are measured.
+    pub fn of_hooks(dir: Option<&Path>) -> Result<Self> {
+        let sh = workspace::shell()?;
+        let named = |name| std::env::var_os(name).map(PathBuf::from);
+        let built = match (named("STORESHIM_BIN"), named("STORESHIM_SHIM")) {
+            (Some(program), Some(shim)) => build::Built { program, shim },
+            _ => build::build(&sh, true)?,
+        };
+        Self::with(&sh, built, dir)
+    }
+
+    fn with(sh: &Shell, built: build::Built, dir: Option<&Path>) -> Result<Self> {
         let target = workspace::target()?;
         let home = dir.map_or_else(|| Ok(target.clone()), std::path::absolute)?.join("storeshim-bench");
         remove(&home)?;
         fs::create_dir_all(&home)?;
-        for name in ["calls", "spawn", "load"] {
-            let source = workspace::root().join("xtask/src/bench/programs").join(name).with_extension("c");
+        let sources = workspace::root().join("xtask/src/bench/programs");
+        for (name, files) in PROGRAMS {
+            let sources = files.iter().map(|file| sources.join(file));
             let program = home.join(name);
-            cmd!(sh, "cc -std=gnu11 -O2 -Wall -Wextra -Werror -o {program} {source}").quiet().run()?;
+            cmd!(sh, "cc -std=gnu11 -O2 -Wall -Wextra -Werror -o {program} {sources...}").quiet().run()?;
         }
+        let (library, source) = (home.join(LIBRARY), sources.join("empty.c"));
+        cmd!(sh, "cc -O2 -Wall -Wextra -Werror -shared -fPIC -o {library} {source}").quiet().run()?;
         // The rings belong into memory: on a disk, writing them back would be measured, too.
         let memory = Path::new("/dev/shm");
         let run_dir = if memory.is_dir() {
@@ -62,12 +99,25 @@ impl Rig {
 
     /// An empty directory for native work: on the tree's file system, as deep as the tree and with as long a name.
     pub fn native(&self) -> Result<PathBuf> {
-        fresh(self.home("home"))
+        self.beside("home")
+    }
+
+    /// Another of these, with a name of four letters.
+    pub fn beside(&self, name: &str) -> Result<PathBuf> {
+        fresh(self.home(name))
     }
 
     /// One of our C programs.
     pub fn program(&self, name: &str) -> Command {
         Command::new(self.home(name))
+    }
+
+    /// The program `calls` in a directory, on the last CPU that there is.
+    pub fn calls(&self, dir: &Path) -> Command {
+        let mut command = self.program("calls");
+        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        command.arg(dir).arg(self.home(LIBRARY)).arg((cpus - 1).to_string());
+        command
     }
 
     /// A variable of the environment for each process with the shim, as `storeshim run` sets them.
@@ -101,12 +151,31 @@ impl Rig {
 
     /// Starts an agent with an empty tree and state; `settings` are those of the mount, each behind a comma.
     pub fn agent(&self, url: &str, settings: &str) -> Result<Agent<'_>> {
-        fresh(self.home("state"))?;
-        fresh(self.home("tree"))?;
-        remove(&self.run_dir)?;
-        let tree = self.home("tree");
+        let tree = fresh(self.home("tree"))?;
         let mount = format!("{PREFIX}={url},placement=translated,tree={}{settings}", tree.display());
-        let mut agent = Agent { rig: self, mount, child: None };
+        self.agent_in("state", mount, tree, PREFIX.into(), self.run_dir.clone())
+    }
+
+    /// As [`Rig::agent`], beside it, with the tree at the prefix: nothing is translated.
+    pub fn identical_agent(&self, settings: &str) -> Result<Agent<'_>> {
+        let (tree, store) = (fresh(self.home("same"))?, fresh(self.home("same-store"))?);
+        let mount = format!("{}=file://{},placement=identity{settings}", tree.display(), store.display());
+        let mut run_dir = self.run_dir.clone().into_os_string();
+        run_dir.push("-same");
+        self.agent_in("same-state", mount, tree.clone(), tree, run_dir.into())
+    }
+
+    fn agent_in(
+        &self,
+        state: &str,
+        mount: String,
+        tree: PathBuf,
+        prefix: PathBuf,
+        run_dir: PathBuf,
+    ) -> Result<Agent<'_>> {
+        let state = fresh(self.home(state))?;
+        remove(&run_dir)?;
+        let mut agent = Agent { rig: self, mount, tree, prefix, state, run_dir, child: None };
         agent.start()?;
         Ok(agent)
     }
@@ -162,6 +231,10 @@ pub fn numbers<const N: usize>(text: &str) -> Result<[f64; N]> {
 pub struct Agent<'a> {
     rig: &'a Rig,
     mount: String,
+    tree: PathBuf,
+    prefix: PathBuf,
+    state: PathBuf,
+    run_dir: PathBuf,
     child: Option<Child>,
 }
 
@@ -170,7 +243,7 @@ impl Agent<'_> {
     pub fn start(&mut self) -> Result<()> {
         let log = File::options().create(true).append(true).open(self.rig.home("agent.log"))?;
         let mut command = self.command("agent");
-        command.arg("--state-dir").arg(self.rig.home("state")).arg("--mount").arg(&self.mount);
+        command.arg("--state-dir").arg(&self.state).arg("--mount").arg(&self.mount);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.child = Some(command.spawn().context("cannot start the agent")?);
         let deadline = Instant::now() + PATIENCE;
@@ -196,27 +269,32 @@ impl Agent<'_> {
 
     fn command(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.rig.program);
-        command.arg(subcommand).arg("--run-dir").arg(&self.rig.run_dir);
+        command.arg(subcommand).arg("--run-dir").arg(&self.run_dir);
         command.envs(KEYS).env("STORESHIM_SHIM", &self.rig.shim);
         command
     }
 
     /// The root of its tree.
     pub fn tree(&self) -> PathBuf {
-        self.rig.home("tree")
+        self.tree.clone()
+    }
+
+    /// Where apps see it.
+    pub fn prefix(&self) -> &Path {
+        &self.prefix
     }
 
     /// `storeshim run -- PROGRAM`, by the program's own name and arguments.
     pub fn runs(&self, program: &Command) -> Command {
         let mut command = self.command("run");
-        command.arg("--state-dir").arg(self.rig.home("state"));
+        command.arg("--state-dir").arg(&self.state);
         command.arg("--").arg(program.get_program()).args(program.get_args());
         command
     }
 
     /// The program with the shim, and without the flush that `storeshim run` ends with.
     pub fn shows(&self, mut program: Command) -> Command {
-        program.envs(self.rig.environment());
+        program.env("LD_PRELOAD", &self.rig.shim).env("STORESHIM_RUN_DIR", &self.run_dir);
         program
     }
 
@@ -263,6 +341,7 @@ impl Drop for Agent<'_> {
             let _ = child.kill();
             let _ = child.wait();
         }
+        let _ = remove(&self.run_dir);
     }
 }
 

@@ -48,7 +48,8 @@ pub enum Unit {
 }
 
 impl Unit {
-    fn text(self, value: f64) -> String {
+    /// A value as it is written.
+    pub fn text(self, value: f64) -> String {
         match self {
             Self::Times => format!("{value:.2}×"),
             Self::Time => match value {
@@ -69,38 +70,26 @@ impl Unit {
 
 /// One line of the table.
 pub struct Row {
-    what: String,
-    native: String,
-    storeshim: String,
-    ratio: String,
+    cells: Vec<String>,
     target: String,
     met: Option<bool>,
 }
 
 impl Row {
+    /// A line of a table with a head of its own: all but the target and the verdict.
+    pub fn of(cells: Vec<String>) -> Self {
+        Self { cells, target: String::new(), met: None }
+    }
+
     /// A line that compares with native; `ratio` is not always the quotient of the two, since it is taken round by
     /// round.
     pub fn compared(what: &str, unit: Unit, native: f64, storeshim: f64, ratio: f64) -> Self {
-        Self {
-            what: what.into(),
-            native: unit.text(native),
-            storeshim: unit.text(storeshim),
-            ratio: Unit::Times.text(ratio),
-            target: String::new(),
-            met: None,
-        }
+        Self::of(vec![what.into(), unit.text(native), unit.text(storeshim), Unit::Times.text(ratio)])
     }
 
     /// A line without anything to compare with.
     pub fn alone(what: &str, unit: Unit, value: f64) -> Self {
-        Self {
-            what: what.into(),
-            native: String::new(),
-            storeshim: unit.text(value),
-            ratio: String::new(),
-            target: String::new(),
-            met: None,
-        }
+        Self::of(vec![what.into(), String::new(), unit.text(value), String::new()])
     }
 
     /// The line with a target for `value`, which is what the target is about.
@@ -110,26 +99,34 @@ impl Row {
         self
     }
 
-    fn cells(&self) -> [String; 6] {
+    fn cells(&self) -> Vec<String> {
         let verdict = self.met.map_or("", |met| if met { "ok" } else { "missed" });
-        let cells = [&self.what, &self.native, &self.storeshim, &self.ratio, &self.target];
-        let [what, native, storeshim, ratio, target] = cells.map(String::clone);
-        [what, native, storeshim, ratio, target, verdict.into()]
+        self.cells.iter().cloned().chain([self.target.clone(), verdict.into()]).collect()
     }
 }
 
 /// The lines so far, and remarks below them.
-#[derive(Default)]
 pub struct Table {
+    head: &'static [&'static str],
     rows: Vec<Row>,
     notes: Vec<String>,
 }
 
+impl Default for Table {
+    fn default() -> Self {
+        Self::new(&["what", "native", "storeshim", "ratio"])
+    }
+}
+
 impl Table {
+    /// A table with these columns, the target and the verdict.
+    pub fn new(head: &'static [&'static str]) -> Self {
+        Self { head, rows: Vec::new(), notes: Vec::new() }
+    }
+
     /// Adds a line, and shows it at once: the whole takes minutes.
     pub fn push(&mut self, row: Row) {
-        let [what, native, storeshim, ratio, target, verdict] = row.cells();
-        eprintln!("  {what}: native {native}, storeshim {storeshim} {ratio} {target} {verdict}");
+        eprintln!("  {}", row.cells().join("  "));
         self.rows.push(row);
     }
 
@@ -142,19 +139,24 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = ["what", "native", "storeshim", "ratio", "target", ""].map(str::to_owned);
-        let rows: Vec<[String; 6]> = std::iter::once(head).chain(self.rows.iter().map(Row::cells)).collect();
-        let mut widths = [0; 6];
+        let head: Vec<String> =
+            self.head.iter().chain(&["target", ""]).map(|&cell| cell.to_owned()).collect();
+        let mut widths = vec![0; head.len()];
+        let rows: Vec<Vec<String>> = std::iter::once(head).chain(self.rows.iter().map(Row::cells)).collect();
         for row in &rows {
             for (width, cell) in widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.chars().count());
             }
         }
         for (number, row) in rows.iter().enumerate() {
-            let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
             writeln!(f, "| {} |", cells.collect::<Vec<_>>().join(" | "))?;
             if number == 0 {
-                writeln!(f, "|{}|", widths.map(|width| "-".repeat(width + 2)).join("|"))?;
+                writeln!(
+                    f,
+                    "|{}|",
+                    widths.iter().map(|width| "-".repeat(width + 2)).collect::<Vec<_>>().join("|")
+                )?;
             }
         }
         let missed = self.rows.iter().filter(|row| row.met == Some(false)).count();

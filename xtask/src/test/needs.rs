@@ -9,7 +9,7 @@ use xshell::{Shell, cmd};
 use crate::workspace;
 
 /// A file that must be there, relative to a directory of PATH or absolute, and the Debian package that has it.
-const NEEDS: [(&str, &str); 17] = [
+const NEEDS: [(&str, &str); 22] = [
     ("sqlite3", "sqlite3"),
     ("git", "git"),
     ("/usr/bin/python3", "python3"),
@@ -17,6 +17,11 @@ const NEEDS: [(&str, &str); 17] = [
     ("rsync", "rsync"),
     ("gcc", "gcc"),
     ("make", "make"),
+    ("g++", "g++"),
+    ("dash", "dash"),
+    ("java", "default-jdk-headless"),
+    ("javac", "default-jdk-headless"),
+    ("/usr/share/postgresql", "postgresql"),
     ("node", "nodejs"),
     ("npm", "npm"),
     ("strace", "strace"),

@@ -10,6 +10,7 @@ mod s3;
 mod url;
 
 use std::collections::HashMap;
+use std::path::Path as FilePath;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -59,6 +60,7 @@ pub struct Store {
     health: Arc<Health>,
     handle: Handle,
     shown: Arc<str>,
+    directory: Option<Arc<FilePath>>,
 }
 
 /// The `memory:` backends of this process, so that a volume that is opened again finds its data.
@@ -76,6 +78,7 @@ impl Store {
     /// [`StoreError`], each with what to do; never with a credential.
     pub fn open(url: &str, options: &StoreOptions) -> Result<Self, StoreError> {
         let shown = url::redact(url);
+        let mut directory = None;
         let objects: Arc<dyn ObjectStore> = match Address::parse(url)? {
             Address::File(path) => {
                 let store = LocalStore::open(&path).map_err(|error| {
@@ -89,6 +92,7 @@ impl Store {
                 super::runtime()
                     .map_err(StoreError::Unavailable)?
                     .spawn_blocking(move || LocalStore::sweep(&root));
+                directory = Some(store.root().into());
                 Arc::new(store)
             }
             Address::S3 { bucket, prefix, endpoint, region } => {
@@ -102,7 +106,7 @@ impl Store {
                 Arc::clone(stores.entry(name).or_default()) as Arc<dyn ObjectStore>
             }
         };
-        let store = Self::over(objects, &shown)?;
+        let store = Self { directory, ..Self::over(objects, &shown)? };
         if options.probe {
             store.handle.block_on(probe::probe(&store.objects, &store.shown))?;
         }
@@ -117,7 +121,7 @@ impl Store {
         let handle = super::runtime().map_err(StoreError::Unavailable)?;
         let health = Arc::new(Health::default());
         let objects: Arc<dyn ObjectStore> = Arc::new(Watched::new(objects, Arc::clone(&health)));
-        Ok(Self { objects, health, handle, shown: shown.into() })
+        Ok(Self { objects, health, handle, shown: shown.into(), directory: None })
     }
 
     /// Probes the backend as [`Store::open`] does.
@@ -138,6 +142,12 @@ impl Store {
     #[must_use]
     pub fn shown(&self) -> &str {
         &self.shown
+    }
+
+    /// The directory of a `file://` backend.
+    #[must_use]
+    pub fn directory(&self) -> Option<&FilePath> {
+        self.directory.as_deref()
     }
 
     /// The objects under the volume's prefix.

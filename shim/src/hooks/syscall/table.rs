@@ -5,7 +5,9 @@ use core::ffi::{c_char, c_int, c_long};
 
 use super::words::{Said, Words};
 use crate::hook::{answer, fail};
-use crate::hooks::{aio, attr, copy, cwd, exec, fd, io, mmap, name, open, readlink, signal, socket, sync};
+use crate::hooks::{
+    aio, attr, copy, cwd, exec, fd, io, mmap, name, open, process, readlink, signal, socket, spawn, sync,
+};
 use crate::sys::{Errno, errno, k};
 use crate::{control, fds};
 
@@ -128,7 +130,7 @@ routes! { w;
     __NR_getcwd => { getcwd(w.get(0), w.get(1)) };
     __NR_chdir => cwd::my_chdir(0);
     __NR_fchdir => cwd::my_fchdir(0);
-    __NR_chroot => { w.translated(0) };
+    __NR_chroot => cwd::my_chroot(0);
 
     // Mounts and what else root does to paths.
     __NR_mount => { w.translated_two(0, 1) };
@@ -161,6 +163,8 @@ routes! { w;
     // Processes, threads, and the signal of the second net.
     __NR_execve => exec::my_execve(0, 1, 2);
     __NR_execveat => exec::my_execveat(0, 1, 2, 3, 4);
+    __NR_seccomp => { confined(w) };
+    __NR_unshare => spawn::my_unshare(0);
     __NR_rt_sigaction => { signal::kernel_action(w) };
     __NR_rt_sigprocmask => { signal::kernel_mask(w) };
 }
@@ -177,6 +181,12 @@ fn opened(done: crate::sys::Answer, flags: c_int) -> crate::sys::Answer {
     done
 }
 
+fn confined(w: Words) -> c_long {
+    process::before_confinement();
+    // SAFETY: the app's own call.
+    answer(unsafe { w.call() })
+}
+
 fn no_ring(w: Words) -> c_long {
     if control::table().is_some() {
         return fail(Errno::of(errno::ENOSYS));
@@ -191,7 +201,7 @@ fn no_ring(w: Words) -> c_long {
 /// The contract of the call.
 unsafe fn attributes(w: Words, flags: c_int) -> c_int {
     let path: *const c_char = w.get(1);
-    if path.is_null() {
+    if crate::sys::leads_nowhere(path) {
         // SAFETY: as above.
         return attr::by_fd(w.get(0), || answer(unsafe { w.call() }));
     }
@@ -212,6 +222,10 @@ unsafe fn getcwd(out: *mut c_char, size: usize) -> c_long {
     // SAFETY: as above; the result is a C string.
     unsafe {
         let path = cwd::my_getcwd(out, size);
-        if path.is_null() { -1 } else { core::ffi::CStr::from_ptr(path).to_bytes().len() as c_long + 1 }
+        if crate::sys::leads_nowhere(path) {
+            -1
+        } else {
+            core::ffi::CStr::from_ptr(path).to_bytes().len() as c_long + 1
+        }
     }
 }
