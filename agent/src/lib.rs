@@ -6,6 +6,7 @@
 pub mod blob;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod http;
 pub mod meta;
 pub mod mounts;

@@ -98,6 +98,7 @@ macro_rules! hook {
         /// # Safety
         /// The contract of the C function.
         #[allow(clippy::too_many_arguments, reason = "C decides")]
+        #[allow(unused_unsafe, reason = "not every body does what is unsafe")]
         pub unsafe extern "C" fn $mine($($arg: $type),*) $(-> $ret)? {
             // SAFETY: the caller keeps the contract of the C function.
             unsafe { $body }

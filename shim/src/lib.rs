@@ -10,10 +10,12 @@
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(test, allow(dead_code, unused_imports, reason = "hooks are exported in the library only"))]
 
+mod act;
 mod ask;
 mod attach;
 #[cfg(test)]
 mod attached_tests;
+mod beside;
 mod control;
 mod detour;
 mod fds;

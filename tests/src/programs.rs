@@ -60,6 +60,8 @@ pub enum Language {
     MuslC,
     /// C, without a loader.
     StaticC,
+    /// C, as a library.
+    SharedC,
     /// C++.
     Cpp,
     /// Rust, by std alone.
@@ -76,6 +78,9 @@ impl Language {
             Self::C => ("cc", &C),
             Self::MuslC => ("musl-gcc", &C),
             Self::StaticC => ("cc", &["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static", "-o"]),
+            Self::SharedC => {
+                ("cc", &["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
+            }
             Self::Cpp => ("g++", &["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]),
             Self::Rust => ("rustc", &["--edition", "2024", "-C", "debuginfo=0", "-D", "warnings", "-o"]),
             Self::Java => ("javac", &["-d"]),

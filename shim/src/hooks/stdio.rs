@@ -68,17 +68,17 @@ fn unseen(flags: u32) -> OpenFlags {
     if flags & k::O_APPEND != 0 { OpenFlags::UNSEEN.with(OpenFlags::APPEND) } else { OpenFlags::UNSEEN }
 }
 
-/// A stream of a descriptor that was opened for it.
+/// A stream that writes to a descriptor which was opened for it.
 ///
 /// # Safety
 /// `mode` must be a C string.
-unsafe fn stream_of(fd: c_int, mode: *const c_char, flags: u32) -> *mut c_void {
+unsafe fn stream_of(fd: c_int, mode: *const c_char) -> *mut c_void {
     // SAFETY: as above.
     let stream = unsafe { fdopen::real()(fd, mode) };
     if stream.is_null() {
         closed(fds::forget(fd));
         sys::close(fd);
-    } else if flags & k::O_ACCMODE != k::O_RDONLY {
+    } else {
         streams::add(fd);
     }
     stream
@@ -119,17 +119,14 @@ hook! {
             call: &|dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, 0o666),
         };
         match open.run(CWD, path, &mut room) {
-            Ok(Ok(fd)) => stream_of(fd as c_int, mode, flags),
+            Ok(Ok(fd)) => stream_of(fd as c_int, mode),
             Ok(Err(errno)) => fail(errno),
             Err(place) => {
-                if flags & k::O_ACCMODE != k::O_RDONLY
+                if flags & k::O_CREAT != 0
                     && let Some(opened) = unled(place, flags as c_int, 0o666)
                 {
                     return match opened {
-                        Ok(fd) => {
-                            fds::forget(fd as c_int);
-                            stream_of(fd as c_int, mode, flags)
-                        }
+                        Ok(fd) => stream_of(fd as c_int, mode),
                         Err(errno) => fail(errno),
                     };
                 }

@@ -42,15 +42,10 @@ unsafe fn with_both(
 }
 
 hook! {
-    /// A source that is not absolute is a name of something else ("tmpfs", a tag), wherever the process stands.
-    unsafe fn mount(
-        source: *const c_char,
-        target: *const c_char,
-        kind: *const c_char,
-        flags: c_ulong,
-        data: *const c_void,
-    ) -> c_int => my_mount {
-        if source.is_null() || *source as u8 != b'/' {
+    /// The source is a path only where it is an absolute one: "tmpfs" and "proc" are names.
+    unsafe fn mount(source: *const c_char, target: *const c_char, kind: *const c_char, flags: c_ulong, data: *const c_void)
+        -> c_int => my_mount {
+        if sys::leads_nowhere(source) || *source as u8 != b'/' {
             let mut room = PathBuf::new();
             return match place::at(CWD, target, &mut room) {
                 Ok(place) => real!(mount)(source, place.path, kind, flags, data),
