@@ -46,11 +46,8 @@ hook! {
             Err(errno) => return fail(errno),
         };
         let done = real!(statx)(place.dirfd, place.path, flags, mask, out);
-        if done == 0
-            && u32::from((*out).stx_mode) & k::S_IFMT == k::S_IFLNK
-            && let Some(size) = respell::link_size(place.dirfd, place.path)
-        {
-            (*out).stx_size = size as u64;
+        if done == 0 {
+            respell::correct_statx(place.dirfd, place.path, out);
         }
         done
     }

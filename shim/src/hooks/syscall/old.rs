@@ -5,6 +5,8 @@ use core::ffi::c_long;
 use super::table::routes;
 use super::words::{Said, Words};
 use crate::hooks::{attr, fd, name, open, readlink};
+use crate::place::CWD;
+use crate::respell;
 use crate::sys::k;
 
 #[cfg(target_arch = "x86_64")]
@@ -26,7 +28,7 @@ routes! { w;
     __NR_utimes => attr::my_utimes(0, 1);
     __NR_futimesat => attr::my_futimesat(0, 1, 2);
     __NR_stat => { w.translated(0) };
-    __NR_lstat => { w.translated(0) };
+    __NR_lstat => { w.place_and(CWD, None, 0, |p| respell::correct_size(p.dirfd, p.path, w.get(1))) };
     __NR_access => { w.translated(0) };
     __NR_readlink => readlink::my_readlink(0, 1, 2);
 }

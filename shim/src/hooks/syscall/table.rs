@@ -9,7 +9,7 @@ use crate::hooks::{
     aio, attr, copy, cwd, exec, fd, io, mmap, name, open, process, readlink, signal, socket, spawn, sync,
 };
 use crate::sys::{Errno, errno, k};
-use crate::{control, fds};
+use crate::{control, fds, respell};
 
 /// Declares the numbers that are routed and their routes: `NUMBER => hook(positions of its arguments);` or
 /// `NUMBER => { expression };`.
@@ -109,8 +109,8 @@ routes! { w;
     __NR_file_setattr => { attributes(w, w.get(4)) };
 
     // Questions.
-    __NR_newfstatat => { w.translated_at(0, 1) };
-    __NR_statx => { w.translated_at(0, 1) };
+    __NR_newfstatat => { w.place_and(w.get(0), Some(0), 1, |p| respell::correct_size(p.dirfd, p.path, w.get(2))) };
+    __NR_statx => { w.place_and(w.get(0), Some(0), 1, |p| respell::correct_statx(p.dirfd, p.path, w.get(4))) };
     __NR_faccessat => { w.translated_at(0, 1) };
     __NR_faccessat2 => { w.translated_at(0, 1) };
     __NR_statfs => { w.translated(0) };

@@ -3,7 +3,7 @@
 use core::ffi::{c_char, c_int, c_long};
 
 use crate::hook::{answer, fail};
-use crate::place::{self, CWD};
+use crate::place::{self, CWD, Place};
 use crate::sys::{self, Answer, PathBuf};
 
 /// What an argument of a system call can be taken for.
@@ -153,15 +153,35 @@ impl Words {
 
     #[inline(never)]
     unsafe fn place(self, from: c_int, dirfd: Option<usize>, path: usize) -> c_long {
+        // SAFETY: the caller keeps the contract of the call.
+        unsafe { self.place_and(from, dirfd, path, |_| ()) }
+    }
+
+    /// Makes the call with the path at `path` translated, which starts from `from`, or from the descriptor at `dirfd`; `then`
+    /// is told where the path lay, if the call was made and answered with 0.
+    ///
+    /// # Safety
+    /// The contract of the call.
+    #[inline(always)]
+    pub unsafe fn place_and(
+        self,
+        from: c_int,
+        dirfd: Option<usize>,
+        path: usize,
+        then: impl FnOnce(Place),
+    ) -> c_long {
         let mut room = PathBuf::new();
-        match place::at(from, self.get(path), &mut room) {
-            Ok(place) => {
-                let moved = self.with(path, place.path as usize);
-                let moved = dirfd.map_or(moved, |at| moved.with(at, place.dirfd as usize));
-                // SAFETY: the caller keeps the contract of the call.
-                answer(unsafe { moved.call() })
-            }
-            Err(errno) => fail(errno),
+        let place = match place::at(from, self.get(path), &mut room) {
+            Ok(place) => place,
+            Err(errno) => return fail(errno),
+        };
+        let moved = self.with(path, place.path as usize);
+        let moved = dirfd.map_or(moved, |at| moved.with(at, place.dirfd as usize));
+        // SAFETY: the caller keeps the contract of the call.
+        let answered = answer(unsafe { moved.call() });
+        if answered == 0 {
+            then(place);
         }
+        answered
     }
 }
