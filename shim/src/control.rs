@@ -211,15 +211,20 @@ pub fn known_control() -> Option<&'static Control> {
 
 #[cold]
 fn look_now_and_then() -> Option<&'static Control> {
-    if !CALLS.fetch_add(1, Ordering::Relaxed).is_multiple_of(RETRY_CALLS) {
-        return None;
+    // Until one look has failed every thread looks: one that went on without, while another is still at it, would take a
+    // path below a prefix for what it is not.
+    let next = NEXT_LOOK.load(Ordering::Relaxed);
+    if next != 0 {
+        if !CALLS.fetch_add(1, Ordering::Relaxed).is_multiple_of(RETRY_CALLS) || sys::now_ns() < next {
+            return None;
+        }
+        NEXT_LOOK.store(sys::now_ns().wrapping_add(RETRY_NS), Ordering::Relaxed);
     }
-    let now = sys::now_ns();
-    if now < NEXT_LOOK.load(Ordering::Relaxed) {
-        return None;
+    let found = look();
+    if found.is_none() {
+        NEXT_LOOK.store(sys::now_ns().wrapping_add(RETRY_NS).max(1), Ordering::Relaxed);
     }
-    NEXT_LOOK.store(now.wrapping_add(RETRY_NS), Ordering::Relaxed);
-    look()
+    found
 }
 
 /// Maps the control page.

@@ -10,6 +10,7 @@
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(test, allow(dead_code, unused_imports, reason = "hooks are exported in the library only"))]
 
+mod act;
 mod ask;
 mod attach;
 #[cfg(test)]

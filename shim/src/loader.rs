@@ -270,6 +270,7 @@ fn next(name: &CStr) -> Option<usize> {
 }
 
 /// The text of libc.
+#[cfg(target_arch = "x86_64")]
 pub fn libc_text() -> Option<&'static [u8]> {
     const LOAD: u32 = 1;
     const EXECUTABLE: u32 = 1;

@@ -130,11 +130,6 @@ pub fn close(fd: c_int) {
     let _ = call!(__NR_close, fd);
 }
 
-/// close_range(2).
-pub fn close_range(first: u32, last: u32, flags: c_int) -> Answer {
-    call!(__NR_close_range, first, last, flags)
-}
-
 /// What [`Stat`] holds of the file that `path` names, `flags` as those of fstatat(2).
 #[inline(never)]
 pub fn stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Errno> {
@@ -622,6 +617,10 @@ pub fn execveat(
 
 /// The name of a descriptor's link under /proc, NUL-terminated.
 pub fn fd_link(fd: c_int) -> [u8; 32] {
+    link(b"/proc/self/fd/", fd)
+}
+
+fn link(head: &[u8], fd: c_int) -> [u8; 32] {
     let mut name = [0u8; 32];
     let mut digits = [0u8; 10];
     let mut n = 0usize;
@@ -634,7 +633,7 @@ pub fn fd_link(fd: c_int) -> [u8; 32] {
             break;
         }
     }
-    let head = b"/proc/self/fd/".iter();
+    let head = head.iter();
     for (to, from) in name.iter_mut().zip(head.chain(digits.iter().take(n).rev())) {
         *to = *from;
     }
@@ -643,7 +642,8 @@ pub fn fd_link(fd: c_int) -> [u8; 32] {
 
 /// The path of a descriptor as the kernel names it.
 pub fn fd_path(fd: c_int, out: &mut Bytes) -> Result<&[u8], Errno> {
-    readlink_at(k::AT_FDCWD, fd_link(fd).as_ptr().cast(), out)
+    // A thread may have descriptors of its own; /proc/self shows those of the first one.
+    readlink_at(k::AT_FDCWD, link(b"/proc/thread-self/fd/", fd).as_ptr().cast(), out)
 }
 
 /// Takes the signals of `mask` out of the calling thread's mask.

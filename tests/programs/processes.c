@@ -188,7 +188,8 @@ static void after_the_main_thread(void) {
     pthread_exit(NULL);
 }
 
-static int cleaned, pipes[2];
+static int pipes[2];
+static volatile int cleaned, waits;
 
 static void clean(void *unused) {
     (void)unused;
@@ -201,6 +202,7 @@ static void *waits_for_a_pipe(void *fd) {
     while (write(*(int *)fd, much, sizeof much) > 0) {}
     fcntl(*(int *)fd, F_SETFL, 0);
     pthread_cleanup_push(clean, NULL);
+    waits = 1;
     if (write(*(int *)fd, much, sizeof much) > 0) errx(1, "%s: the pipe has no end", way);
     pthread_cleanup_pop(1);
     return NULL;
@@ -209,6 +211,7 @@ static void *waits_for_a_pipe(void *fd) {
 static void *waits_for_a_lock(void *fd) {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
     pthread_cleanup_push(clean, NULL);
+    waits = 1;
     fcntl(*(int *)fd, F_OFD_SETLKW, &lock);
     pthread_cleanup_pop(1);
     return NULL;
@@ -229,6 +232,8 @@ static void after_cancelled_threads(void) {
         int locks = 0;
 #endif
         pthread_create(&thread, NULL, locks ? waits_for_a_lock : waits_for_a_pipe, locks ? &its : &pipes[1]);
+        while (!waits) usleep(1000);
+        waits = 0;
         usleep(5000);
         pthread_cancel(thread);
         pthread_join(thread, &result);

@@ -85,7 +85,8 @@ pub fn missed(node: &Node) -> u64 {
 /// What the agent's log says of changes that nobody told, with the names that their files have now.
 pub fn untold(node: &Node) -> Vec<String> {
     let mut names = std::collections::HashMap::new();
-    let listed = Command::new("find").arg(node.tree()).args(["-printf", "ino=%i %P\n"]).output().expect("find runs");
+    let listed =
+        Command::new("find").arg(node.tree()).args(["-printf", "ino=%i %P\n"]).output().expect("find runs");
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     names.extend(listed.lines().filter_map(|line| line.split_once(' ')));
     let log = node.log();

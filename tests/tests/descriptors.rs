@@ -6,11 +6,12 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use storeshim_tests::node::{FileStore, Node, Setup, User, find};
+use storeshim_tests::node::{FileStore, Node, Setup, User};
 use storeshim_tests::programs::{Language, built, crate_dir, require, scale};
 use storeshim_tests::ways::{self, missed, untold};
+use storeshim_tests::writer::{Writer, verify};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -74,6 +75,37 @@ fn processes_on_glibc() {
 #[test]
 fn processes_on_musl() {
     all_ways(Setup::translated, Language::MuslC, "processes");
+}
+
+/// Writers of records and of invariants (`durability.rs`) on musl: what was acknowledged is there after the loss of the
+/// machine, and nothing was missed.
+#[test]
+fn processes_that_write_on_musl() {
+    let Some((_store, mut node)) = node(Setup::translated) else { return };
+    let fsync_writer = program(&node, Language::MuslC, "fsync_writer");
+    let invariant = program(&node, Language::MuslC, "invariant");
+    let mut writer = Writer::start_on(&node, "w", &fsync_writer);
+    let mut others = Vec::new();
+    for style in ["write", "stdio", "mmap", "names"] {
+        node.sh(&format!("mkdir {style}"));
+        let mut command = node.app(&invariant);
+        command.arg(style).arg(node.prefix().join(style));
+        others.push((style, node.spawn(command)));
+    }
+    writer.advances(30, LIMIT);
+    for (_, app) in &mut others {
+        app.assert_running();
+    }
+    // In the middle of everything.
+    node.lose();
+    drop((writer, others));
+    node.start();
+    assert!(verify(&node, "w") >= 30);
+    for style in ["write", "stdio", "mmap", "names"] {
+        let mut command = node.app(&invariant);
+        command.args(["check", style]).arg(node.prefix().join(style));
+        node.run_to_end(command, LIMIT).succeeded();
+    }
 }
 
 /// As root, where the tests run as root: with users that change, and another root directory.
@@ -221,11 +253,11 @@ fn processes_preloaded_by_the_system() {
     node.survives("/etc/ld.so.preload");
 }
 
-/// Ten thousand processes that each make themselves known, change something and end: nothing is lost, nothing is left.
+/// Thousands of processes that each make themselves known, change something and end: nothing is lost, nothing is left.
 #[test]
-fn processes_by_the_thousands() {
+fn heavy_processes_by_the_thousands() {
     let Some((_store, mut node)) = node(Setup::translated) else { return };
-    let count = scale("STORESHIM_FORKS", 10_000);
+    let count = scale("STORESHIM_FORKS", 2000);
     let program = program(&node, Language::C, "short_processes");
     node.flush();
     let mut command = node.app(program);
@@ -238,10 +270,11 @@ fn processes_by_the_thousands() {
     numbers.sort_unstable();
     assert!(numbers.iter().copied().eq(0..count), "{} lines", numbers.len());
     // The agent is done with a dead process as soon as it has read what that left.
-    node.await_status("no process", |status| {
-        find(status, "processes").is_none_or(|list| list.as_array().is_none_or(Vec::is_empty))
-    });
-    let rings = fs::read_dir(node.run_dir().join("rings")).unwrap().count();
-    assert!(rings <= 4, "{rings} ring files are left");
+    let rings = || fs::read_dir(node.run_dir().join("rings")).unwrap().count();
+    let deadline = Instant::now() + LIMIT;
+    while rings() > 0 {
+        assert!(Instant::now() < deadline, "{} ring files are left", rings());
+        std::thread::sleep(Duration::from_millis(20));
+    }
     node.survives("thousands of processes");
 }

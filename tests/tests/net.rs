@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use storeshim_tests::node::{FileStore, Node, Setup, User};
+use storeshim_tests::node::{FileStore, Node, Setup, User, find};
 use storeshim_tests::programs::{compiled, require};
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -71,7 +71,7 @@ fn without_the_net_inline_calls_are_found_by_the_audit() {
         command.arg(node.prefix());
         run(&node, command);
         assert!(missed(&node) > before, "the audit counts them");
-        assert!(node.log().contains("system calls of its own"), "{}", node.log());
+        assert!(node.log().contains("system calls of its own in a hooked one"), "{}", node.log());
     }
     node.survives("inline calls without the net");
 }
@@ -151,4 +151,48 @@ fn the_net_is_asked_for() {
     command.env("STORESHIM_NET", "trawl");
     let said = node.run_to_end(command, LIMIT);
     assert!(said.code == 0 && said.err.contains("STORESHIM_NET must be sud"), "{said:?}");
+}
+
+/// By number through libc's `syscall()`: each call answers what it answers on an ordinary file system, and tells what it
+/// changes.
+#[test]
+fn calls_by_number_are_as_on_an_ordinary_file_system() {
+    for setup in [Setup::translated, Setup::identity] {
+        for net in [false, true] {
+            let store = FileStore::new();
+            let Some(mut node) = node(setup(store.url())) else { return };
+            let plain = node.outside().join("plain");
+            let owned = node.prefix().join("numbers");
+            node.sh("mkdir numbers; mkdir \"$OUTSIDE/plain\"");
+            let mut expected = node.app_without_shim(compiled("by_number"));
+            expected.arg(&plain);
+            let expected = run(&node, expected);
+            let mut command = app(&node, compiled("by_number"), net);
+            command.arg(&owned);
+            assert_eq!(run(&node, command), expected);
+            // A rename is told by its names; an audit in the same cut would count the inode's own change time.
+            node.await_status("all is committed", |status| {
+                find(status, "dirty_bytes").and_then(serde_json::Value::as_u64) == Some(0)
+                    && find(status, "dirty_age_ms").is_none_or(|age| age.as_u64().is_none_or(|age| age == 0))
+            });
+            assert_eq!(missed(&node), 0, "{}", node.log());
+            node.survives("calls by number");
+        }
+    }
+}
+
+/// An io_uring changes files without calls: its users are made to fall back.
+#[test]
+fn there_is_no_io_uring() {
+    let store = FileStore::new();
+    let Some(node) = node(Setup::translated(store.url())) else { return };
+    let said = node.python(
+        "import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+os.stat(os.environ['STORAGE'])
+for number in (425, 426, 427):
+    assert libc.syscall(number, 1, 0, 0, 0, 0, 0) == -1 and ctypes.get_errno() == errno.ENOSYS
+print('refused')",
+    );
+    assert_eq!(said, "refused\n");
 }

@@ -2,6 +2,7 @@
 //! statuses; it must not know volumes.
 
 mod agent;
+mod doctor;
 mod flush;
 mod progress;
 mod run;
@@ -35,6 +36,8 @@ enum Command {
     Status(status::Arguments),
     /// Bring everything into the backend now, and wait for it.
     Flush(flush::Arguments),
+    /// Say what the shim will see of a program, and try a mount.
+    Doctor(doctor::Arguments),
 }
 
 /// Flags that stand for settings. They win over the environment, which wins over the file.
@@ -139,6 +142,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::main(&arguments),
         Command::Status(arguments) => status::main(&arguments),
         Command::Flush(arguments) => flush::main(&arguments).map(|()| 0),
+        Command::Doctor(arguments) => doctor::main(&arguments),
     };
     match result {
         Ok(status) => ExitCode::from(status),

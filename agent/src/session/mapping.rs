@@ -47,6 +47,12 @@ impl<T: Shared> Mapping<T> {
         Ok(Self { guard: Some(guard), memory, layout: PhantomData })
     }
 
+    /// Maps the file of an agent, which may be another process, for reading only.
+    pub(super) fn of_agent(file: &File) -> io::Result<Self> {
+        let memory = MmapOptions::new().len(Self::checked_len(file)?).map_raw_read_only(file)?;
+        Ok(Self { guard: None, memory, layout: PhantomData })
+    }
+
     /// Whether the file was truncated under the mapping, which since then is private zeros.
     pub(super) fn lost(&self) -> bool {
         self.guard.as_ref().is_some_and(Guard::lost)

@@ -43,6 +43,7 @@ pub use self::error::SessionError;
 pub use self::freeze::Freeze;
 use self::mount_table::retire_unclaimed;
 use self::run_dir::RunDir;
+pub use self::run_dir::heartbeat_age;
 use self::shared::Shared;
 use self::table::Table;
 

@@ -10,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use storeshim_protocol::{CONTROL_MAGIC, Control, Doorbell, MountState, VERSION, names};
@@ -45,6 +46,18 @@ impl RunDir {
     pub(super) fn unlock(&self) {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
+}
+
+/// How old the heartbeat is that the agent of the run directory `path` shows to its clients; `None` where there is no
+/// control page of this layout.
+pub fn heartbeat_age(path: &Path) -> Option<Duration> {
+    let file = File::open(path.join(names::CONTROL)).ok()?;
+    let control = Mapping::<Control>::of_agent(&file).ok()?;
+    if control.magic.load(Ordering::Acquire) != CONTROL_MAGIC {
+        return None;
+    }
+    let beat = control.heartbeat_ns.load(Ordering::Acquire);
+    Some(Duration::from_nanos(sys::monotonic_ns().saturating_sub(beat)))
 }
 
 fn our_uid() -> u32 {

@@ -204,8 +204,12 @@ impl<'a> Cutter<'a, '_> {
             self.shared.count("missed_changes", missed.len() as u64);
             for (ino, name) in missed.iter().take(10) {
                 let name = String::from_utf8_lossy(name);
-                tracing::warn!(ino, %name, "the audit found a change that no intent had told: by a program without the shim, or by a hooked \
-                     one that makes system calls of its own (see `storeshim doctor PROGRAM`, or run it with --net=sud)");
+                tracing::warn!(
+                    ino,
+                    %name,
+                    "the audit found a change that no intent had told: by a program without the shim, or by system calls \
+                     of its own in a hooked one (ask `storeshim doctor PROGRAM`; `storeshim run --net=sud` catches them)"
+                );
             }
         }
         self.settle(&mut look, told)?;

@@ -199,8 +199,8 @@ pub fn led(fd: c_int, flags: c_int) {
     }
 }
 
-/// Opens a place outside every mount for writing, through no symbolic link, so that it cannot have led into a mount:
-/// nothing need be looked up afterwards. `None` where a link, or an older kernel, leaves that open.
+/// Opens a place outside every mount, through no symbolic link, so that it cannot have led into a mount: nothing need be
+/// looked up afterwards. `None` where a link, or an older kernel, leaves that open.
 #[inline(never)]
 pub fn unled(place: Place, flags: c_int, mode: u32) -> Option<Answer> {
     let creates = flags as u32 & k::O_CREAT != 0;
@@ -222,7 +222,12 @@ pub fn unled(place: Place, flags: c_int, mode: u32) -> Option<Answer> {
         {
             None
         }
-        answer => Some(answer),
+        answer => {
+            if let Ok(fd) = answer {
+                fds::remember_outside(fd as c_int);
+            }
+            Some(answer)
+        }
     }
 }
 
@@ -289,13 +294,11 @@ fn open_to_change(
         Ok(Err(errno)) => fail(errno),
         Err(place) => {
             // A mode of nothing: the fortified functions, which end the program where they are to create a file.
+            // And one that only opens is left to libc, where it can be cancelled while it waits for a FIFO's reader.
             let creates = flags as u32 & k::O_CREAT != 0;
             let changes = (creates || flags as u32 & k::O_TRUNC != 0) && (mode != 0 || !creates);
             match changes.then(|| unled(place, flags, mode)).flatten() {
-                Some(Ok(fd)) => {
-                    led(fd as c_int, 0);
-                    fd as c_int
-                }
+                Some(Ok(fd)) => fd as c_int,
                 Some(Err(errno)) => fail(errno),
                 None => {
                     let fd = real(place);

@@ -100,6 +100,7 @@ pub unsafe fn routed(w: Words) -> Option<c_long> {
 /// The contract of the call.
 pub unsafe fn fork(w: Words) -> Option<Answer> {
     const SHARED: u64 = k::CLONE_VM as u64;
+    #[cfg(target_arch = "x86_64")]
     let clone =
         |flags: u32| Words { number: k::__NR_clone as usize, arguments: [flags as usize, 0, 0, 0, 0, 0] };
     // SAFETY: as above. A copy of the structure, with a flag less.

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that must hold, from the models of the protocol to whole programs on real servers.
 
-mod needs;
+pub mod needs;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -9,11 +9,12 @@ use xshell::cmd;
 use crate::{build, lint, workspace};
 
 /// What `--full` makes of the campaigns, whose size is a variable of theirs.
-const FULL: [(&str, &str); 4] = [
+const FULL: [(&str, &str); 5] = [
     ("STORESHIM_ROUNDS", "1000"),
     ("STORESHIM_KILLS", "100"),
     ("STORESHIM_RESTORES", "200"),
     ("STORESHIM_PROCESSES", "5000"),
+    ("STORESHIM_FORKS", "10000"),
 ];
 
 /// Arguments of `cargo xtask test`.

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::http::ClientError;
 use crate::mounts::{AgentStatus, MountStatus};
 use launch::Attached;
+pub(super) use program::find_shim;
 use program::{Net, Program};
 pub(super) use supervise::Arrived;
 use supervise::Outcome;
@@ -45,7 +46,7 @@ pub(super) struct Arguments {
 pub(super) fn main(arguments: &Arguments) -> Result<u8, Failure> {
     let own = |failure: Failure| Failure { status: OWN_FAILURE, ..failure };
     let config = arguments.settings.load().map_err(|error| own(error.into()))?;
-    let shim = program::find_shim()?;
+    let shim = find_shim()?;
     if let Some(net) = arguments.net {
         net.check()?;
     }

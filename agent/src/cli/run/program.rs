@@ -120,7 +120,7 @@ fn preload(shim: &Path, before: Option<&OsStr>) -> Result<OsString, Failure> {
 }
 
 /// Finds the shim: `STORESHIM_SHIM`, or beside this executable, or in the `lib` directories next to its own.
-pub(super) fn find_shim() -> Result<PathBuf, Failure> {
+pub(in crate::cli) fn find_shim() -> Result<PathBuf, Failure> {
     let named = std::env::var_os(ENV_SHIM).filter(|path| !path.is_empty()).map(PathBuf::from);
     let here = std::env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
     find_shim_in(named, here.as_deref()).map_err(|message| Failure::new(OWN_FAILURE, message))

@@ -37,6 +37,7 @@ macro_rules! routes {
     };
     (@ $w:ident $route:block) => { Said::word($route) };
 }
+#[cfg(target_arch = "x86_64")]
 pub(super) use routes;
 
 routes! { w;
