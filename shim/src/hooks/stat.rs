@@ -52,11 +52,8 @@ hook! {
             Err(e) if e == Errno::of(errno::ENOSYS) => real!(statx)(place.dirfd, place.path, flags, mask, out),
             asked => answer(asked),
         };
-        if done == 0
-            && u32::from((*out).stx_mode) & k::S_IFMT == k::S_IFLNK
-            && let Some(size) = respell::link_size(place.dirfd, place.path)
-        {
-            (*out).stx_size = size as u64;
+        if done == 0 {
+            respell::correct_statx(place.dirfd, place.path, out);
         }
         done
     }
