@@ -158,7 +158,7 @@ pub fn link_size(dirfd: core::ffi::c_int, path: *const c_char) -> Option<usize> 
 }
 
 /// The root that a walker is to be given for the app's: both spellings, where they differ.
-pub fn root<'r>(app: *const c_char, room: &'r mut PathBuf) -> Result<Option<(&'r [u8], Respell)>, Errno> {
+pub fn root(app: *const c_char, room: &mut PathBuf) -> Result<Option<(&[u8], Respell)>, Errno> {
     let place = place::at(CWD, app, room)?;
     if core::ptr::eq(place.path, app) {
         return Ok(None);
