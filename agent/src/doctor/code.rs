@@ -141,6 +141,11 @@ pub fn trap_candidates(machine: Machine, code: Code<'_>) -> Vec<u64> {
     }
 }
 
+/// Bytes of a system call instruction.
+pub fn trap_size(machine: Machine) -> usize {
+    if machine == Machine::X86_64 { 2 } else { 4 }
+}
+
 /// Where decoding may begin so that the instruction at `trap` is met, if nothing says where its function begins.
 pub fn lead_in(machine: Machine, code: Code<'_>, trap: u64) -> u64 {
     match machine {

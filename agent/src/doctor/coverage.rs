@@ -76,7 +76,7 @@ impl Coverage {
             rows.iter().all(|row: &Row| !row.hooked.contains(**name) && !row.excluded.contains(**name))
                 && rows.iter().all(|row| row.missing.iter().all(|missing| missing.name != **name))
         });
-        let mut other = Row::new("in neither".to_owned(), None);
+        let mut other = Row::new("elsewhere".to_owned(), None);
         for name in absent {
             other.add(name, &hooked, &exclusions, || "programs built for another libc use it".to_owned());
         }

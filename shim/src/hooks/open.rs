@@ -47,6 +47,9 @@ impl Open<'_> {
             Ok(place) => place,
             Err(errno) => return Ok(Err(errno)),
         };
+        let named = self.has(k::O_CREAT | k::O_EXCL) || self.has(k::O_NOFOLLOW);
+        let place =
+            if self.writes() || self.has(k::O_CREAT) { place::by_links(place, Some(!named)) } else { place };
         let Some(index) = place.mount else { return Err(place) };
         Ok(self.within(index, place, path, room))
     }
@@ -63,7 +66,7 @@ impl Open<'_> {
         if self.writes() {
             self.opened_ungated(index, fd);
         } else {
-            fds::remember(fd, Known::opened(index, self.flags));
+            to_read(place, fd, self.flags);
         }
         Ok(fd as usize)
     }
@@ -270,6 +273,10 @@ fn open_at(
 #[inline(always)]
 pub fn to_read(place: Place, fd: c_int, flags: c_int) {
     match place.mount {
+        // Which of the mounts a link has led to is looked up when it matters.
+        Some(_) if control::table().is_some_and(|table| table.shares_device) => {
+            fds::forget(fd);
+        }
         Some(index) => fds::remember(fd, Known::opened(index, flags)),
         None => led(fd, flags),
     }
