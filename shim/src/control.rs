@@ -60,6 +60,8 @@ pub struct Table {
     count: u32,
     /// Some mount is not in identity placement.
     pub translates: bool,
+    /// The trees of two mounts lie on one device: what a name leads to is not known to be in the mount that it begins in.
+    pub shares_device: bool,
     entries: [Entry; MAX_MOUNTS],
 }
 
@@ -323,6 +325,10 @@ fn copy_table(control: &'static Control, old: Option<&'static Table>) -> Option<
         entry.root_ino = mount.root_ino.load(Ordering::Relaxed);
         table.translates |= !entry.identity;
     }
+    let shares = table
+        .mounts()
+        .any(|(index, entry)| table.mounts().any(|(other, e)| other != index && e.dev == entry.dev));
+    table.shares_device = shares;
     let expected = old.map_or(core::ptr::null_mut(), |old| core::ptr::from_ref(old).cast_mut());
     match FOUND.table.compare_exchange(expected, fresh, Ordering::AcqRel, Ordering::Acquire) {
         // SAFETY: published, never freed.

@@ -107,6 +107,17 @@ fn entry(fd: c_int) -> Option<&'static AtomicU64> {
     TABLE.get(fd as usize)
 }
 
+/// Remembers that `fd` is of no mount.
+#[inline(always)]
+pub fn remember_outside(fd: c_int) {
+    // Without an agent nothing is remembered: one may come.
+    if control::known_control().is_some() {
+        remember(fd, Known(OUTSIDE));
+    } else {
+        forget(fd);
+    }
+}
+
 /// Remembers `known` of `fd`.
 #[inline(always)]
 pub fn remember(fd: c_int, known: Known) {

@@ -144,6 +144,22 @@ pub unsafe fn correct_size(dirfd: core::ffi::c_int, path: *const c_char, stat: *
     }
 }
 
+/// As [`correct_size`], for statx.
+///
+/// # Safety
+/// `stat` must be what a successful statx has filled in.
+#[inline(always)]
+pub unsafe fn correct_statx(dirfd: core::ffi::c_int, path: *const c_char, stat: *mut k::statx) {
+    // SAFETY: as above.
+    let mode = unsafe { (*stat).stx_mode };
+    if u32::from(mode) & k::S_IFMT == k::S_IFLNK
+        && let Some(size) = link_size(dirfd, path)
+    {
+        // SAFETY: as above.
+        unsafe { (*stat).stx_size = size as u64 };
+    }
+}
+
 /// The length of a link's target as the app knows it, where that is another than the kernel's.
 #[cold]
 #[inline(never)]
@@ -158,7 +174,7 @@ pub fn link_size(dirfd: core::ffi::c_int, path: *const c_char) -> Option<usize> 
 }
 
 /// The root that a walker is to be given for the app's: both spellings, where they differ.
-pub fn root<'r>(app: *const c_char, room: &'r mut PathBuf) -> Result<Option<(&'r [u8], Respell)>, Errno> {
+pub fn root(app: *const c_char, room: &mut PathBuf) -> Result<Option<(&[u8], Respell)>, Errno> {
     let place = place::at(CWD, app, room)?;
     if core::ptr::eq(place.path, app) {
         return Ok(None);

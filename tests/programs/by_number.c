@@ -201,6 +201,15 @@ static void questions(void) {
     S(newfstatat, AT_FDCWD, P("none"), &stat, 0);
     S(newfstatat, dir, "", &stat, AT_EMPTY_PATH);
     S(statx, AT_FDCWD, P("file"), 0, STATX_ALL, text);
+    // A link is as long as what readlink gives.
+    struct statx more;
+    long length = strlen(P("file"));
+    S(lstat, P("d/soft"), &stat);
+    printf("as long as its target: %d\n", stat.st_size == length);
+    S(newfstatat, dir, "d/soft", &stat, AT_SYMLINK_NOFOLLOW);
+    printf("as long as its target: %d\n", stat.st_size == length);
+    S(statx, dir, "d/soft", AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, &more);
+    printf("as long as its target: %d\n", (long)more.stx_size == length);
     S(access, P("file"), R_OK);
     S(faccessat, dir, "file", X_OK);
     S(faccessat2, AT_FDCWD, P("file"), W_OK, AT_EACCESS);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use storeshim_tests::node::{FileStore, Node, Setup, User};
 use storeshim_tests::programs::{Language, built, crate_dir, require, scale};
 use storeshim_tests::ways::{self, missed, untold};
+use storeshim_tests::writer::{Writer, verify};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -74,6 +75,37 @@ fn processes_on_glibc() {
 #[test]
 fn processes_on_musl() {
     all_ways(Setup::translated, Language::MuslC, "processes");
+}
+
+/// Writers of records and of invariants (`durability.rs`) on musl: what was acknowledged is there after the loss of the
+/// machine, and nothing was missed.
+#[test]
+fn processes_that_write_on_musl() {
+    let Some((_store, mut node)) = node(Setup::translated) else { return };
+    let fsync_writer = program(&node, Language::MuslC, "fsync_writer");
+    let invariant = program(&node, Language::MuslC, "invariant");
+    let mut writer = Writer::start_on(&node, "w", &fsync_writer);
+    let mut others = Vec::new();
+    for style in ["write", "stdio", "mmap", "names"] {
+        node.sh(&format!("mkdir {style}"));
+        let mut command = node.app(&invariant);
+        command.arg(style).arg(node.prefix().join(style));
+        others.push((style, node.spawn(command)));
+    }
+    writer.advances(30, LIMIT);
+    for (_, app) in &mut others {
+        app.assert_running();
+    }
+    // In the middle of everything.
+    node.lose();
+    drop((writer, others));
+    node.start();
+    assert!(verify(&node, "w") >= 30);
+    for style in ["write", "stdio", "mmap", "names"] {
+        let mut command = node.app(&invariant);
+        command.args(["check", style]).arg(node.prefix().join(style));
+        node.run_to_end(command, LIMIT).succeeded();
+    }
 }
 
 /// As root, where the tests run as root: with users that change, and another root directory.

@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod coverage;
 mod lint;
 mod run;
 mod suite;
@@ -26,6 +27,8 @@ enum Command {
     Lint,
     /// Run other people's test suites, natively and in volumes.
     Suite(suite::Arguments),
+    /// Check that every function of the C libraries that can reach a file is hooked or left out for a reason.
+    Coverage,
     /// Measure.
     Bench(bench::Arguments),
 }
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::main(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Lint => lint::main().map(|()| ExitCode::SUCCESS),
         Command::Suite(arguments) => suite::main(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Coverage => coverage::main().map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::main(&arguments).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -86,9 +86,9 @@ impl Traced {
 
     fn passings(&self, to: &dyn Fn(u64) -> bool) -> Vec<Passing> {
         let callee = |step: &Step| match step.flow {
-            constant::Flow::Call(target) | constant::Flow::Jump(target) | constant::Flow::Branch(target) => {
-                Some(target)
-            }
+            constant::Flow::Call(target)
+            | constant::Flow::Jump(target)
+            | constant::Flow::Branch(target) => Some(target),
             constant::Flow::Next | constant::Flow::End => None,
         };
         let calls = self.steps.iter().enumerate().filter_map(|(at, step)| Some((at, callee(step)?)));
@@ -139,6 +139,11 @@ pub fn trap_candidates(machine: Machine, code: Code<'_>) -> Vec<u64> {
         Machine::Aarch64 => arm::candidates(code.bytes).map(at).collect(),
         Machine::Other(_) => Vec::new(),
     }
+}
+
+/// Bytes of a system call instruction.
+pub fn trap_size(machine: Machine) -> usize {
+    if machine == Machine::X86_64 { 2 } else { 4 }
 }
 
 /// Where decoding may begin so that the instruction at `trap` is met, if nothing says where its function begins.

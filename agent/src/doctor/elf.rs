@@ -9,9 +9,9 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use object::Endianness;
 use object::elf::{self, FileHeader64};
 use object::read::elf::{FileHeader, ProgramHeader, Rela, SectionHeader, Sym};
+use object::Endianness;
 
 type Header = FileHeader64<Endianness>;
 
@@ -197,7 +197,8 @@ impl Elf {
                 }),
                 elf::PT_INTERP => {
                     let name = segment.interpreter(endian, bytes)?;
-                    self.interpreter = name.map(|name| PathBuf::from(std::ffi::OsStr::from_bytes(name)));
+                    self.interpreter =
+                        name.map(|name| PathBuf::from(std::ffi::OsStr::from_bytes(name)));
                 }
                 elf::PT_GNU_EH_FRAME => self.eh_frame_hdr = Some(segment.p_vaddr(endian)),
                 _ => {}
@@ -241,7 +242,8 @@ impl Elf {
         let dynamic = sections.dynamic_table(endian, bytes)?;
         for entry in dynamic.iter() {
             self.dynamic.present = true;
-            let text = || dynamic.string(entry).ok().map(|text| String::from_utf8_lossy(text).into_owned());
+            let text =
+                || dynamic.string(entry).ok().map(|text| String::from_utf8_lossy(text).into_owned());
             let list = || text().map(|text| text.split(':').map(str::to_owned).collect::<Vec<_>>());
             match entry.tag {
                 elf::DT_NEEDED => self.dynamic.needed.extend(text()),

@@ -20,8 +20,7 @@ pub fn agent(run_dir: &Path) -> (Section, Option<AgentStatus>) {
     let status = match Client::new(run_dir).status() {
         Ok(status) => status,
         Err(ClientError::NoAgent(_)) => {
-            section
-                .add(Severity::Note, "none is running here (`storeshim run` starts one where it is needed)");
+            section.add(Severity::Note, "none is running here (`storeshim run` starts one where it is needed)");
             return (section, None);
         }
         Err(error) => {

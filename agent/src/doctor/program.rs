@@ -18,8 +18,7 @@ use super::search::{self, Closure};
 
 const AUDIT: &str = "its changes are found by the audit only (at most audit_interval later, and at every flush); an \
                      fsync of it is a local one";
-const IDENTITY: &str =
-    "place the tree at the prefix itself (placement = \"identity\"), so that it finds its files";
+const IDENTITY: &str = "place the tree at the prefix itself (placement = \"identity\"), so that it finds its files";
 
 /// What is known of this machine that programs depend on.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +93,7 @@ fn examine_resolved(section: &mut Section, resolved: &Resolved, shim: Option<&Pa
     if silent {
         section.add(Severity::Good, "no system calls past libc, in it or in its libraries");
     }
-    imports(section, &elf, &closure);
+    imports(section, &elf);
 }
 
 fn libc_of(interpreter: &Path, closure: &Closure) -> Libc {
@@ -184,28 +183,19 @@ fn describe_raw(section: &mut Section, name: &str, raw: &Raw, dynamic: bool, net
     }
 }
 
-/// Functions that the program uses, that reach files, and that the shim leaves to libc.
-fn imports(section: &mut Section, elf: &Elf, closure: &Closure) {
+/// Functions that the program itself uses, that reach files, and that the shim leaves to libc.
+fn imports(section: &mut Section, elf: &Elf) {
     let exclusions = Exclusions::embedded();
     let mut lost: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    let libraries = closure.found.iter().filter(|library| !raw::is_part_of_libc(library));
-    let mut through_syscall = false;
-    for name in std::iter::once(elf).chain(libraries).flat_map(|elf| &elf.imports) {
-        through_syscall |= name == "syscall";
+    for name in &elf.imports {
         if let Some(exclusion) = exclusions.of(name).filter(|exclusion| exclusion.loses) {
-            let names = lost.entry(exclusion.reason).or_default();
-            if !names.contains(&name.as_str()) {
-                names.push(name);
-            }
+            lost.entry(exclusion.reason).or_default().push(name);
         }
     }
-    if through_syscall {
-        section.add(
-            Severity::Good,
-            "it uses libc's syscall(): the shim looks at the numbers, and refuses io_uring",
-        );
+    if elf.imports.contains("syscall") {
+        section.add(Severity::Good, "it uses libc's syscall(): the shim looks at the numbers, and refuses io_uring");
     }
     for (reason, names) in lost {
-        section.add(Severity::Note, format!("{}: left to libc: {reason}", names.join(", ")));
+        section.add(Severity::Note, format!("{} left to libc: {reason}", names.join(", ")));
     }
 }

@@ -11,8 +11,6 @@ use super::numbers::{self, Kind};
 
 /// A function longer than this is not followed as a whole.
 const FUNCTION_MAX: usize = 64 << 10;
-/// Bytes behind a system call instruction that are decoded with it.
-const TAIL: u64 = 2;
 
 /// What a file does past libc.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -38,13 +36,14 @@ pub fn raw_calls(elf: &Elf) -> Raw {
             }
             let own = functions.containing(candidate).and_then(|function| functions.code(elf, function));
             let own = own.filter(|own| own.bytes.len() <= FUNCTION_MAX);
-            let stretch = own.or_else(|| around(elf, code, candidate));
-            let Some(stretch) = stretch else { continue };
+            let known = own.is_some();
+            let Some(stretch) = own.or_else(|| around(elf, code, candidate)) else { continue };
             done = stretch.address + stretch.bytes.len() as u64;
             for trap in code::facts(elf.machine, stretch).traps {
                 match trap.number {
                     Number::Known(numbers) => numbers.iter().for_each(|number| raw.add(elf, *number)),
-                    Number::Argument(_) | Number::Unknown => raw.unknown += 1,
+                    // Outside of known functions the same bytes are as likely data, or parts of other instructions.
+                    Number::Argument(_) | Number::Unknown => raw.unknown += usize::from(known),
                 }
             }
         }
@@ -56,10 +55,7 @@ pub fn raw_calls(elf: &Elf) -> Raw {
 fn around<'a>(elf: &Elf, code: Code<'a>, trap: u64) -> Option<Code<'a>> {
     let start = code::lead_in(elf.machine, code, trap);
     let from = usize::try_from(start.checked_sub(code.address)?).ok()?;
-    let to = usize::try_from(
-        trap.checked_add(TAIL.max(if trap % 4 == 0 { 4 } else { TAIL }))?.checked_sub(code.address)?,
-    )
-    .ok()?;
+    let to = usize::try_from(trap.checked_sub(code.address)?).ok()?.checked_add(code::trap_size(elf.machine))?;
     Some(Code { address: start, bytes: code.bytes.get(from..to.min(code.bytes.len()))? })
 }
 
@@ -82,23 +78,8 @@ impl Raw {
 /// Whether a library is a part of libc, whose system calls are behind functions that are hooked.
 pub fn is_part_of_libc(elf: &Elf) -> bool {
     const PARTS: [&str; 17] = [
-        "libc.so",
-        "libc.musl",
-        "ld-linux",
-        "ld-musl",
-        "ld64",
-        "libm.so",
-        "libmvec.so",
-        "libpthread.so",
-        "libdl.so",
-        "librt.so",
-        "libutil.so",
-        "libresolv.so",
-        "libanl.so",
-        "libnss_",
-        "libthread_db",
-        "libBrokenLocale",
-        "ld.so",
+        "libc.so", "libc.musl", "ld-linux", "ld-musl", "ld64", "libm.so", "libmvec.so", "libpthread.so", "libdl.so", "librt.so",
+        "libutil.so", "libresolv.so", "libanl.so", "libnss_", "libthread_db", "libBrokenLocale", "ld.so",
     ];
     let file = elf.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let name = elf.soname().unwrap_or(&file);

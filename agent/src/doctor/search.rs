@@ -25,9 +25,8 @@ pub struct Closure {
 pub fn closure(program: &Elf) -> Closure {
     let libc = program.interpreter.as_deref().map_or(Libc::Other, Libc::of_loader);
     let system = system_directories(&libc, program.interpreter.as_deref());
-    let preset: Vec<PathBuf> = std::env::var_os("LD_LIBRARY_PATH")
-        .map(|list| std::env::split_paths(&list).collect())
-        .unwrap_or_default();
+    let preset: Vec<PathBuf> =
+        std::env::var_os("LD_LIBRARY_PATH").map(|list| std::env::split_paths(&list).collect()).unwrap_or_default();
     let mut closure = Closure::default();
     // The loader serves under its own name, too.
     let mut seen: BTreeSet<String> = program.interpreter.iter().filter_map(|path| file_name(path)).collect();

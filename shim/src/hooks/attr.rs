@@ -4,6 +4,7 @@ use core::ffi::{c_char, c_int, c_void};
 
 use storeshim_protocol::Intent;
 
+use crate::act::Act;
 use crate::hook::{answer, fail, hook, path_hook, real};
 use crate::hooks::open::of_mount;
 use crate::place::{self, CWD, Place};
@@ -20,17 +21,17 @@ pub fn by_path(
     mut act: impl FnMut(Place) -> c_int,
 ) -> c_int {
     // One copy of the code for all the calls there are.
-    by_path_of(dirfd, path, follow, &mut act)
+    by_path_of(dirfd, path, follow, Act::new(&mut act))
 }
 
 #[inline(never)]
-fn by_path_of(dirfd: c_int, path: *const c_char, follow: bool, act: &mut dyn FnMut(Place) -> c_int) -> c_int {
+fn by_path_of(dirfd: c_int, path: *const c_char, follow: bool, mut act: Act<'_, Place, c_int>) -> c_int {
     let mut room = PathBuf::new();
     let place = match place::target(dirfd, path, follow, &mut room) {
         Ok(place) => place,
         Err(errno) => return fail(errno),
     };
-    let Some(index) = place.mount else { return act(place) };
+    let Some(index) = place.mount else { return act.run(place) };
     let mut inside = match gate::enter(index, 0) {
         Ok(inside) => inside,
         Err(errno) => return fail(errno),
@@ -46,7 +47,7 @@ fn by_path_of(dirfd: c_int, path: *const c_char, follow: bool, act: &mut dyn FnM
     };
     inside.is_about(ino.unwrap_or(0));
     tell(&inside);
-    let result = act(place);
+    let result = act.run(place);
     if inside.overtaken() {
         tell(&inside);
     }
@@ -56,18 +57,18 @@ fn by_path_of(dirfd: c_int, path: *const c_char, follow: bool, act: &mut dyn FnM
 /// The same for a descriptor.
 #[inline(always)]
 pub fn by_fd(fd: c_int, mut act: impl FnMut() -> c_int) -> c_int {
-    by_fd_of(fd, &mut act)
+    by_fd_of(fd, Act::new(&mut |()| act()))
 }
 
 #[inline(never)]
-fn by_fd_of(fd: c_int, act: &mut dyn FnMut() -> c_int) -> c_int {
-    let Some(file) = fds::file(fd) else { return act() };
+fn by_fd_of(fd: c_int, mut act: Act<'_, (), c_int>) -> c_int {
+    let Some(file) = fds::file(fd) else { return act.run(()) };
     let mut inside = match gate::enter(file.mount, file.ino) {
         Ok(inside) => inside,
         Err(errno) => return fail(errno),
     };
     inside.tell(&Intent::Attributes { ino: file.ino });
-    let result = act();
+    let result = act.run(());
     if inside.overtaken() {
         inside.tell(&Intent::Attributes { ino: file.ino });
     }

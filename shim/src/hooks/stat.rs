@@ -2,10 +2,10 @@
 
 use core::ffi::{c_char, c_int, c_long, c_void};
 
-use crate::hook::{fail, hook, path_hook, real};
+use crate::hook::{answer, fail, hook, path_hook, real};
 use crate::place::{self, CWD};
 use crate::respell::{self, Stat};
-use crate::sys::{PathBuf, k};
+use crate::sys::{self, Errno, PathBuf, errno, k};
 
 /// Declares a hook that translates a path, and corrects the size of a symbolic link that it finds.
 macro_rules! link_hook {
@@ -45,12 +45,15 @@ hook! {
             Ok(place) => place,
             Err(errno) => return fail(errno),
         };
-        let done = real!(statx)(place.dirfd, place.path, flags, mask, out);
-        if done == 0
-            && u32::from((*out).stx_mode) & k::S_IFMT == k::S_IFLNK
-            && let Some(size) = respell::link_size(place.dirfd, place.path)
-        {
-            (*out).stx_size = size as u64;
+        // By the kernel, because not every libc has it; unless the kernel has not.
+        let asked = sys::raw(k::__NR_statx as usize, place.dirfd as usize, place.path as usize, flags as usize,
+            mask as usize, out as usize, 0);
+        let done = match asked {
+            Err(e) if e == Errno::of(errno::ENOSYS) => real!(statx)(place.dirfd, place.path, flags, mask, out),
+            asked => answer(asked),
+        };
+        if done == 0 {
+            respell::correct_statx(place.dirfd, place.path, out);
         }
         done
     }

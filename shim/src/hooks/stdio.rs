@@ -122,14 +122,11 @@ hook! {
             Ok(Ok(fd)) => stream_of(fd as c_int, mode),
             Ok(Err(errno)) => fail(errno),
             Err(place) => {
-                if flags & k::O_ACCMODE != k::O_RDONLY
+                if flags & k::O_CREAT != 0
                     && let Some(opened) = unled(place, flags as c_int, 0o666)
                 {
                     return match opened {
-                        Ok(fd) => {
-                            fds::forget(fd as c_int);
-                            stream_of(fd as c_int, mode)
-                        }
+                        Ok(fd) => stream_of(fd as c_int, mode),
                         Err(errno) => fail(errno),
                     };
                 }

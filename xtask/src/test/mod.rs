@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that must hold, from the models of the protocol to whole programs on real servers.
 
-mod needs;
+pub mod needs;
 
 use anyhow::{Context, Result};
 use clap::Args;

@@ -52,16 +52,7 @@ pub fn provide(sh: &Shell) -> Result<()> {
         packages.push(VENV);
     }
     packages.dedup();
-    if !packages.is_empty() {
-        let install = format!("apt-get update && apt-get install -y {}", packages.join(" "));
-        if !is_root(sh)? {
-            bail!("the tests need more than there is; type: sudo sh -c '{install}'");
-        }
-        cmd!(sh, "sh -c {install}")
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .run()
-            .with_context(|| format!("cannot install {}", packages.join(" ")))?;
-    }
+    install(sh, &packages)?;
     if cmd!(sh, "cargo nextest --version")
         .env("PATH", path_with_tools()?)
         .quiet()
@@ -77,6 +68,25 @@ pub fn provide(sh: &Shell) -> Result<()> {
             .context("cannot install the test runner")?;
     }
     Ok(())
+}
+
+/// Makes sure that `file` is there, which is in `package`. As another user than root it only says what to type.
+pub fn provide_one(sh: &Shell, file: &str, package: &str) -> Result<()> {
+    if is_there(file) { Ok(()) } else { install(sh, &[package]) }
+}
+
+fn install(sh: &Shell, packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let install = format!("apt-get update && apt-get install -y {}", packages.join(" "));
+    if !is_root(sh)? {
+        bail!("this needs more than there is; type: sudo sh -c '{install}'");
+    }
+    cmd!(sh, "sh -c {install}")
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .run()
+        .with_context(|| format!("cannot install {}", packages.join(" ")))
 }
 
 /// PATH with our own tools in it.

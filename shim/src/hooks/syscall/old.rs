@@ -4,7 +4,7 @@ use core::ffi::c_long;
 
 use super::table::routes;
 use super::words::{Said, Words};
-use crate::hooks::{attr, fd, name, open, readlink};
+use crate::hooks::{attr, fd, name, open, readlink, stat};
 use crate::sys::k;
 
 routes! { w;
@@ -25,7 +25,7 @@ routes! { w;
     __NR_utimes => attr::my_utimes(0, 1);
     __NR_futimesat => attr::my_futimesat(0, 1, 2);
     __NR_stat => { w.translated(0) };
-    __NR_lstat => { w.translated(0) };
+    __NR_lstat => stat::my_lstat(0, 1);
     __NR_access => { w.translated(0) };
     __NR_readlink => readlink::my_readlink(0, 1, 2);
 }

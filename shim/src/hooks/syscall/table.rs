@@ -6,7 +6,8 @@ use core::ffi::{c_char, c_int, c_long};
 use super::words::{Said, Words};
 use crate::hook::{answer, fail};
 use crate::hooks::{
-    aio, attr, copy, cwd, exec, fd, io, mmap, name, open, process, readlink, signal, socket, spawn, sync,
+    aio, attr, copy, cwd, exec, fd, io, mmap, name, open, process, readlink, signal, socket, space, spawn, stat,
+    sync,
 };
 use crate::sys::{Errno, errno, k};
 use crate::{control, fds};
@@ -110,11 +111,12 @@ routes! { w;
     __NR_file_setattr => { attributes(w, w.get(4)) };
 
     // Questions.
-    __NR_newfstatat => { w.translated_at(0, 1) };
-    __NR_statx => { w.translated_at(0, 1) };
+    __NR_newfstatat => stat::my_fstatat(0, 1, 2, 3);
+    __NR_statx => stat::my_statx(0, 1, 2, 3, 4);
     __NR_faccessat => { w.translated_at(0, 1) };
     __NR_faccessat2 => { w.translated_at(0, 1) };
-    __NR_statfs => { w.translated(0) };
+    __NR_statfs => space::my_statfs(0, 1);
+    __NR_fstatfs => space::my_fstatfs(0, 1);
     __NR_getxattr => { w.translated(0) };
     __NR_lgetxattr => { w.translated(0) };
     __NR_getxattrat => { w.translated_at(0, 1) };
