@@ -3,14 +3,14 @@
 # PATH where it has one, otherwise Debian's.
 source "$(dirname "$0")/lib.sh"
 
-python=python3
-"$python" -c 'import test.test_os' 2>/dev/null || python=/usr/bin/python3
-
+# Which python that is, is noted when everything is prepared: where the suite runs, PATH may be another.
 prepare() {
+    local python=python3 version
+    "$python" -c 'import test.test_os' 2>/dev/null || python=/usr/bin/python3
     need "$python" python3
-    local version
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     "$python" -c 'import test.test_os' 2>/dev/null || need /none "libpython$version-testsuite"
+    "$python" -c 'import test.test_os, sys; print(sys.executable)' >"$CACHE/python"
 }
 
 quick="test_glob test_tempfile test_genericpath test_fileio"
@@ -32,6 +32,8 @@ END
 
 run() {
     local module report case outcome
+    python=$(cat "$CACHE/python")
+    "$python" -c 'import test.test_os'
     cd "$dir" && mkdir tmp
     for module in ${ONLY:-$([ -n "${QUICK:-}" ] && echo "$quick" || echo "$modules")}; do
         report=$log/$module.xml

@@ -42,6 +42,16 @@ fn quick_stress_ng() {
 }
 
 #[test]
+fn quick_cpython() {
+    holds("cpython");
+}
+
+#[test]
+fn quick_users() {
+    holds("users");
+}
+
+#[test]
 fn quick_coreutils() {
     holds("coreutils");
 }
