@@ -19,6 +19,10 @@ fn main() {
     ] {
         println!("cargo:rustc-cdylib-link-arg={argument}");
     }
+    if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
+        // Many hooks are the same but for their names. (lld, the compiler's linker here, folds them; GNU's cannot.)
+        println!("cargo:rustc-cdylib-link-arg=-Wl,--icf=all");
+    }
     if std::env::var("PROFILE").is_ok_and(|profile| profile == "release") {
         // The dynamic symbols are all that anyone uses.
         println!("cargo:rustc-cdylib-link-arg=-Wl,--strip-all");

@@ -6,9 +6,9 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
 
 use storeshim_protocol::{Doorbell, RING_MAGIC, RingFile, SLOTS, Slot, VERSION, names};
 
-use crate::control;
 use crate::loader::{self, Real};
 use crate::sys::{self, Errno, PathBuf, errno, k};
+use crate::{beside, control};
 
 /// The slot that threads without one of their own share, one call at a time.
 const SHARED_SLOT: usize = SLOTS - 1;
@@ -106,6 +106,7 @@ enum Failure {
     NoAgent,
     Foreign,
     NoFile,
+    NoDescriptor,
     NoMemory,
 }
 
@@ -122,7 +123,12 @@ impl Failure {
             }
             Self::NoFile => {
                 b"storeshim: a file in the run directory's rings/ could not be created, so a change was refused \
-                  with EIO: check that directory's permissions and space and this process's descriptor limit\n"
+                  with EIO: check that directory's permissions and space, and the file size limit of this process \
+                  where the agent is not running\n"
+            }
+            Self::NoDescriptor => {
+                b"storeshim: no descriptor was left to report a change with, so it was refused with EIO: raise this \
+                  process's descriptor limit\n"
             }
             Self::NoMemory => {
                 b"storeshim: no memory could be mapped for this process's ring, so a change was refused with EIO: \
@@ -143,7 +149,7 @@ fn attach_alone() -> Result<&'static RingFile, Failure> {
         }
     }
     let present = wiped.ring.load(Ordering::Acquire);
-    let result = if present.is_null() { create_ring() } else { Ok(present) };
+    let result = if present.is_null() { create_ring_anyhow() } else { Ok(present) };
     if let Ok(ring) = result {
         wiped.ring.store(ring, Ordering::Release);
     }
@@ -179,6 +185,24 @@ fn wiped_page() -> Option<&'static Wiped> {
     }
 }
 
+/// As [`create_ring`], also where this process has as many descriptors as it may have.
+fn create_ring_anyhow() -> Result<*mut RingFile, Failure> {
+    let mut result = create_ring();
+    if matches!(result, Err(Failure::NoDescriptor)) {
+        result = beside::run(create_ring).unwrap_or(result);
+        if let Ok(ring) = result {
+            // SAFETY: as in `attach_alone`. The child was another process.
+            unsafe { (*ring).pid.store(sys::getpid(), Ordering::Relaxed) };
+        }
+    }
+    result
+}
+
+/// How a failed open of one of our files ends the attempt.
+fn unopened(errno: Errno) -> Failure {
+    if beside::is_needed(errno) { Failure::NoDescriptor } else { Failure::NoFile }
+}
+
 fn create_ring() -> Result<*mut RingFile, Failure> {
     let control = control::control().ok_or(Failure::NoAgent)?;
     let agent = control.agent_uid.load(Ordering::Relaxed);
@@ -202,7 +226,7 @@ fn create_ring() -> Result<*mut RingFile, Failure> {
                 return result;
             }
             Err(e) if e == Errno::of(errno::EEXIST) => {}
-            Err(_) => return Err(Failure::NoFile),
+            Err(e) => return Err(unopened(e)),
         }
     }
     Err(Failure::NoFile)
@@ -210,9 +234,14 @@ fn create_ring() -> Result<*mut RingFile, Failure> {
 
 fn fill_ring(fd: c_int) -> Result<*mut RingFile, Failure> {
     let size = size_of::<RingFile>();
-    sys::ftruncate(fd, size as i64).map_err(|_| Failure::NoFile)?;
     // Before the magic word: an agent that sees a ring also sees whether its process lives.
     sys::lock_first_byte(fd).map_err(|_| Failure::NoFile)?;
+    if sys::file_size_limit() < size as u64 {
+        // To try would end this process by SIGXFSZ.
+        await_growth(fd, size)?;
+    } else {
+        sys::ftruncate(fd, size as i64).map_err(|_| Failure::NoFile)?;
+    }
     let at = sys::map(fd, size, true).map_err(|_| Failure::NoMemory)?;
     if sys::advise(at, size, k::MADV_DONTFORK).is_err() {
         // SAFETY: nobody has seen it.
@@ -240,6 +269,21 @@ fn fill_ring(fd: c_int) -> Result<*mut RingFile, Failure> {
     Ok(ring)
 }
 
+/// Waits until the agent has let our file grow: what is empty and locked needs it.
+#[cold]
+fn await_growth(fd: c_int, size: usize) -> Result<(), Failure> {
+    const PATIENCE_NS: u64 = 5_000_000_000;
+    let start = sys::now_ns();
+    while sys::now_ns().saturating_sub(start) < PATIENCE_NS {
+        ring_bell();
+        if sys::fstat(fd).is_ok_and(|stat| stat.st_size as usize == size) {
+            return Ok(());
+        }
+        sys::sleep_ns(200_000);
+    }
+    Err(Failure::NoFile)
+}
+
 /// Whether /proc shows one thread; assumed not where there is no /proc.
 fn only_task() -> bool {
     // The directory has two links and one for each thread.
@@ -263,7 +307,7 @@ fn map_doorbell() -> Result<(), Failure> {
     let mut path = PathBuf::new();
     control::run_path(&mut path, &[b"/", names::DOORBELL.as_bytes()]).map_err(|_| Failure::NoFile)?;
     let fd = sys::openat(k::AT_FDCWD, path.c_str(), (k::O_RDONLY | k::O_CLOEXEC) as c_int, 0)
-        .map_err(|_| Failure::NoFile)? as c_int;
+        .map_err(unopened)? as c_int;
     let long_enough = sys::fstat(fd).is_ok_and(|stat| stat.st_size as usize >= size_of::<AtomicU32>());
     let at = if long_enough { sys::map(fd, size_of::<Doorbell>(), false).ok() } else { None };
     sys::close(fd);

@@ -112,12 +112,14 @@ fn resolved(path: &str) -> (Option<usize>, String) {
 #[test]
 fn paths_are_translated_at_the_border_and_nowhere_else() {
     let tree = &run().tree;
+    // The kernel is asked where the part before `..` leads.
+    std::fs::create_dir_all(format!("{tree}/a")).unwrap();
     assert_eq!(resolved("/storage"), (Some(0), tree.clone()));
     assert_eq!(resolved("/storage/a/../b"), (Some(0), format!("{tree}/a/../b")));
     assert_eq!(resolved("//storage/./a"), (Some(0), format!("{tree}/./a")));
     assert_eq!(resolved("/storagex/a"), (None, "/storagex/a".into()));
     assert_eq!(resolved(&format!("{tree}/a")), (Some(0), format!("{tree}/a")));
-    assert_eq!(resolved("/x/../storage/f"), (Some(0), format!("{tree}/f")));
+    assert_eq!(resolved("/tmp/../storage/f"), (Some(0), format!("{tree}/f")));
     assert_eq!(resolved("/storage/../etc/passwd"), (None, "/etc/passwd".into()));
     assert_eq!(resolved("/storage/a/../../storage/b"), (Some(0), format!("{tree}/b")));
     assert_eq!(resolved("/storage/.."), (None, "/".into()));

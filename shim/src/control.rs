@@ -1,7 +1,7 @@
 //! The control page as this process sees it: found once, mapped read-only, kept; and a plain copy of its mount
 //! table, so that a path is compared with bytes and not with shared words.
 
-use core::ffi::{CStr, c_char};
+use core::ffi::{CStr, c_char, c_void};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use storeshim_protocol::control::{
@@ -9,8 +9,8 @@ use storeshim_protocol::control::{
 };
 use storeshim_protocol::{Control, MAX_MOUNTS, Mount, MountState, names};
 
-use crate::loader;
 use crate::sys::{self, Errno, PathBuf, errno, k};
+use crate::{beside, loader};
 
 /// Where the agent's run directory is when the environment does not say.
 const DEFAULT_RUN_DIR: &[u8] = b"/run/storeshim";
@@ -60,6 +60,8 @@ pub struct Table {
     count: u32,
     /// Some mount is not in identity placement.
     pub translates: bool,
+    /// The trees of two mounts lie on one device: what a name leads to is not known to be in the mount that it begins in.
+    pub shares_device: bool,
     entries: [Entry; MAX_MOUNTS],
 }
 
@@ -82,7 +84,14 @@ impl Table {
 
     #[inline(never)]
     fn mount_from(&self, first: usize) -> Option<(usize, &Entry)> {
-        self.mounts_inline().skip(first).next()
+        let mut index = first;
+        while index < self.count as usize {
+            if let Some(entry) = self.get(index) {
+                return Some((index, entry));
+            }
+            index += 1;
+        }
+        None
     }
 
     /// The mount with this index.
@@ -204,27 +213,43 @@ pub fn known_control() -> Option<&'static Control> {
 
 #[cold]
 fn look_now_and_then() -> Option<&'static Control> {
-    if !CALLS.fetch_add(1, Ordering::Relaxed).is_multiple_of(RETRY_CALLS) {
-        return None;
+    // Until one look has failed every thread looks: one that went on without, while another is still at it, would take a
+    // path below a prefix for what it is not.
+    let next = NEXT_LOOK.load(Ordering::Relaxed);
+    if next != 0 {
+        if !CALLS.fetch_add(1, Ordering::Relaxed).is_multiple_of(RETRY_CALLS) || sys::now_ns() < next {
+            return None;
+        }
+        NEXT_LOOK.store(sys::now_ns().wrapping_add(RETRY_NS), Ordering::Relaxed);
     }
-    let now = sys::now_ns();
-    if now < NEXT_LOOK.load(Ordering::Relaxed) {
-        return None;
+    let found = look();
+    if found.is_none() {
+        NEXT_LOOK.store(sys::now_ns().wrapping_add(RETRY_NS).max(1), Ordering::Relaxed);
     }
-    NEXT_LOOK.store(now.wrapping_add(RETRY_NS), Ordering::Relaxed);
-    look()
+    found
+}
+
+/// Maps the control page.
+fn map_page(path: &PathBuf) -> Result<*mut c_void, Errno> {
+    let fd = sys::openat(k::AT_FDCWD, path.c_str(), (k::O_RDONLY | k::O_CLOEXEC) as i32, 0)? as i32;
+    let size = size_of::<Control>();
+    let long_enough = sys::fstat(fd).is_ok_and(|stat| stat.st_size as usize >= size);
+    let mapped = if long_enough { sys::map(fd, size, false) } else { Err(Errno::of(errno::ENOENT)) };
+    sys::close(fd);
+    mapped
 }
 
 fn look() -> Option<&'static Control> {
     remember_run_dir();
     let mut path = PathBuf::new();
     run_path(&mut path, &[b"/", names::CONTROL.as_bytes()]).ok()?;
-    let fd = sys::openat(k::AT_FDCWD, path.c_str(), (k::O_RDONLY | k::O_CLOEXEC) as i32, 0).ok()? as i32;
-    let size = size_of::<Control>();
-    let long_enough = sys::fstat(fd).is_ok_and(|stat| stat.st_size as usize >= size);
-    let mapped = if long_enough { sys::map(fd, size, false).ok() } else { None };
-    sys::close(fd);
-    let at = mapped?.cast::<Control>();
+    let mut mapped = map_page(&path);
+    if mapped.is_err_and(beside::is_needed) {
+        let mask = sys::block_signals();
+        mapped = beside::run(|| map_page(&path)).unwrap_or(mapped);
+        sys::set_signals(mask);
+    }
+    let (at, size) = (mapped.ok()?.cast::<Control>(), size_of::<Control>());
     // SAFETY: a read-only mapping of at least the page's size, all of whose fields are atomics.
     let control = unsafe { &*at };
     if !control.compatible() {
@@ -300,6 +325,10 @@ fn copy_table(control: &'static Control, old: Option<&'static Table>) -> Option<
         entry.root_ino = mount.root_ino.load(Ordering::Relaxed);
         table.translates |= !entry.identity;
     }
+    let shares = table
+        .mounts()
+        .any(|(index, entry)| table.mounts().any(|(other, e)| other != index && e.dev == entry.dev));
+    table.shares_device = shares;
     let expected = old.map_or(core::ptr::null_mut(), |old| core::ptr::from_ref(old).cast_mut());
     match FOUND.table.compare_exchange(expected, fresh, Ordering::AcqRel, Ordering::Acquire) {
         // SAFETY: published, never freed.

@@ -107,6 +107,17 @@ fn entry(fd: c_int) -> Option<&'static AtomicU64> {
     TABLE.get(fd as usize)
 }
 
+/// Remembers that `fd` is of no mount.
+#[inline(always)]
+pub fn remember_outside(fd: c_int) {
+    // Without an agent nothing is remembered: one may come.
+    if control::known_control().is_some() {
+        remember(fd, Known(OUTSIDE));
+    } else {
+        forget(fd);
+    }
+}
+
 /// Remembers `known` of `fd`.
 #[inline(always)]
 pub fn remember(fd: c_int, known: Known) {
@@ -171,13 +182,15 @@ fn has_twin(gone: Known) -> bool {
 /// `new` is a duplicate of `old`: what is known of one holds for the other.
 pub fn duplicate(old: c_int, new: c_int) {
     if may_remember() {
-        let known = Known(entry(old).map_or(0, |entry| entry.load(Ordering::Relaxed)));
-        if known.writable() {
-            remember(old, Known(known.0 | TWIN));
-            remember(new, Known(known.0 | TWIN));
-        } else {
-            remember(new, known);
+        let word = entry(old).map_or(0, |entry| entry.load(Ordering::Relaxed));
+        let twins = if Known(word).writable() { word | TWIN } else { word };
+        if word != twins
+            && let Some(entry) = entry(old)
+        {
+            // Only where it is still the same: another thread may have closed it.
+            let _ = entry.compare_exchange(word, twins, Ordering::Relaxed, Ordering::Relaxed);
         }
+        remember(new, Known(twins));
     } else {
         forget(new);
     }

@@ -5,10 +5,11 @@
 //! kills every musl process, and 200 µs per process start), finds the real function through dlsym under the
 //! loader's lock, and answers a panic by calling the real function a second time.
 
-use core::ffi::{c_int, c_void};
+use core::ffi::{CStr, c_char, c_int, c_void};
 
-use crate::loader::set_errno;
-use crate::sys::{Answer, Errno};
+use crate::loader::{Real, set_errno};
+use crate::place;
+use crate::sys::{Answer, Errno, PathBuf};
 
 /// What a libc function answers: a value, or its way of saying "failed, see errno".
 pub trait Reply: Sized {
@@ -97,6 +98,7 @@ macro_rules! hook {
         /// # Safety
         /// The contract of the C function.
         #[allow(clippy::too_many_arguments, reason = "C decides")]
+        #[allow(unused_unsafe, reason = "not every body does what is unsafe")]
         pub unsafe extern "C" fn $mine($($arg: $type),*) $(-> $ret)? {
             // SAFETY: the caller keeps the contract of the C function.
             unsafe { $body }
@@ -126,34 +128,80 @@ macro_rules! export {
     };
 }
 
+/// Calls the function `name` with its path, which stands at `path` among the arguments, translated; `dirfd` says that the
+/// argument before it is what a relative path starts from. One copy of the code for all the functions there are: none of
+/// them takes more than six words, or answers anything but a word.
+///
+/// # Safety
+/// The contract of the function.
+#[inline(never)]
+pub unsafe fn translated(real: &Real, name: &CStr, arguments: &[usize], path: usize, dirfd: bool) -> usize {
+    let mut words = [0usize; 6];
+    for (to, from) in words.iter_mut().zip(arguments) {
+        *to = *from;
+    }
+    let mut room = PathBuf::new();
+    let from = path.checked_sub(1).filter(|_| dirfd).and_then(|at| words.get_mut(at));
+    let start = from.as_ref().map_or(place::CWD, |word| **word as c_int);
+    let app = arguments.get(path).copied().unwrap_or(0) as *const c_char;
+    match place::at(start, app, &mut room) {
+        Ok(place) => {
+            if let Some(word) = from {
+                *word = place.dirfd as usize;
+            }
+            if let Some(word) = words.get_mut(path) {
+                *word = place.path as usize;
+            }
+        }
+        Err(errno) => {
+            set_errno(errno);
+            return usize::MAX;
+        }
+    }
+    let [a, b, c, d, e, f] = words;
+    // SAFETY: a C function of at most six words; those that it does not take are in registers that it does not read.
+    unsafe {
+        let function: unsafe extern "C" fn(usize, usize, usize, usize, usize, usize) -> usize =
+            core::mem::transmute(real.address(name));
+        function(a, b, c, d, e, f)
+    }
+}
+
 /// Declares a hook that translates `path` (below `@dirfd` where there is one) and calls the function behind.
 /// Arguments before them stand in brackets. Aliases stand after `|`: on 64-bit machines a `…64` function is the same as
 /// the one without, in both libcs.
 macro_rules! path_hook {
-    (fn $name:ident $(| $alias:ident)* $([$($pre:ident : $pt:ty),*])? (@dirfd, path $(, $arg:ident : $type:ty)* $(,)?) -> $ret:ty
-        => $mine:ident) => {
-        $crate::hook::hook! {
-            unsafe fn $name $(| $alias)* ($($($pre: $pt,)*)? dirfd: core::ffi::c_int, path: *const core::ffi::c_char
-                $(, $arg: $type)*) -> $ret => $mine {
-                let mut room = $crate::sys::PathBuf::new();
-                match $crate::place::at(dirfd, path, &mut room) {
-                    Ok(place) => $name::real()($($($pre,)*)? place.dirfd, place.path $(, $arg)*),
-                    Err(errno) => $crate::hook::fail(errno),
-                }
-            }
-        }
+    (fn $name:ident $(| $alias:ident)* $([$($pre:ident : $pt:ty),*])? (@dirfd, path $(, $arg:ident : $type:ty)* $(,)?)
+        -> $ret:ty => $mine:ident) => {
+        $crate::hook::path_hook!(@ $name [$($alias)*] [$($($pre : $pt),*)?] [dirfd: core::ffi::c_int]
+            [$($arg : $type),*] $ret, $mine, true);
     };
-    (fn $name:ident $(| $alias:ident)* $([$($pre:ident : $pt:ty),*])? (path $(, $arg:ident : $type:ty)* $(,)?) -> $ret:ty
-        => $mine:ident) => {
-        $crate::hook::hook! {
-            unsafe fn $name $(| $alias)* ($($($pre: $pt,)*)? path: *const core::ffi::c_char $(, $arg: $type)*) -> $ret => $mine {
-                let mut room = $crate::sys::PathBuf::new();
-                match $crate::place::at($crate::place::CWD, path, &mut room) {
-                    Ok(place) => $name::real()($($($pre,)*)? place.path $(, $arg)*),
-                    Err(errno) => $crate::hook::fail(errno),
-                }
-            }
+    (fn $name:ident $(| $alias:ident)* $([$($pre:ident : $pt:ty),*])? (path $(, $arg:ident : $type:ty)* $(,)?)
+        -> $ret:ty => $mine:ident) => {
+        $crate::hook::path_hook!(@ $name [$($alias)*] [$($($pre : $pt),*)?] [] [$($arg : $type),*] $ret, $mine, false);
+    };
+    (@ $name:ident [$($alias:ident)*] [$($pre:ident : $pt:ty),*] [$($dirfd:ident : $dt:ty)?]
+        [$($arg:ident : $type:ty),*] $ret:ty, $mine:ident, $below:literal) => {
+        #[doc = concat!("What `", stringify!($name), "` does, with its path translated.")]
+        ///
+        /// # Safety
+        /// The contract of the C function.
+        pub unsafe extern "C" fn $mine($($pre: $pt,)* $($dirfd: $dt,)? path: *const core::ffi::c_char
+            $(, $arg: $type)*) -> $ret {
+            static REAL: $crate::loader::Real = $crate::loader::Real::new();
+            const NAME: &core::ffi::CStr =
+                match core::ffi::CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                    Ok(name) => name,
+                    Err(_) => c"",
+                };
+            const BEFORE: &[&str] = &[$(stringify!($pre),)* $(stringify!($dirfd))?];
+            let words = [$($pre as usize,)* $($dirfd as usize,)? path as usize $(, $arg as usize)*];
+            // SAFETY: the caller keeps the contract of the C function.
+            unsafe { $crate::hook::translated(&REAL, NAME, &words, BEFORE.len(), $below) as $ret }
         }
+
+        $crate::hook::export!([$name $($alias)*]
+            [$($pre: $pt,)* $($dirfd: $dt,)? path: *const core::ffi::c_char $(, $arg: $type)*] [$ret] $mine);
     };
 }
 

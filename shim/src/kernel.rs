@@ -1,12 +1,14 @@
 //! Entering the kernel: the one instruction that does it, so that all of this library's system calls can be made from
 //! another place where calls from our own text would be trapped (`net`). Knows no call by its number.
 
+#[cfg(target_arch = "x86_64")]
 use core::sync::atomic::AtomicUsize;
 
 /// An answer that lies in here is a negated errno.
 pub const ERRORS: core::ops::Range<isize> = -4095..0;
 
 /// Where a `syscall; ret` lies that is to be used instead of ours; 0: none.
+#[cfg(target_arch = "x86_64")]
 pub static ELSEWHERE: AtomicUsize = AtomicUsize::new(0);
 
 /// Number and arguments in the kernel's registers, the answer in rax; clobbers rcx, r11 and the flags.

@@ -4,16 +4,18 @@
 //! `hooks/` holds every function that stands in libc's place, one family per file; a hook calls down only:
 //! hooks → (open, names, write) → place, fds → gate → tell, ask → attach → control → sys.
 //!
-//! The library allocates nothing, takes no lock that a dead or suspended thread could hold, keeps no descriptor,
-//! starts no thread and cannot unwind, so it may run wherever the app may call libc: in signal handlers, between
-//! vfork and exec, after fork of a process with threads.
+//! The library allocates nothing (but where libc's own contract says so: `respell`), takes no lock that a dead or
+//! suspended thread could hold, keeps no descriptor, starts no thread and cannot unwind, so it may run wherever the app
+//! may call libc: in signal handlers, between vfork and exec, after fork of a process with threads.
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(test, allow(dead_code, unused_imports, reason = "hooks are exported in the library only"))]
 
+mod act;
 mod ask;
 mod attach;
 #[cfg(test)]
 mod attached_tests;
+mod beside;
 mod control;
 mod detour;
 mod fds;

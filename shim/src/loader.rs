@@ -270,6 +270,7 @@ fn next(name: &CStr) -> Option<usize> {
 }
 
 /// The text of libc.
+#[cfg(target_arch = "x86_64")]
 pub fn libc_text() -> Option<&'static [u8]> {
     const LOAD: u32 = 1;
     const EXECUTABLE: u32 = 1;
@@ -310,7 +311,13 @@ impl Real {
     #[inline(always)]
     pub fn address(&self, name: &CStr) -> usize {
         let at = self.0.load(Ordering::Relaxed);
-        if at != 0 { at } else { self.look_up(name).unwrap_or(missing as *const () as usize) }
+        if at != 0 { at } else { self.first_address(name) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn first_address(&self, name: &CStr) -> usize {
+        self.look_up(name).unwrap_or(missing as *const () as usize)
     }
 
     /// The address of `name`, where this libc has it.

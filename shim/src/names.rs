@@ -4,6 +4,7 @@ use core::ffi::{c_char, c_int};
 
 use storeshim_protocol::Intent;
 
+use crate::act::Act;
 use crate::gate::{self, Inside};
 use crate::place::{self, Place};
 use crate::sys::{self, Answer, Bytes, Errno, PathBuf, errno, k};
@@ -84,7 +85,7 @@ pub fn change(
     mut act: impl FnMut(c_int, *const c_char) -> Answer,
 ) -> Result<Answer, Place> {
     // One copy of the code for all the calls there are.
-    change_by(dirfd, path, room, &mut act)
+    change_by(dirfd, path, room, Act::new(&mut |(dirfd, path)| act(dirfd, path)))
 }
 
 #[inline(never)]
@@ -92,7 +93,7 @@ fn change_by(
     dirfd: c_int,
     path: *const c_char,
     room: &mut PathBuf,
-    act: &mut dyn FnMut(c_int, *const c_char) -> Answer,
+    mut act: Act<'_, (c_int, *const c_char), Answer>,
 ) -> Result<Answer, Place> {
     let place = match place::entry(dirfd, path, room) {
         Ok(place) => place,
@@ -106,7 +107,7 @@ fn change_by(
     let entry = Entry::find(index, place.dirfd, room);
     inside.is_about(entry.map_or(0, |entry| entry.dir));
     tell_entry(&inside, entry, room);
-    let answer = act(place.dirfd, room.c_str());
+    let answer = act.run((place.dirfd, room.c_str()));
     if inside.overtaken() {
         tell_entry(&inside, entry, room);
     }
@@ -143,7 +144,7 @@ pub fn change_two(
     to: Side<'_>,
     mut act: impl FnMut(Place, Place) -> Answer,
 ) -> Result<Answer, (Place, Place)> {
-    change_two_by(kind, from, to, &mut act)
+    change_two_by(kind, from, to, Act::new(&mut |(a, b)| act(a, b)))
 }
 
 #[inline(never)]
@@ -151,8 +152,11 @@ fn change_two_by(
     kind: Kind,
     from: Side<'_>,
     to: Side<'_>,
-    act: &mut dyn FnMut(Place, Place) -> Answer,
+    mut act: Act<'_, (Place, Place), Answer>,
 ) -> Result<Answer, (Place, Place)> {
+    if sys::leads_nowhere(from.path) || sys::leads_nowhere(to.path) {
+        return Ok(Err(Errno::of(errno::EFAULT)));
+    }
     let places = place::entry(from.dirfd, from.path, from.room)
         .and_then(|a| place::entry(to.dirfd, to.path, to.room).map(|b| (a, b)));
     let (mut a, b) = match places {
@@ -201,7 +205,7 @@ fn change_two_by(
         }
     };
     tell(&inside);
-    let answer = act(a, b);
+    let answer = act.run((a, b));
     if inside.overtaken() {
         tell(&inside);
     }

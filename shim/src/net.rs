@@ -22,7 +22,7 @@ pub const SIGSYS_BIT: u64 = 1 << 30;
 
 /// Arms the calling thread, where the net is on: a new thread and a forked child begin without it. A thread that was
 /// started with the signal blocked would die of its first call.
-pub fn arm() {
+pub extern "C" fn arm() {
     if is_on() {
         let [start, length] = &EXEMPT;
         sys::unblock_signals(SIGSYS_BIT);

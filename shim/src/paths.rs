@@ -30,19 +30,43 @@ fn first_component(path: &[u8]) -> (&[u8], &[u8]) {
     path.split_at_checked(end).unwrap_or((path, &[]))
 }
 
+/// Bytes of `word` that are `byte` have their highest bit set; one that follows such a byte may have it, too.
+#[inline(always)]
+fn are(word: u64, byte: u8) -> u64 {
+    const ONES: u64 = u64::MAX / 0xff;
+    let zero = word ^ (ONES * u64::from(byte));
+    zero.wrapping_sub(ONES) & !zero & (ONES << 7)
+}
+
+/// Whether some byte and the one after it are as `wide` says of eight such pairs at a time, and `narrow` of one. By hand:
+/// every path is looked at so, and the library is compiled for size.
+#[inline(always)]
+fn any_pair(path: &[u8], wide: impl Fn(u64, u64) -> u64, narrow: impl Fn(u8, u8) -> bool) -> bool {
+    let mut rest = path;
+    while let (Some(eight), Some(next)) = (rest.first_chunk(), rest.get(1..).and_then(<[u8]>::first_chunk)) {
+        if wide(u64::from_le_bytes(*eight), u64::from_le_bytes(*next)) != 0 {
+            return true;
+        }
+        rest = rest.get(8..).unwrap_or(&[]);
+    }
+    rest.windows(2).any(|pair| matches!(pair, [a, b] if narrow(*a, *b)))
+}
+
 /// Whether an absolute path may hold an empty, `.` or `..` component (or just a name that begins with a dot). Almost
-/// none does, and then comparing bytes says all. Written so that the compiler looks at many bytes at a time.
+/// none does, and then comparing bytes says all.
 #[inline(always)]
 pub fn is_odd(path: &[u8]) -> bool {
-    let next = path.get(1..).unwrap_or(&[]);
-    path.iter().zip(next).fold(false, |odd, (a, b)| odd | ((*a == b'/') & ((*b == b'/') | (*b == b'.'))))
+    any_pair(
+        path,
+        |a, b| are(a, b'/') & (are(b, b'/') | are(b, b'.')),
+        |a, b| a == b'/' && matches!(b, b'/' | b'.'),
+    )
 }
 
 /// Whether a path may hold `..`; as [`is_odd`].
 #[inline(always)]
 pub fn has_two_dots(path: &[u8]) -> bool {
-    let next = path.get(1..).unwrap_or(&[]);
-    path.iter().zip(next).fold(false, |found, (a, b)| found | ((*a == b'.') & (*b == b'.')))
+    any_pair(path, |a, b| are(a, b'.') & are(b, b'.'), |a, b| a == b'.' && b == b'.')
 }
 
 /// [`below`] for a path that is not odd.
@@ -170,6 +194,23 @@ mod tests {
         }
     }
 
+    /// Wherever it stands in a path of whatever length.
+    #[test]
+    fn what_is_odd_is_found_everywhere() {
+        for len in 0..40 {
+            let plain = b"/abcdefg-hijklmn/opqrstu/vwxyz.01/23456789".get(..len).unwrap();
+            assert!(!is_odd(plain) && !has_two_dots(plain), "{len}");
+            for at in 0..len.saturating_sub(1) {
+                for (pair, odd, dots) in [(b"//", true, false), (b"/.", true, false), (b"..", false, true)] {
+                    let mut path = plain.to_vec();
+                    path.splice(at..at + 2, *pair);
+                    assert!(!odd || is_odd(&path), "{}", String::from_utf8_lossy(&path));
+                    assert!(!dots || has_two_dots(&path), "{}", String::from_utf8_lossy(&path));
+                }
+            }
+        }
+    }
+
     #[test]
     fn dotdot_is_seen_as_a_component_only() {
         assert!(has_dotdot(b"/a/../b"));
@@ -191,7 +232,7 @@ mod tests {
             found
         };
         assert_eq!(all(b"/a/../b"), [3]);
-        assert_eq!(all(b"../..//../x/..y/y../.."), [0, 3, 7, 19]);
+        assert_eq!(all(b"../..//../x/..y/y../.."), [0, 3, 7, 20]);
         assert_eq!(all(b"/..a/b..//"), [0usize; 0]);
         assert_eq!(all(b""), [0usize; 0]);
         assert_eq!(strip_dotdot(b"/./../x"), Some(&b"/x"[..]));

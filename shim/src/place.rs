@@ -266,7 +266,7 @@ pub fn owned(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Pl
 /// `room` where the place has a mount.
 #[inline(never)]
 pub fn entry(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Place, Errno> {
-    let place = owned(dirfd, path, room)?;
+    let place = by_links(owned(dirfd, path, room)?, None);
     let Some(table) = control::table().filter(|_| place.mount.is_none() && !sys::leads_nowhere(path)) else {
         return Ok(place);
     };
@@ -296,7 +296,7 @@ pub fn entry(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Pl
 /// As [`at`], for a call that changes what `path` names (behind a symbolic link too, where `follow` says so): also finds
 /// the mount of a file to which another name than one below the prefix leads.
 pub fn target(dirfd: c_int, path: *const c_char, follow: bool, room: &mut PathBuf) -> Result<Place, Errno> {
-    let place = at(dirfd, path, room)?;
+    let place = by_links(at(dirfd, path, room)?, Some(follow));
     let Some(table) = control::table().filter(|_| place.mount.is_none() && !sys::leads_nowhere(path)) else {
         return Ok(place);
     };
@@ -305,6 +305,31 @@ pub fn target(dirfd: c_int, path: *const c_char, follow: bool, room: &mut PathBu
         control::wait_restored(index)?;
     }
     Ok(Place { mount, ..place })
+}
+
+/// Corrects the mount of a place where trees share a device, and a link on the way may lead from one into another: by what
+/// is there, behind a last link where `follow` says so, or by its directory where that says nothing.
+#[inline(always)]
+pub fn by_links(place: Place, follow: Option<bool>) -> Place {
+    match control::table().filter(|table| table.shares_device && place.mount.is_some()) {
+        Some(table) => seek(table, place, follow),
+        None => place,
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn seek(table: &Table, place: Place, follow: Option<bool>) -> Place {
+    let itself = follow.and_then(|follow| really(table, place.dirfd, place.path, follow));
+    let found = itself.or_else(|| {
+        let mut path = PathBuf::new();
+        // SAFETY: a place in a mount has a C string.
+        path.push(unsafe { CStr::from_ptr(place.path) }.to_bytes()).ok()?;
+        let (start, _) = paths::last_component(path.bytes());
+        // What lies right in a directory was classed by that directory's real path.
+        (start != 0).then(|| path.with_head(start, |head| really(table, place.dirfd, head, true)))?
+    });
+    Place { mount: found.or(place.mount), ..place }
 }
 
 /// The mount that the kernel finds `path` in. One look where nothing on that device is a tree, or where the same was

@@ -4,7 +4,10 @@ use core::ffi::{CStr, c_char, c_void};
 
 use crate::control;
 use crate::place::{self, CWD};
-use crate::sys::{self, Bytes, Errno, PathBuf, Stat};
+use crate::sys::{self, Bytes, Errno, PathBuf, k};
+
+/// struct stat, which both libcs have from the kernel.
+pub type Stat = k::stat;
 
 unsafe extern "C" {
     fn malloc(size: usize) -> *mut c_void;
@@ -133,11 +136,27 @@ pub fn padded(out: &mut PathBuf, real: &[u8], length: usize) -> Result<(), Errno
 pub unsafe fn correct_size(dirfd: core::ffi::c_int, path: *const c_char, stat: *mut Stat) {
     // SAFETY: as above.
     let mode = unsafe { (*stat).st_mode };
-    if mode & sys::k::S_IFMT == sys::k::S_IFLNK
+    if mode & k::S_IFMT == k::S_IFLNK
         && let Some(size) = link_size(dirfd, path)
     {
         // SAFETY: as above.
         unsafe { (*stat).st_size = size as _ };
+    }
+}
+
+/// As [`correct_size`], for statx.
+///
+/// # Safety
+/// `stat` must be what a successful statx has filled in.
+#[inline(always)]
+pub unsafe fn correct_statx(dirfd: core::ffi::c_int, path: *const c_char, stat: *mut k::statx) {
+    // SAFETY: as above.
+    let mode = unsafe { (*stat).stx_mode };
+    if u32::from(mode) & k::S_IFMT == k::S_IFLNK
+        && let Some(size) = link_size(dirfd, path)
+    {
+        // SAFETY: as above.
+        unsafe { (*stat).stx_size = size as u64 };
     }
 }
 
@@ -155,7 +174,7 @@ pub fn link_size(dirfd: core::ffi::c_int, path: *const c_char) -> Option<usize> 
 }
 
 /// The root that a walker is to be given for the app's: both spellings, where they differ.
-pub fn root<'r>(app: *const c_char, room: &'r mut PathBuf) -> Result<Option<(&'r [u8], Respell)>, Errno> {
+pub fn root(app: *const c_char, room: &mut PathBuf) -> Result<Option<(&[u8], Respell)>, Errno> {
     let place = place::at(CWD, app, room)?;
     if core::ptr::eq(place.path, app) {
         return Ok(None);

@@ -552,6 +552,32 @@ pub fn geteuid() -> u32 {
     call!(__NR_geteuid).unwrap_or(0) as u32
 }
 
+/// The size in bytes above which this process may not let a file grow.
+pub fn file_size_limit() -> u64 {
+    limits(k::RLIMIT_FSIZE).map_or(u64::MAX, |limits| limits.rlim_cur)
+}
+
+/// Lets this process have as many descriptors as it may let itself have.
+pub fn raise_descriptor_limit() {
+    if let Some(limits) = limits(k::RLIMIT_NOFILE) {
+        let most = k::rlimit64 { rlim_cur: limits.rlim_max, rlim_max: limits.rlim_max };
+        let _ = call!(__NR_prlimit64, 0, k::RLIMIT_NOFILE, &raw const most, 0);
+    }
+}
+
+fn limits(which: u32) -> Option<k::rlimit64> {
+    let mut out = MaybeUninit::<k::rlimit64>::uninit();
+    call!(__NR_prlimit64, 0, which, 0, out.as_mut_ptr()).ok()?;
+    // SAFETY: the kernel has filled it.
+    Some(unsafe { out.assume_init() })
+}
+
+/// Waits for the end of a child that tells nobody of it.
+pub fn reap(pid: i32) {
+    const WCLONE: u32 = 0x8000_0000;
+    while call!(__NR_wait4, pid, 0, WCLONE, 0) == Err(Errno::of(errno::EINTR)) {}
+}
+
 /// The calling thread's name.
 pub fn comm() -> [u8; 16] {
     const PR_GET_NAME: u32 = 16;
@@ -591,6 +617,10 @@ pub fn execveat(
 
 /// The name of a descriptor's link under /proc, NUL-terminated.
 pub fn fd_link(fd: c_int) -> [u8; 32] {
+    link(b"/proc/self/fd/", fd)
+}
+
+fn link(head: &[u8], fd: c_int) -> [u8; 32] {
     let mut name = [0u8; 32];
     let mut digits = [0u8; 10];
     let mut n = 0usize;
@@ -603,7 +633,7 @@ pub fn fd_link(fd: c_int) -> [u8; 32] {
             break;
         }
     }
-    let head = b"/proc/self/fd/".iter();
+    let head = head.iter();
     for (to, from) in name.iter_mut().zip(head.chain(digits.iter().take(n).rev())) {
         *to = *from;
     }
@@ -612,7 +642,8 @@ pub fn fd_link(fd: c_int) -> [u8; 32] {
 
 /// The path of a descriptor as the kernel names it.
 pub fn fd_path(fd: c_int, out: &mut Bytes) -> Result<&[u8], Errno> {
-    readlink_at(k::AT_FDCWD, fd_link(fd).as_ptr().cast(), out)
+    // A thread may have descriptors of its own; /proc/self shows those of the first one.
+    readlink_at(k::AT_FDCWD, link(b"/proc/thread-self/fd/", fd).as_ptr().cast(), out)
 }
 
 /// Takes the signals of `mask` out of the calling thread's mask.
@@ -663,5 +694,26 @@ mod tests {
         path.push(&[b'a'; PATH_MAX - 1]).unwrap();
         assert_eq!(path.push(b"b"), Err(Errno::of(errno::ENAMETOOLONG)));
         assert_eq!(path.bytes().len(), PATH_MAX - 1);
+    }
+
+    #[test]
+    fn a_path_that_starts_at_a_directory_closes_it() {
+        let root = openat(k::AT_FDCWD, c"/".as_ptr(), k::O_PATH as c_int, 0).unwrap() as c_int;
+        let mut path = PathBuf::new();
+        path.start_at(root, b"/proc/self/exe").unwrap();
+        assert_eq!(path.bytes(), format!("/proc/self/fd/{root}/proc/self/exe").as_bytes());
+        let found = stat_at(k::AT_FDCWD, path.c_str(), 0).unwrap();
+        assert_eq!(found.st_ino, std::fs::metadata("/proc/self/exe").unwrap().ino());
+        drop(path);
+        // Another test may have the number by now, for something else than the root directory.
+        let now = std::fs::read_link(format!("/proc/self/fd/{root}"));
+        assert!(now.is_err() || now.is_ok_and(|path| path != std::path::Path::new("/")));
+    }
+
+    #[test]
+    fn what_leads_nowhere_is_left_to_the_kernel() {
+        let nowhere = [0, 8, 4095, usize::MAX, usize::MAX - 4094];
+        assert!(nowhere.iter().all(|at| leads_nowhere(core::ptr::without_provenance::<u8>(*at))));
+        assert!(!leads_nowhere(c"".as_ptr()) && !leads_nowhere(core::ptr::without_provenance::<u8>(4096)));
     }
 }

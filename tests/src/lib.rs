@@ -15,4 +15,5 @@ pub mod s3;
 pub mod strace;
 pub mod suites;
 pub mod tree;
+pub mod ways;
 pub mod writer;

@@ -60,6 +60,8 @@ pub enum Language {
     MuslC,
     /// C, without a loader.
     StaticC,
+    /// C, as a library.
+    SharedC,
     /// C++.
     Cpp,
     /// Rust, by std alone.
@@ -76,6 +78,9 @@ impl Language {
             Self::C => ("cc", &C),
             Self::MuslC => ("musl-gcc", &C),
             Self::StaticC => ("cc", &["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static", "-o"]),
+            Self::SharedC => {
+                ("cc", &["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"])
+            }
             Self::Cpp => ("g++", &["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-o"]),
             Self::Rust => ("rustc", &["--edition", "2024", "-C", "debuginfo=0", "-D", "warnings", "-o"]),
             Self::Java => ("javac", &["-d"]),
@@ -96,7 +101,8 @@ pub fn built(language: Language, source: &Path) -> PathBuf {
     if language != Language::Rust {
         require(compiler);
     }
-    let text = fs::read(source).unwrap_or_else(|error| panic!("{source:?}: {error}"));
+    let mut text = fs::read(source).unwrap_or_else(|error| panic!("{source:?}: {error}"));
+    text.extend(headers_beside(source));
     let name = source.file_stem().expect("a source has a name").to_string_lossy();
     once(&format!("{name}-{language:?}"), &text, |fresh| {
         let output = Command::new(compiler).args(flags).arg(fresh).arg(source).output();
@@ -107,6 +113,15 @@ pub fn built(language: Language, source: &Path) -> PathBuf {
             String::from_utf8_lossy(&output.stderr)
         );
     })
+}
+
+/// What a source may include of its own folder.
+fn headers_beside(source: &Path) -> Vec<u8> {
+    let folder = source.parent().and_then(|folder| fs::read_dir(folder).ok());
+    let mut headers: Vec<_> = folder.into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    headers.retain(|path| path.extension().is_some_and(|extension| extension == "h"));
+    headers.sort();
+    headers.into_iter().filter_map(|path| fs::read(path).ok()).flatten().collect()
 }
 
 /// The program in `tests/programs/rustix`, making its system calls through libc or by itself.

@@ -1,7 +1,7 @@
 //! The record writer on a node: started, watched, verified. What it writes is known to `programs/fsync_writer.c` only.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -22,9 +22,15 @@ impl Writer {
     /// Makes the directory `name` in the volume and starts writing there. Acknowledgements go to a file outside of it.
     #[track_caller]
     pub fn start(node: &Node, name: &str) -> Self {
+        Self::start_on(node, name, &compiled("fsync_writer"))
+    }
+
+    /// The same by another build of the program.
+    #[track_caller]
+    pub fn start_on(node: &Node, name: &str, program: &Path) -> Self {
         node.sh(&format!("mkdir {name}"));
         let acks = acks_of(node, name);
-        let mut command = node.app(compiled("fsync_writer"));
+        let mut command = node.app(program);
         command.arg("run").arg(node.prefix().join(name)).arg(&acks);
         Self { app: node.spawn(command), acks }
     }

@@ -19,21 +19,29 @@ modules="test_os test_io test_fileio test_file test_shutil test_tempfile test_pa
     test_lzma test_mailbox test_shelve test_dbm test_dbm_dumb test_sqlite3 test_zipimport test_py_compile test_compileall
     test_import test_subprocess test_eintr test_file_eintr test_cmd_line_script"
 
+# The cases of a module, from the report that the runner writes at its end.
+cases() { # report module
+    "$python" - "$1" "$2" <<'END'
+import sys, xml.etree.ElementTree as tree
+for case in tree.parse(sys.argv[1]).iter("testcase"):
+    kinds = {child.tag for child in case}
+    ended = "fail" if kinds & {"failure", "error"} else "skip" if "skipped" in kinds else "pass"
+    print(sys.argv[2] + "/" + case.get("name").removeprefix("test.").replace(" ", "_"), ended)
+END
+}
+
 run() {
-    local module
+    local module report case outcome
     cd "$dir" && mkdir tmp
     for module in ${ONLY:-$([ -n "${QUICK:-}" ] && echo "$quick" || echo "$modules")}; do
-        TMPDIR=$dir/tmp wrap env -u PYTHONDONTWRITEBYTECODE "$python" -m test -u largefile --tempdir "$dir" --timeout 600 -v "$module" \
-            >"$log/$module.log" 2>&1 || true
-        # test_x (test.test_os.FileTests.test_x) ... ok
-        sed -nE 's/^(.*) \.\.\. (.*)$/\1\t\2/p' "$log/$module.log" | while IFS=$'\t' read -r case outcome; do
-            case $outcome in
-            *ok | "expected failure") verdict "$module/$case" pass ;;
-            skipped*) verdict "$module/$case" skip ;;
-            FAIL | ERROR | "unexpected success") verdict "$module/$case" fail ;;
-            esac
-        done
-        if grep -qE '^(Timeout|Fatal Python error)|crashed' "$log/$module.log"; then verdict "$module/ends" fail; fi
+        report=$log/$module.xml
+        TMPDIR=$dir/tmp wrap env -u PYTHONDONTWRITEBYTECODE "$python" -m test -u largefile --tempdir "$dir" --timeout 600 \
+            --junit-xml "$report" -v "$module" >"$log/$module.log" 2>&1 || true
+        if [ ! -s "$report" ] || grep -qE '^(Timeout|Fatal Python error)|crashed' "$log/$module.log"; then
+            verdict "$module/ends" fail
+            continue
+        fi
+        cases "$report" "$module" | while read -r case outcome; do verdict "$case" "$outcome"; done
     done
 }
 

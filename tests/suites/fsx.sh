@@ -7,10 +7,12 @@ prepare() { need_crate fsx 0.3.2; }
 
 run() {
     local config seed file
+    local seeds=4 ops=5000
+    [ -z "${QUICK:-}" ] || { seeds=1 ops=1500; }
     for config in fsx fsx-plain fsx-nomap; do
-        for seed in ${ONLY:-$(seq 1 "${SEEDS:-$([ -n "${QUICK:-}" ] && echo 2 || echo 10)}")}; do
+        for seed in ${ONLY:-$(seq 1 "${SEEDS:-$seeds}")}; do
             file=$dir/$config.$seed
-            check "$config-seed$seed" wrap "$BIN/fsx" -f "$here/$config.toml" -P "$log" -N "${OPS:-5000}" -S "$seed" "$file"
+            check "$config-seed$seed" wrap "$BIN/fsx" -f "$here/$config.toml" -P "$log" -N "${OPS:-$ops}" -S "$seed" "$file"
         done
     done
 }

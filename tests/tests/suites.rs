@@ -41,6 +41,11 @@ fn quick_stress_ng() {
     holds("stress-ng");
 }
 
+#[test]
+fn quick_coreutils() {
+    holds("coreutils");
+}
+
 /// Suites that could not fail would prove nothing: over a library that flips bits they must.
 #[test]
 fn canary_a_broken_layer_differs() {

@@ -14,8 +14,13 @@ use storeshim_tests::strace::{Call, calls, traced};
 
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// A program and its arguments; `$STORAGE` is where it is to work.
-struct Program<'p>(Vec<&'p str>);
+/// A program.
+struct Program<'p> {
+    /// It and its arguments; `$STORAGE` is where it is to work.
+    words: Vec<&'p str>,
+    /// Under the second net, which catches bare system calls.
+    net: bool,
+}
 
 /// What the kernel saw of a traced program.
 struct Seen {
@@ -44,15 +49,19 @@ fn folder(node: &mut Node, name: &str) -> PathBuf {
     path
 }
 
-impl Program<'_> {
-    fn words(&self, folder: &Path) -> Vec<String> {
-        self.0.iter().map(|word| word.replace("$STORAGE", folder.to_str().unwrap())).collect()
+impl<'p> Program<'p> {
+    fn new(words: Vec<&'p str>) -> Self {
+        Self { words, net: false }
+    }
+
+    fn in_words(&self, folder: &Path) -> Vec<String> {
+        self.words.iter().map(|word| word.replace("$STORAGE", folder.to_str().unwrap())).collect()
     }
 
     /// What it says about a directory of the local disk.
     fn natively(&self, node: &mut Node) -> Said {
         let folder = folder(node, "native");
-        let words = self.words(&folder);
+        let words = self.in_words(&folder);
         let mut command = node.app_without_shim(&words[0]);
         command.args(&words[1..]).env("STORAGE", &folder).current_dir(&folder);
         normal(node.run_to_end(command, LIMIT), &folder)
@@ -62,9 +71,11 @@ impl Program<'_> {
     fn traced(&self, node: &mut Node) -> Seen {
         let (prefix, shim) = (node.prefix().to_owned(), node.shim());
         let output = folder(node, "strace").join("trace");
-        let words = self.words(&prefix);
+        let words = self.in_words(&prefix);
         // strace itself is not under the shim, and cannot enter a directory that does not exist.
-        let variables = [("LD_PRELOAD", shim.as_path()), ("STORAGE", prefix.as_path())];
+        let net = Path::new(if self.net { "sud" } else { "" });
+        let variables =
+            [("LD_PRELOAD", shim.as_path()), ("STORAGE", prefix.as_path()), ("STORESHIM_NET", net)];
         let mut inside = vec!["/bin/sh", "-c", "cd \"$STORAGE\" && exec \"$@\"", "sh"];
         inside.extend(words.iter().map(String::as_str));
         let strace = traced(node.app_without_shim("strace"), &output, &variables, &inside);
@@ -159,7 +170,7 @@ fn interpreted(interpreter: &[&str], name: &str) {
     fs::copy(source(name), &file).unwrap();
     let mut words = interpreter.to_vec();
     words.extend([file.to_str().unwrap(), "$STORAGE"]);
-    judge(&Program(words));
+    judge(&Program::new(words));
 }
 
 /// `program`, copied to where every user may run it.
@@ -176,7 +187,7 @@ fn public(program: &Path) -> (tempfile::TempDir, PathBuf) {
 #[track_caller]
 fn compiled(language: Language, name: &str) {
     let (_folder, program) = public(&built(language, &source(name)));
-    judge(&Program(vec![program.to_str().unwrap(), "$STORAGE"]));
+    judge(&Program::new(vec![program.to_str().unwrap(), "$STORAGE"]));
 }
 
 #[test]
@@ -241,7 +252,7 @@ fn untranslated_java() {
     let options = ["java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"];
     let mut words = options.to_vec();
     words.extend([classes.to_str().unwrap(), "Files", "$STORAGE"]);
-    judge(&Program(words));
+    judge(&Program::new(words));
 }
 
 #[test]
@@ -258,7 +269,15 @@ fn untranslated_rust() {
 #[test]
 fn untranslated_rustix_through_libc() {
     let (_folder, program) = public(&rustix(true));
-    judge(&Program(vec![program.to_str().unwrap(), "$STORAGE"]));
+    judge(&Program::new(vec![program.to_str().unwrap(), "$STORAGE"]));
+}
+
+/// The second net catches rustix's own system calls.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn untranslated_rustix_in_the_second_net() {
+    let (_folder, program) = public(&rustix(false));
+    judge(&Program { words: vec![program.to_str().unwrap(), "$STORAGE"], net: true });
 }
 
 /// The exception, and a canary: rustix's own system calls pass every hook, so strace must show untranslated paths, and
@@ -270,7 +289,7 @@ fn untranslated_raw_system_calls_are_seen() {
         return; // Nothing is translated, and nothing is not.
     }
     let (_folder, program) = public(&rustix(false));
-    let program = Program(vec![program.to_str().unwrap(), "$STORAGE"]);
+    let program = Program::new(vec![program.to_str().unwrap(), "$STORAGE"]);
     program.natively(&mut node).succeeded();
     let seen = program.traced(&mut node);
     let found = untranslated(&seen.calls, node.prefix());
@@ -286,7 +305,7 @@ fn untranslated_static_programs_are_seen() {
         return; // As above.
     }
     let (_folder, program) = public(&built(Language::StaticC, &source("touch.c")));
-    let program = Program(vec![program.to_str().unwrap(), "$STORAGE/touched"]);
+    let program = Program::new(vec![program.to_str().unwrap(), "$STORAGE/touched"]);
     program.natively(&mut node).succeeded();
     let seen = program.traced(&mut node);
     let found = untranslated(&seen.calls, node.prefix());

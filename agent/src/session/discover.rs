@@ -200,6 +200,10 @@ fn examine_file(path: &Path, name: &OsStr, file: File) -> io::Result<Kind> {
         }
     }
     if locked {
+        if meta.len() == 0 {
+            // Its owner is about to let it grow, or may not (RLIMIT_FSIZE) and waits for us to do it.
+            file.set_len(expected)?;
+        }
         return Ok(Kind::Incomplete);
     }
     let changed = u64::try_from(meta.ctime()).ok().map(|s| SystemTime::UNIX_EPOCH + Duration::from_secs(s));

@@ -153,6 +153,7 @@ impl<'a> Cutter<'a, '_> {
                 told.found(&found);
                 work.merge(found);
             }
+            told.suspects.extend(self.suspects.keys());
             for (ino, flags) in self.suspects.iter() {
                 work.add_inode(*ino).opened = Some(*flags);
             }
@@ -203,7 +204,12 @@ impl<'a> Cutter<'a, '_> {
             self.shared.count("missed_changes", missed.len() as u64);
             for (ino, name) in missed.iter().take(10) {
                 let name = String::from_utf8_lossy(name);
-                tracing::warn!(ino, %name, "the audit found a change that no intent had told: a program without the shim?");
+                tracing::warn!(
+                    ino,
+                    %name,
+                    "the audit found a change that no intent had told: by a program without the shim, or by system calls \
+                     of its own in a hooked one (ask `storeshim doctor PROGRAM`; `storeshim run --net=sud` catches them)"
+                );
             }
         }
         self.settle(&mut look, told)?;
@@ -294,6 +300,8 @@ impl<'a> Cutter<'a, '_> {
 pub struct Told {
     names: HashMap<u64, Names>,
     inodes: HashSet<u64>,
+    /// Those that may have changed without being told, and were looked at for that.
+    suspects: HashSet<u64>,
     /// What an audit named: kernel inode and name; an empty name is the inode itself.
     found: HashSet<(u64, Vec<u8>)>,
 }
@@ -315,27 +323,52 @@ impl Told {
         self.found.extend(findings.inodes.keys().map(|ino| (*ino, Vec::new())));
     }
 
-    /// What an audit named, no intent told, and the look found changed indeed.
+    /// What an audit named, no intent told, and the look found changed indeed. Told is also what happened to a file with
+    /// one of its names (its other names share its times), and what a suspect may do at any time.
     fn missed(&self, look: &Look<'_>) -> Result<Vec<&(u64, Vec<u8>)>, VolumeError> {
         let mut missed = Vec::new();
+        let mut by_name = None;
         for finding in &self.found {
             let (ino, name) = finding;
             let told = match self.names.get(ino) {
                 Some(Names::Some(names)) => name.is_empty() || names.contains(name.as_slice()),
                 Some(Names::All) => true,
-                None => name.is_empty() && self.inodes.contains(ino),
+                None => name.is_empty() && (self.inodes.contains(ino) || self.suspects.contains(ino)),
             };
-            let Some(inode) = look.known(*ino)? else { continue };
-            let changed = if name.is_empty() {
-                look.inodes.contains_key(&inode)
+            let Some(inode) = look.known(*ino)?.filter(|_| !told) else { continue };
+            let (changed, told) = if name.is_empty() {
+                (look.differs(inode)?, look.was_meant_in(inode))
             } else {
-                look.dentries.contains_key(&(inode, name.clone()))
+                (look.dentries.contains_key(&(inode, name.clone())), look.was_meant(inode, name))
             };
-            if changed && !told {
+            if !changed || told {
+                continue;
+            }
+            if by_name.is_none() {
+                by_name = Some(self.behind_names(look)?);
+            }
+            if !name.is_empty() || by_name.as_ref().is_none_or(|inodes| !inodes.contains(&inode)) {
                 missed.push(finding);
             }
         }
         Ok(missed)
+    }
+
+    /// The volume inodes that the told names stood for before the cut, or stand for now.
+    fn behind_names(&self, look: &Look<'_>) -> Result<HashSet<u64>, VolumeError> {
+        let mut inodes = HashSet::new();
+        for (ino, names) in &self.names {
+            let Some(dir) = look.known(*ino)? else { continue };
+            match names {
+                Names::Some(names) => {
+                    for name in names {
+                        inodes.extend(look.behind(dir, name)?);
+                    }
+                }
+                Names::All => inodes.extend(look.all_behind(dir)?),
+            }
+        }
+        Ok(inodes)
     }
 }
 

@@ -31,9 +31,9 @@ const FINDINGS: u64 = 20_000;
 const CROWD_MAX: u64 = 2 * CROWD;
 /// Metadata operations on their way, from which no cut is made for its age: their memory is bounded, too.
 const OPERATIONS_MAX: u64 = 100_000;
-/// How often the engine looks at the dirty set's age and size.
 /// Between two looks at what the volume offers.
 const SPACE_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the engine looks at the dirty set's age and size.
 const TICK: Duration = Duration::from_millis(25);
 
 enum Command {

@@ -72,6 +72,8 @@ pub struct Look<'a> {
     ids: HashMap<u64, FileId>,
     /// Were not to be found where they were looked for: what was told of them is still to be looked at.
     missed: HashSet<u64>,
+    /// Names that intents meant by naming a symbolic link to them, by directory.
+    through: HashSet<(u64, Box<[u8]>)>,
     first_new: u64,
 }
 
@@ -112,6 +114,7 @@ impl<'a> Look<'a> {
             shallow: false,
             ids: HashMap::new(),
             missed: HashSet::new(),
+            through: HashSet::new(),
             first_new: next_inode,
         })
     }
@@ -199,6 +202,43 @@ impl<'a> Look<'a> {
         Ok(found)
     }
 
+    /// Whether an inode was found otherwise than the index has it.
+    pub fn differs(&self, inode: u64) -> std::result::Result<bool, VolumeError> {
+        let Some(looked) = self.inodes.get(&inode) else { return Ok(false) };
+        let as_seen = |before: Seen| Seen { racy: looked.seen.racy, ..before } == looked.seen;
+        Ok(!looked.edits.is_empty() || !self.cx.index.seen(inode)?.is_some_and(as_seen))
+    }
+
+    /// The inodes that an entry of a directory stands for, before this look and after it.
+    pub fn behind(
+        &self,
+        dir: u64,
+        name: &[u8],
+    ) -> std::result::Result<impl Iterator<Item = u64> + use<>, VolumeError> {
+        let before = self.cx.index.child(dir, name)?;
+        let after = self.dentries.get(&(dir, name.to_vec())).copied().flatten();
+        Ok(before.into_iter().chain(after))
+    }
+
+    /// As [`Look::behind`], for all entries of a directory.
+    pub fn all_behind(&self, dir: u64) -> std::result::Result<HashSet<u64>, VolumeError> {
+        let mut inodes: HashSet<u64> =
+            self.cx.index.children(dir)?.into_iter().map(|(_, child)| child).collect();
+        let of_dir = self.dentries.range((dir, Vec::new())..).take_while(|((d, _), _)| *d == dir);
+        inodes.extend(of_dir.filter_map(|(_, child)| *child));
+        Ok(inodes)
+    }
+
+    /// Whether an intent meant this entry by naming a symbolic link to it.
+    pub fn was_meant(&self, dir: u64, name: &[u8]) -> bool {
+        self.through.contains(&(dir, name.into()))
+    }
+
+    /// Whether an intent meant some entry of this directory by naming a symbolic link to it.
+    pub fn was_meant_in(&self, dir: u64) -> bool {
+        self.through.iter().any(|(parent, _)| *parent == dir)
+    }
+
     /// The volume inode behind a kernel inode, new ones of this look included.
     pub fn known(&self, kino: u64) -> std::result::Result<Option<u64>, VolumeError> {
         if let Some(kernel) = self.kernel.get(&kino) {
@@ -275,8 +315,9 @@ impl<'a> Look<'a> {
                         dirty.untold = true;
                     }
                 }
-                for name in gone.into_keys() {
+                for (name, child) in gone {
                     self.set_dentry(dir, &name, None)?;
+                    self.look_at_the_rest(Some(child), todo)?;
                 }
             }
         }
@@ -288,10 +329,16 @@ impl<'a> Look<'a> {
     fn look_name(&mut self, dir: u64, fd: BorrowedFd<'_>, name: &[u8], todo: &mut Todo) -> Result<()> {
         let stat = self.cx.tree.stat_at(fd, name)?;
         let stat = stat.filter(|_| dir != ROOT_INODE || name != LOST_AND_FOUND);
-        let Some(stat) = stat else { return self.set_dentry(dir, name, None) };
-        let (inode, new) = self.inode_of(&stat)?;
         let was = self.child(dir, name)?;
+        let Some(stat) = stat else {
+            self.set_dentry(dir, name, None)?;
+            return self.look_at_the_rest(was, todo);
+        };
+        let (inode, new) = self.inode_of(&stat)?;
         self.set_dentry(dir, name, Some(inode))?;
+        if was != Some(inode) {
+            self.look_at_the_rest(was, todo)?;
+        }
         if new {
             todo.inodes.entry(inode).or_default();
             if stat.is_dir() && !self.shallow {
@@ -311,6 +358,16 @@ impl<'a> Look<'a> {
         Ok(())
     }
 
+    /// A file that has lost a name and has others: its times have changed with its link count.
+    fn look_at_the_rest(&mut self, inode: Option<u64>, todo: &mut Todo) -> Result<()> {
+        if let Some(inode) = inode
+            && !self.links_of(inode)?.is_empty()
+        {
+            todo.inodes.entry(inode).or_default();
+        }
+        Ok(())
+    }
+
     /// An intent that names a link which has not changed may mean the file that was created through it.
     fn through_symlink(&mut self, dir: u64, fd: BorrowedFd<'_>, name: &[u8], todo: &mut Todo) -> Result<()> {
         let target = self.cx.tree.to_physical(&self.cx.tree.read_link(fd, name)?);
@@ -326,9 +383,12 @@ impl<'a> Look<'a> {
             cut.map_or((&[][..], &path[..]), |at| (&path[..at], path.get(at + 1..).unwrap_or(&[])));
         if let Some(parent) = self.cx.tree.open_dir(parent)?
             && let Some(parent) = self.known(self.cx.tree.stat(parent.as_fd())?.id.ino)?
-            && self.child(parent, last)?.is_none()
+            && self.cx.index.child(parent, last)?.is_none()
         {
-            todo.dirs.push((parent, Names::Some(HashSet::from([last.into()]))));
+            self.through.insert((parent, last.into()));
+            if self.child(parent, last)?.is_none() {
+                todo.dirs.push((parent, Names::Some(HashSet::from([last.into()]))));
+            }
         }
         Ok(())
     }

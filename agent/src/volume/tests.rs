@@ -341,6 +341,70 @@ fn what_no_intent_tells_is_found_by_the_audit() {
 }
 
 #[test]
+fn what_is_told_of_one_name_is_told_of_the_file() {
+    let mut node = Node::new("memory:one-name");
+    let tree = node.tree();
+    for (name, other) in [("a", "b"), ("c", "d"), ("e", "f")] {
+        fs::write(tree.join(name), name).unwrap();
+        fs::hard_link(tree.join(name), tree.join(other)).unwrap();
+    }
+    fs::write(tree.join("g"), "g").unwrap();
+    node.volume().flush().unwrap();
+    let before = missed(&node);
+    // Each moves ctime of the file behind the other name; by the audit of a later cut, and by that of the same.
+    for barrier in [true, false] {
+        let (gone, over, source) = if barrier { ("a", "c", "e") } else { ("b", "d", "f") };
+        fs::remove_file(tree.join(gone)).unwrap();
+        node.tell_name(gone);
+        fs::rename(tree.join("g"), tree.join(over)).unwrap();
+        node.tell_name("g");
+        node.tell_name(over);
+        fs::rename(tree.join(source), tree.join("g")).unwrap();
+        node.tell_name(source);
+        node.tell_name("g");
+        if barrier {
+            assert_eq!(node.barrier(), 0);
+        }
+        node.volume().flush().unwrap();
+        assert_eq!(missed(&node), before);
+    }
+    // Not told of any name, though every byte is as it was.
+    fs::hard_link(tree.join("g"), tree.join("h")).unwrap();
+    node.volume().flush().unwrap();
+    assert_ne!(missed(&node), before);
+    same_elsewhere(&mut node);
+}
+
+#[test]
+fn what_a_suspect_does_is_not_missed() {
+    let mut node = Node::new("memory:suspected");
+    let path = node.tree().join("log");
+    fs::write(&path, "1").unwrap();
+    std::os::unix::fs::symlink("target", node.tree().join("link")).unwrap();
+    node.volume().flush().unwrap();
+    let before = missed(&node);
+    let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+    node.tell(Intent::Opened { ino: node.ino("log"), flags: OpenFlags::UNSEEN });
+    assert_eq!(node.barrier(), 0);
+    for _ in 0..3 {
+        file.write_all(b"as stdio does").unwrap();
+        node.volume().flush().unwrap();
+    }
+    drop(file);
+    node.volume().flush().unwrap();
+    // A file that is created through a link is told by the link's name.
+    node.tell_name("link");
+    fs::write(node.tree().join("link"), "t").unwrap();
+    node.volume().flush().unwrap();
+    node.volume().flush().unwrap();
+    assert_eq!(missed(&node), before);
+    fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"!").unwrap();
+    node.volume().flush().unwrap();
+    assert_eq!(missed(&node), before + 1, "a program without the shim");
+    same_elsewhere(&mut node);
+}
+
+#[test]
 fn where_intents_were_lost_no_range_is_trusted() {
     let mut node = Node::new("memory:untrusted");
     let file = fs::File::create(node.tree().join("db")).unwrap();

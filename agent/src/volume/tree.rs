@@ -66,6 +66,9 @@ impl Stat {
     }
 }
 
+/// Which of tree and prefix is to be swapped for the other.
+type Order<'t> = fn(&'t [u8], &'t [u8]) -> (&'t [u8], &'t [u8]);
+
 /// A tree, held by a descriptor of its root.
 pub struct Tree {
     root: OwnedFd,
@@ -265,11 +268,7 @@ impl Tree {
         self.respell(target, |tree, prefix| (prefix, tree))
     }
 
-    fn respell<'t>(
-        &'t self,
-        target: &[u8],
-        order: fn(&'t [u8], &'t [u8]) -> (&'t [u8], &'t [u8]),
-    ) -> Vec<u8> {
+    fn respell<'t>(&'t self, target: &[u8], order: Order<'t>) -> Vec<u8> {
         let swapped = self.spellings.iter().find_map(|(tree, prefix)| {
             let (from, to) = order(tree.as_os_str().as_bytes(), prefix.as_os_str().as_bytes());
             swap_prefix(target, from, to)

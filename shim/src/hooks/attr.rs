@@ -4,6 +4,7 @@ use core::ffi::{c_char, c_int, c_void};
 
 use storeshim_protocol::Intent;
 
+use crate::act::Act;
 use crate::hook::{answer, fail, hook, path_hook, real};
 use crate::hooks::open::of_mount;
 use crate::place::{self, CWD, Place};
@@ -20,17 +21,17 @@ pub fn by_path(
     mut act: impl FnMut(Place) -> c_int,
 ) -> c_int {
     // One copy of the code for all the calls there are.
-    by_path_of(dirfd, path, follow, &mut act)
+    by_path_of(dirfd, path, follow, Act::new(&mut act))
 }
 
 #[inline(never)]
-fn by_path_of(dirfd: c_int, path: *const c_char, follow: bool, act: &mut dyn FnMut(Place) -> c_int) -> c_int {
+fn by_path_of(dirfd: c_int, path: *const c_char, follow: bool, mut act: Act<'_, Place, c_int>) -> c_int {
     let mut room = PathBuf::new();
     let place = match place::target(dirfd, path, follow, &mut room) {
         Ok(place) => place,
         Err(errno) => return fail(errno),
     };
-    let Some(index) = place.mount else { return act(place) };
+    let Some(index) = place.mount else { return act.run(place) };
     let mut inside = match gate::enter(index, 0) {
         Ok(inside) => inside,
         Err(errno) => return fail(errno),
@@ -46,7 +47,7 @@ fn by_path_of(dirfd: c_int, path: *const c_char, follow: bool, act: &mut dyn FnM
     };
     inside.is_about(ino.unwrap_or(0));
     tell(&inside);
-    let result = act(place);
+    let result = act.run(place);
     if inside.overtaken() {
         tell(&inside);
     }
@@ -56,18 +57,18 @@ fn by_path_of(dirfd: c_int, path: *const c_char, follow: bool, act: &mut dyn FnM
 /// The same for a descriptor.
 #[inline(always)]
 pub fn by_fd(fd: c_int, mut act: impl FnMut() -> c_int) -> c_int {
-    by_fd_of(fd, &mut act)
+    by_fd_of(fd, Act::new(&mut |()| act()))
 }
 
 #[inline(never)]
-fn by_fd_of(fd: c_int, act: &mut dyn FnMut() -> c_int) -> c_int {
-    let Some(file) = fds::file(fd) else { return act() };
+fn by_fd_of(fd: c_int, mut act: Act<'_, (), c_int>) -> c_int {
+    let Some(file) = fds::file(fd) else { return act.run(()) };
     let mut inside = match gate::enter(file.mount, file.ino) {
         Ok(inside) => inside,
         Err(errno) => return fail(errno),
     };
     inside.tell(&Intent::Attributes { ino: file.ino });
-    let result = act();
+    let result = act.run(());
     if inside.overtaken() {
         inside.tell(&Intent::Attributes { ino: file.ino });
     }
@@ -159,6 +160,83 @@ path_hook! { fn getxattr(path, name: *const c_char, value: *mut c_void, size: us
 path_hook! { fn lgetxattr(path, name: *const c_char, value: *mut c_void, size: usize) -> isize => my_lgetxattr }
 path_hook! { fn listxattr(path, list: *mut c_char, size: usize) -> isize => my_listxattr }
 path_hook! { fn llistxattr(path, list: *mut c_char, size: usize) -> isize => my_llistxattr }
+
+/// Makes a call that libcs have no name for yet, or only the newest; it changes attributes.
+///
+/// # Safety
+/// The contract of the call.
+#[inline(never)]
+unsafe fn new_change(number: u32, flags: usize, words: [usize; 6]) -> c_int {
+    let [dirfd, path, a, b, c, d] = words;
+    let act = |place: Place| {
+        // SAFETY: the caller keeps the contract of the call.
+        answer(unsafe { sys::raw(number as usize, place.dirfd as usize, place.path as usize, a, b, c, d) })
+    };
+    let (dirfd, path) = (dirfd as c_int, path as *const c_char);
+    if path.is_null() {
+        // The kernel's form for a descriptor.
+        return by_fd(dirfd, || act(Place { mount: None, dirfd, path }));
+    }
+    by_path(dirfd, path, follows(flags as c_int), act)
+}
+
+hook! {
+    unsafe fn setxattrat(dirfd: c_int, path: *const c_char, flags: usize, name: usize, value: usize, size: usize)
+        -> c_int => my_setxattrat {
+        new_change(k::__NR_setxattrat, flags, [dirfd as usize, path as usize, flags, name, value, size])
+    }
+}
+
+hook! {
+    unsafe fn removexattrat(dirfd: c_int, path: *const c_char, flags: usize, name: usize) -> c_int
+        => my_removexattrat {
+        new_change(k::__NR_removexattrat, flags, [dirfd as usize, path as usize, flags, name, 0, 0])
+    }
+}
+
+hook! {
+    unsafe fn file_setattr(dirfd: c_int, path: *const c_char, value: usize, size: usize, flags: usize) -> c_int
+        => my_file_setattr {
+        new_change(k::__NR_file_setattr, flags, [dirfd as usize, path as usize, value, size, flags, 0])
+    }
+}
+
+/// The same for a call that only asks.
+///
+/// # Safety
+/// The contract of the call.
+#[inline(never)]
+unsafe fn new_question(number: u32, dirfd: c_int, path: *const c_char, [a, b, c, d]: [usize; 4]) -> isize {
+    let mut room = PathBuf::new();
+    match place::at(dirfd, path, &mut room) {
+        // SAFETY: the caller keeps the contract of the call.
+        Ok(place) => answer(unsafe {
+            sys::raw(number as usize, place.dirfd as usize, place.path as usize, a, b, c, d)
+        }),
+        Err(errno) => fail(errno),
+    }
+}
+
+hook! {
+    unsafe fn getxattrat(dirfd: c_int, path: *const c_char, flags: usize, name: usize, value: usize, size: usize)
+        -> isize => my_getxattrat {
+        new_question(k::__NR_getxattrat, dirfd, path, [flags, name, value, size])
+    }
+}
+
+hook! {
+    unsafe fn listxattrat(dirfd: c_int, path: *const c_char, flags: usize, list: usize, size: usize) -> isize
+        => my_listxattrat {
+        new_question(k::__NR_listxattrat, dirfd, path, [flags, list, size, 0])
+    }
+}
+
+hook! {
+    unsafe fn file_getattr(dirfd: c_int, path: *const c_char, value: usize, size: usize, flags: usize) -> c_int
+        => my_file_getattr {
+        new_question(k::__NR_file_getattr, dirfd, path, [value, size, flags, 0]) as c_int
+    }
+}
 
 hook! {
     unsafe fn truncate | truncate64(path: *const c_char, length: i64) -> c_int => my_truncate {

@@ -2,7 +2,7 @@
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 
-use crate::hook::{fail, hook, path_hook, real};
+use crate::hook::{fail, hook, real};
 use crate::loader::{get_errno, set_errno};
 use crate::place::{self, CWD};
 use crate::sys::{self, Bytes, Errno, PathBuf, errno};
@@ -159,7 +159,17 @@ hook! {
     }
 }
 
-path_hook! { fn chroot(path) -> c_int => my_chroot }
+hook! {
+    /// From there the run directory cannot be reached any more.
+    unsafe fn chroot(path: *const c_char) -> c_int => my_chroot {
+        super::process::before_confinement();
+        let mut room = PathBuf::new();
+        match place::at(CWD, path, &mut room) {
+            Ok(place) => real!(chroot)(place.path),
+            Err(errno) => fail(errno),
+        }
+    }
+}
 
 /// Finds the canonical name of `path` by `call` (path, room of PATH_MAX bytes), and turns it round.
 ///

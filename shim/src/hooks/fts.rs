@@ -9,8 +9,8 @@ use crate::hook::{fail, hook, real};
 use crate::loader;
 use crate::paths;
 use crate::place::{self, CWD};
-use crate::respell::{self, Block, Respell, boxed, unboxed};
-use crate::sys::{Errno, PathBuf, Stat, errno};
+use crate::respell::{self, Block, Respell, Stat, boxed, unboxed};
+use crate::sys::{Errno, PathBuf, errno};
 
 #[cfg(target_arch = "x86_64")]
 type Links = u64;

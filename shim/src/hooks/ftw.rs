@@ -8,8 +8,8 @@ use crate::control;
 use crate::hook::{fail, hook, real};
 use crate::paths;
 use crate::place::{self, CWD};
-use crate::respell::{self, Block, Respell, boxed};
-use crate::sys::{self, Errno, PathBuf, Stat, errno};
+use crate::respell::{self, Block, Respell, Stat, boxed};
+use crate::sys::{self, Errno, PathBuf, errno};
 
 /// The app's function. That of ftw takes no fourth argument and does not miss it.
 type Each = unsafe extern "C" fn(*const c_char, *const Stat, c_int, *mut Position) -> c_int;
@@ -110,7 +110,8 @@ unsafe extern "C" fn visit(
         if let Some(stat) = stat.as_ref()
             && stat.st_mode & sys::k::S_IFMT == sys::k::S_IFLNK
         {
-            let name = if walk.changes_cwd { path.add(paths::last_component(bytes).0) } else { path };
+            let from_here = walk.changes_cwd && bytes.first() != Some(&b'/');
+            let name = if from_here { path.add(paths::last_component(bytes).0) } else { path };
             if let Some(size) = respell::link_size(CWD, name) {
                 let copy = corrected.write(*stat);
                 copy.st_size = size as _;

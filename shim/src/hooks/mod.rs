@@ -26,6 +26,7 @@ mod stat;
 mod stdio;
 mod sync;
 mod syscall;
+mod system;
 mod temp;
 mod thread;
 mod trap;

@@ -1,7 +1,7 @@
 //! Opening by path. An open that may create or truncate runs inside the gate, once it is sure that it cannot block
 //! there; any other open for writing is told afterwards, since nothing has changed yet.
 
-use core::ffi::{CStr, c_char, c_int};
+use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use storeshim_protocol::{Intent, OpenFlags};
@@ -42,13 +42,13 @@ impl Open<'_> {
     }
 
     /// Opens `path`; `Err` gives the place back where it is in no mount.
-    // Once per kind of call, not once per name that open goes by.
-    #[inline(never)]
     pub fn run(&self, dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Answer, Place> {
         let place = match place::at(dirfd, path, room) {
             Ok(place) => place,
             Err(errno) => return Ok(Err(errno)),
         };
+        let named = self.has(k::O_CREAT | k::O_EXCL) || self.has(k::O_NOFOLLOW);
+        let place = if self.writes() || self.has(k::O_CREAT) { place::by_links(place, Some(!named)) } else { place };
         let Some(index) = place.mount else { return Err(place) };
         Ok(self.within(index, place, path, room))
     }
@@ -65,7 +65,7 @@ impl Open<'_> {
         if self.writes() {
             self.opened_ungated(index, fd);
         } else {
-            fds::remember(fd, Known::opened(index, self.flags));
+            to_read(place, fd, self.flags);
         }
         Ok(fd as usize)
     }
@@ -201,8 +201,8 @@ pub fn led(fd: c_int, flags: c_int) {
     }
 }
 
-/// Opens a place outside every mount for writing, through no symbolic link, so that it cannot have led into a mount:
-/// nothing need be looked up afterwards. `None` where a link, or an older kernel, leaves that open.
+/// Opens a place outside every mount, through no symbolic link, so that it cannot have led into a mount: nothing need be
+/// looked up afterwards. `None` where a link, or an older kernel, leaves that open.
 #[inline(never)]
 pub fn unled(place: Place, flags: c_int, mode: u32) -> Option<Answer> {
     let creates = flags as u32 & k::O_CREAT != 0;
@@ -224,7 +224,12 @@ pub fn unled(place: Place, flags: c_int, mode: u32) -> Option<Answer> {
         {
             None
         }
-        answer => Some(answer),
+        answer => {
+            if let Ok(fd) = answer {
+                fds::remember_outside(fd as c_int);
+            }
+            Some(answer)
+        }
     }
 }
 
@@ -267,6 +272,10 @@ fn open_at(
 #[inline(always)]
 pub fn to_read(place: Place, fd: c_int, flags: c_int) {
     match place.mount {
+        // Which of the mounts a link has led to is looked up when it matters.
+        Some(_) if control::table().is_some_and(|table| table.shares_device) => {
+            fds::forget(fd);
+        }
         Some(index) => fds::remember(fd, Known::opened(index, flags)),
         None => led(fd, flags),
     }
@@ -291,13 +300,11 @@ fn open_to_change(
         Ok(Err(errno)) => fail(errno),
         Err(place) => {
             // A mode of nothing: the fortified functions, which end the program where they are to create a file.
+            // And one that only opens is left to libc, where it can be cancelled while it waits for a FIFO's reader.
             let creates = flags as u32 & k::O_CREAT != 0;
             let changes = (creates || flags as u32 & k::O_TRUNC != 0) && (mode != 0 || !creates);
             match changes.then(|| unled(place, flags, mode)).flatten() {
-                Some(Ok(fd)) => {
-                    led(fd as c_int, 0);
-                    fd as c_int
-                }
+                Some(Ok(fd)) => fd as c_int,
                 Some(Err(errno)) => fail(errno),
                 None => {
                     let fd = real(place);
@@ -409,5 +416,13 @@ fn confined(open: &Open<'_>, dirfd: c_int, path: *const c_char, resolve: u64, ro
 hook! {
     unsafe fn openat2(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> c_int => my_openat2 {
         crate::hook::answer(open_how(dirfd, path, how, size))
+    }
+}
+
+hook! {
+    unsafe fn open_by_handle_at(mount: c_int, handle: *mut c_void, flags: c_int) -> c_int => my_open_by_handle_at {
+        let fd = real!(open_by_handle_at)(mount, handle, flags);
+        led(fd, flags);
+        fd
     }
 }

@@ -1,19 +1,37 @@
 //! Processes and threads that are made by a bare system call: what they share with their maker decides what may be
 //! remembered from then on.
 
-use core::ffi::c_long;
+use core::ffi::{c_int, c_long};
 use core::sync::atomic::Ordering;
 
 use super::syscall::Words;
-use crate::hook::answer;
+use crate::hook::{answer, hook, real};
 use crate::sys::{Answer, k};
-use crate::{attach, fds, net};
+use crate::{attach, control, fds, net};
 
 /// The numbers that [`routed`] has; clone and clone3 are asked about by [`clones`] first.
 #[cfg(target_arch = "x86_64")]
 pub const NUMBERS: &[u32] = &[k::__NR_fork, k::__NR_vfork];
 #[cfg(not(target_arch = "x86_64"))]
 pub const NUMBERS: &[u32] = &[];
+
+/// Makes this process known to the agent before it may be forbidden to.
+#[cold]
+pub fn before_confinement() {
+    if control::table().is_some() {
+        let _ = attach::ring();
+    }
+}
+
+hook! {
+    unsafe fn prctl(option: c_int, a: usize, b: usize, c: usize, d: usize) -> c_int => my_prctl {
+        const PR_SET_SECCOMP: c_int = 22;
+        if option == PR_SET_SECCOMP {
+            before_confinement();
+        }
+        real!(prctl)(option, a, b, c, d)
+    }
+}
 
 /// The beginning of clone3(2)'s argument, as far as every kernel has it.
 type Clone3 = k::clone_args;
@@ -82,6 +100,7 @@ pub unsafe fn routed(w: Words) -> Option<c_long> {
 /// The contract of the call.
 pub unsafe fn fork(w: Words) -> Option<Answer> {
     const SHARED: u64 = k::CLONE_VM as u64;
+    #[cfg(target_arch = "x86_64")]
     let clone =
         |flags: u32| Words { number: k::__NR_clone as usize, arguments: [flags as usize, 0, 0, 0, 0, 0] };
     // SAFETY: as above. A copy of the structure, with a flag less.

@@ -78,8 +78,9 @@ unsafe fn fill_vfs(mount: Option<usize>, out: *mut StatVfs) {
 
 /// The mount that a path lies in, by its names or by those that links lead to; not where a link leads out again.
 fn mount_of(place: &Place) -> Option<usize> {
+    let index = place.mount?;
     let stat = sys::stat_at(place.dirfd, place.path, 0).ok()?;
-    place.mount.filter(|index| of_mount(*index, &stat))
+    of_mount(index, &stat).then_some(index)
 }
 
 hook! {

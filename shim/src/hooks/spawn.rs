@@ -256,8 +256,7 @@ hook! {
     }
 }
 
-/// Before vfork. Its system call is made from our own text, since the child overwrites any return address, and the child
-/// is not armed: it cannot undo that in its parent.
+/// Before vfork. Its system call is made from our own text, since the child overwrites any return address.
 extern "C" fn child_comes() {
     fds::BORROWED.fetch_add(1, Ordering::SeqCst);
     net::disarm();
@@ -297,7 +296,7 @@ macro_rules! vfork {
                 "syscall",
                 "push rdi",
                 "test rax, rax",
-                "jz 3f",
+                "jz 4f",
                 "js 2f",
                 "push rax",
                 "call {gone}",
@@ -309,9 +308,14 @@ macro_rules! vfork {
                 "sub rsp, 8",
                 "call {failed}",
                 "add rsp, 8",
-                "3:",
                 "ret",
-                comes = sym child_comes, gone = sym child_is_gone, failed = sym vfork_failed)
+                "4:",
+                "sub rsp, 8",
+                "call {arm}",
+                "add rsp, 8",
+                "xor eax, eax",
+                "ret",
+                comes = sym child_comes, gone = sym child_is_gone, failed = sym vfork_failed, arm = sym net::arm)
         }
 
         /// Exported in libc's place.

@@ -2,10 +2,10 @@
 
 use core::ffi::{c_char, c_int, c_long, c_void};
 
-use crate::hook::{fail, hook, path_hook, real};
+use crate::hook::{answer, fail, hook, path_hook, real};
 use crate::place::{self, CWD};
-use crate::respell;
-use crate::sys::{PathBuf, Stat, k};
+use crate::respell::{self, Stat};
+use crate::sys::{self, Errno, PathBuf, errno, k};
 
 /// Declares a hook that translates a path, and corrects the size of a symbolic link that it finds.
 macro_rules! link_hook {
@@ -45,12 +45,15 @@ hook! {
             Ok(place) => place,
             Err(errno) => return fail(errno),
         };
-        let done = real!(statx)(place.dirfd, place.path, flags, mask, out);
-        if done == 0
-            && u32::from((*out).stx_mode) & k::S_IFMT == k::S_IFLNK
-            && let Some(size) = respell::link_size(place.dirfd, place.path)
-        {
-            (*out).stx_size = size as u64;
+        // By the kernel, because not every libc has it; unless the kernel has not.
+        let asked = sys::raw(k::__NR_statx as usize, place.dirfd as usize, place.path as usize, flags as usize,
+            mask as usize, out as usize, 0);
+        let done = match asked {
+            Err(e) if e == Errno::of(errno::ENOSYS) => real!(statx)(place.dirfd, place.path, flags, mask, out),
+            asked => answer(asked),
+        };
+        if done == 0 {
+            respell::correct_statx(place.dirfd, place.path, out);
         }
         done
     }
@@ -69,6 +72,3 @@ path_hook! { fn euidaccess(path, mode: c_int) -> c_int => my_euidaccess }
 path_hook! { fn pathconf(path, name: c_int) -> c_long => my_pathconf }
 path_hook! { fn ftok(path, project: c_int) -> c_int => my_ftok }
 path_hook! { fn name_to_handle_at(@dirfd, path, handle: *mut c_void, id: *mut c_int, flags: c_int) -> c_int => my_handle }
-path_hook! {
-    fn file_getattr(@dirfd, path, attributes: *mut c_void, size: usize, flags: u32) -> c_int => my_file_getattr
-}

@@ -6,9 +6,9 @@ use storeshim_protocol::{Intent, OpenFlags};
 
 use crate::fds;
 use crate::gate;
-use crate::hook::{fail, hook, path_hook, real};
-use crate::hooks::fd::closed;
-use crate::hooks::open::{Open, to_read, unled};
+use crate::hook::{fail, hook, real};
+use crate::hooks::fd::{closed, my_close};
+use crate::hooks::open::{Open, my_open, to_read, unled};
 use crate::loader::Real;
 use crate::names::{self, Entry};
 use crate::place::{self, CWD};
@@ -68,17 +68,17 @@ fn unseen(flags: u32) -> OpenFlags {
     if flags & k::O_APPEND != 0 { OpenFlags::UNSEEN.with(OpenFlags::APPEND) } else { OpenFlags::UNSEEN }
 }
 
-/// A stream of a descriptor that was opened for it.
+/// A stream that writes to a descriptor which was opened for it.
 ///
 /// # Safety
 /// `mode` must be a C string.
-unsafe fn stream_of(fd: c_int, mode: *const c_char, flags: u32) -> *mut c_void {
+unsafe fn stream_of(fd: c_int, mode: *const c_char) -> *mut c_void {
     // SAFETY: as above.
     let stream = unsafe { fdopen::real()(fd, mode) };
     if stream.is_null() {
         closed(fds::forget(fd));
         sys::close(fd);
-    } else if flags & k::O_ACCMODE != k::O_RDONLY {
+    } else {
         streams::add(fd);
     }
     stream
@@ -119,17 +119,14 @@ hook! {
             call: &|dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, 0o666),
         };
         match open.run(CWD, path, &mut room) {
-            Ok(Ok(fd)) => stream_of(fd as c_int, mode, flags),
+            Ok(Ok(fd)) => stream_of(fd as c_int, mode),
             Ok(Err(errno)) => fail(errno),
             Err(place) => {
-                if flags & k::O_ACCMODE != k::O_RDONLY
+                if flags & k::O_CREAT != 0
                     && let Some(opened) = unled(place, flags as c_int, 0o666)
                 {
                     return match opened {
-                        Ok(fd) => {
-                            fds::forget(fd as c_int);
-                            stream_of(fd as c_int, mode, flags)
-                        }
+                        Ok(fd) => stream_of(fd as c_int, mode),
                         Err(errno) => fail(errno),
                     };
                 }
@@ -289,8 +286,65 @@ macro_rules! passed_on {
 passed_on!(dprintf, telling_dprintf);
 passed_on!(__dprintf_chk, telling_dprintf_chk);
 
-path_hook! { fn setmntent(path, mode: *const c_char) -> *mut c_void => my_setmntent }
-path_hook! { fn __setmntent(path, mode: *const c_char) -> *mut c_void => my_setmntent_old }
+/// Opens, as `mode` says, what libc is about to open without a hook: what that creates or empties is told. `false`, with
+/// errno set, where it cannot be opened.
+///
+/// # Safety
+/// `path` and `mode` must be C strings or null.
+unsafe fn opened_before(path: *const c_char, mode: *const c_char) -> bool {
+    // SAFETY: as above.
+    let Some(flags) = (unsafe { flags_at(mode) }) else { return true };
+    if flags & (k::O_CREAT | k::O_TRUNC) == 0 {
+        return true;
+    }
+    // SAFETY: as above.
+    let fd = unsafe { my_open(path, flags as c_int, 0o666) };
+    if fd >= 0 {
+        // SAFETY: it was opened just now.
+        unsafe { my_close(fd) };
+    }
+    fd >= 0
+}
+
+hook! {
+    unsafe fn setmntent | __setmntent(path: *const c_char, mode: *const c_char) -> *mut c_void => my_setmntent {
+        let mut room = PathBuf::new();
+        let place = match place::at(CWD, path, &mut room) {
+            Ok(place) => place,
+            Err(errno) => return fail(errno),
+        };
+        if place.mount.is_some() && !opened_before(path, mode) {
+            return core::ptr::null_mut();
+        }
+        let stream = real!(setmntent)(place.path, mode);
+        if !stream.is_null() {
+            fds::forget(fileno(stream));
+            tell_unseen(fileno(stream), flags_at(mode).unwrap_or(k::O_RDWR));
+        }
+        stream
+    }
+}
+
+hook! {
+    /// What fopen of very old programs calls.
+    unsafe fn _IO_file_fopen(stream: *mut c_void, path: *const c_char, mode: *const c_char, narrow: c_int) -> *mut c_void
+        => my_io_file_fopen {
+        let mut room = PathBuf::new();
+        let place = match place::at(CWD, path, &mut room) {
+            Ok(place) => place,
+            Err(errno) => return fail(errno),
+        };
+        if place.mount.is_some() && !opened_before(path, mode) {
+            return core::ptr::null_mut();
+        }
+        let opened = real!(_IO_file_fopen)(stream, place.path, mode, narrow);
+        if !opened.is_null() {
+            fds::forget(fileno(opened));
+            tell_unseen(fileno(opened), flags_at(mode).unwrap_or(k::O_RDWR));
+        }
+        opened
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -80,10 +80,6 @@ hook! {
     }
 }
 
-extern "C" fn forked() {
-    net::arm();
-}
-
 /// Has children that libc forks armed, by whatever function.
 pub fn arm_children() {
     type Handler = Option<extern "C" fn()>;
@@ -94,13 +90,13 @@ pub fn arm_children() {
         unsafe {
             let register: unsafe extern "C" fn(Handler, Handler, Handler, *const c_void) -> c_int =
                 core::mem::transmute(at);
-            register(None, None, Some(forked), core::ptr::null());
+            register(None, None, Some(net::arm), core::ptr::null());
         }
     } else if let Some(at) = MUSL.look_up(c"pthread_atfork") {
         // SAFETY: its type.
         unsafe {
             let register: unsafe extern "C" fn(Handler, Handler, Handler) -> c_int = core::mem::transmute(at);
-            register(None, None, Some(forked));
+            register(None, None, Some(net::arm));
         }
     }
 }

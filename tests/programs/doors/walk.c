@@ -30,7 +30,7 @@ static int each(const char *path, const struct stat *stat, int kind, struct FTW 
 	if (kind == FTW_SL) {
 		/* A link is as long as its target. */
 		char target[PATH_MAX];
-		size = readlink(with_cwd ? path + ftw->base : path, target, sizeof target) - stat->st_size;
+		size = readlink(with_cwd && path[0] != '/' ? path + ftw->base : path, target, sizeof target) - stat->st_size;
 	}
 	int readable = access(path[0] == '/' ? path : ".", F_OK);
 	later("%s [%s] level %d base %s size %ld %d in %s", path, kinds[kind_of(kind)], ftw->level, path + ftw->base, size,
@@ -196,7 +196,12 @@ static void ftses(void)
 
 static int complain(const char *path, int error)
 {
+#ifdef __GLIBC__
 	later("error %s %s", path, strerror(error));
+#else
+	/* musl's glob knows the tree's path only: docs/semantics.md. */
+	later("error %s %s", path[0] ? strrchr(path, '/') : "", strerror(error));
+#endif
 	return 0;
 }
 

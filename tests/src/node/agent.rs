@@ -72,6 +72,9 @@ impl Node {
         if matches!(subcommand, "agent" | "run") {
             command.arg("--state-dir").arg(self.state_dir());
             command.arg("--mount").arg(self.setup.mount(&self.prefix, &self.tree));
+            for mount in &self.setup.more_mounts {
+                command.arg("--mount").arg(mount);
+            }
         }
         command
     }

@@ -56,6 +56,8 @@ pub struct Setup {
     pub agent_env: Vec<(String, String)>,
     /// Where apps see the volume in the translated placement; `None` for a free name.
     pub prefix: Option<PathBuf>,
+    /// More mounts of the same agent, as `--mount` takes them.
+    pub more_mounts: Vec<String>,
     /// The reference run: no agent, no shim, the plain disk. What fails here is wrong in the test.
     pub reference: bool,
 }
@@ -63,7 +65,16 @@ pub struct Setup {
 impl Setup {
     fn new(placement: Placement, user: User, url: String) -> Self {
         let reference = std::env::var_os("STORESHIM_E2E_REFERENCE").is_some();
-        Self { placement, user, url, settings: Vec::new(), agent_env: Vec::new(), prefix: None, reference }
+        Self {
+            placement,
+            user,
+            url,
+            settings: Vec::new(),
+            agent_env: Vec::new(),
+            prefix: None,
+            more_mounts: Vec::new(),
+            reference,
+        }
     }
 
     /// A prefix that does not exist, as an ordinary user: the hardest case.
@@ -98,6 +109,12 @@ impl Setup {
     pub fn set(&mut self, key: &str, value: &str) {
         self.settings.retain(|(known, _)| known != key);
         self.settings.push((key.to_owned(), value.to_owned()));
+    }
+
+    /// Another mount of the same agent, as `--mount` takes it.
+    pub fn with_mount(mut self, mount: String) -> Self {
+        self.more_mounts.push(mount);
+        self
     }
 
     /// Another variable in the agent's environment.

@@ -47,7 +47,7 @@ const BUSY: Suite = Suite {
 const LARGE: Suite = Suite { settings: &[], flushes: None, limit: Duration::from_secs(7200), ..BUSY };
 
 /// All of them. To add one: write `tests/suites/NAME.sh` after the model of `fsx.sh`, and a line here.
-pub const SUITES: [Suite; 10] = [
+pub const SUITES: [Suite; 11] = [
     Suite { name: "pjdfstest", script: "pjdfstest", ..BUSY },
     Suite { name: "pjdfstest-user", script: "pjdfstest", user: User::Ordinary, ..BUSY },
     Suite { name: "fsx", script: "fsx", ..BUSY },
@@ -58,6 +58,7 @@ pub const SUITES: [Suite; 10] = [
     Suite { name: "postgres", script: "postgres", ..LARGE },
     Suite { name: "sqlite", script: "sqlite", ..LARGE },
     Suite { name: "tools", script: "tools", ..LARGE },
+    Suite { name: "users", script: "users", ..BUSY },
 ];
 
 /// The suites of a name: that of one, or that of a script, which may be several.

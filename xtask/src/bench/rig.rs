@@ -120,6 +120,12 @@ impl Rig {
         command
     }
 
+    /// The program with an empty library preloaded: what any library would cost.
+    pub fn with_empty_library(&self, mut program: Command) -> Command {
+        program.env("LD_PRELOAD", self.home(LIBRARY));
+        program
+    }
+
     /// A variable of the environment for each process with the shim, as `storeshim run` sets them.
     pub fn environment(&self) -> [(&'static str, &Path); 2] {
         [("LD_PRELOAD", &self.shim), ("STORESHIM_RUN_DIR", &self.run_dir)]

@@ -10,7 +10,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use storeshim_protocol::{Intent, RING_MAGIC, RingFile};
 
-use super::fake::{FakeClient, begin};
+use super::fake::{FakeClient, begin, lock};
 use super::{Agent, wait_until};
 
 #[test]
@@ -181,6 +181,22 @@ fn a_ring_is_used_as_soon_as_it_is_complete_and_not_before() {
     let list = agent.sessions.list();
     assert_eq!(list.len(), 1);
     assert_eq!((list[0].comm.as_str(), list[0].threads, list[0].pid), ("fake", 1, std::process::id()));
+}
+
+/// A process whose files may not grow that far has the agent do it.
+#[test]
+fn an_empty_ring_file_is_let_grow_while_somebody_holds_it() {
+    let place = tempfile::tempdir().unwrap();
+    let agent = Agent::new(place.path());
+    let (held, free) = (agent.dir.join("rings/held"), agent.dir.join("rings/free"));
+    let file = fs::File::create_new(&held).unwrap();
+    lock(&file);
+    fs::File::create_new(&free).unwrap();
+    wait_until("the held file has the size of a ring", || {
+        fs::metadata(&held).unwrap().len() == size_of::<RingFile>() as u64
+    });
+    assert!(fs::metadata(&free).map_or(0, |meta| meta.len()) == 0);
+    assert!(agent.sessions.list().is_empty());
 }
 
 #[test]

@@ -1,9 +1,20 @@
 //! `syscall()`: numbers that have a hook of their own go there; everything else goes to the kernel from a function
 //! without a frame, as in libc.
 
+#[cfg(target_arch = "x86_64")]
 mod old;
 mod table;
 mod words;
+
+/// Other machines have no older numbers.
+#[cfg(not(target_arch = "x86_64"))]
+mod old {
+    pub const NUMBERS: &[u32] = &[];
+
+    pub unsafe fn route(_: super::Words) -> Option<core::ffi::c_long> {
+        None
+    }
+}
 
 use core::ffi::{c_int, c_long};
 
@@ -11,6 +22,7 @@ pub use words::Words;
 
 use super::process;
 use crate::hook::{answer, fail};
+#[cfg(all(not(test), target_arch = "x86_64"))]
 use crate::kernel;
 use crate::sys::{Errno, k};
 
@@ -31,6 +43,7 @@ const fn with_bits(mut bits: [u64; 8], numbers: &[u32]) -> [u64; 8] {
 }
 
 /// Whether a call of this number has a hook.
+#[cfg(any(test, target_arch = "x86_64"))]
 pub fn is_routed(number: usize) -> bool {
     ROUTED.get(number / 64).is_some_and(|bits| bits >> (number % 64) & 1 != 0)
 }

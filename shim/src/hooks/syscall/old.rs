@@ -4,10 +4,9 @@ use core::ffi::c_long;
 
 use super::table::routes;
 use super::words::{Said, Words};
-use crate::hooks::{attr, fd, name, open, readlink};
+use crate::hooks::{attr, fd, name, open, readlink, stat};
 use crate::sys::k;
 
-#[cfg(target_arch = "x86_64")]
 routes! { w;
     __NR_open => open::my_open(0, 1, 2);
     __NR_creat => open::my_creat(0, 1);
@@ -26,10 +25,7 @@ routes! { w;
     __NR_utimes => attr::my_utimes(0, 1);
     __NR_futimesat => attr::my_futimesat(0, 1, 2);
     __NR_stat => { w.translated(0) };
-    __NR_lstat => { w.translated(0) };
+    __NR_lstat => stat::my_lstat(0, 1);
     __NR_access => { w.translated(0) };
     __NR_readlink => readlink::my_readlink(0, 1, 2);
 }
-
-#[cfg(not(target_arch = "x86_64"))]
-routes! { w; }

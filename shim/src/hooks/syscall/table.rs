@@ -5,7 +5,10 @@ use core::ffi::{c_char, c_int, c_long};
 
 use super::words::{Said, Words};
 use crate::hook::{answer, fail};
-use crate::hooks::{aio, attr, copy, cwd, exec, fd, io, mmap, name, open, readlink, signal, socket, sync};
+use crate::hooks::{
+    aio, attr, copy, cwd, exec, fd, io, mmap, name, open, process, readlink, signal, socket, space, spawn, stat,
+    sync,
+};
 use crate::sys::{Errno, errno, k};
 use crate::{control, fds};
 
@@ -35,6 +38,7 @@ macro_rules! routes {
     };
     (@ $w:ident $route:block) => { Said::word($route) };
 }
+#[cfg(target_arch = "x86_64")]
 pub(super) use routes;
 
 routes! { w;
@@ -107,11 +111,12 @@ routes! { w;
     __NR_file_setattr => { attributes(w, w.get(4)) };
 
     // Questions.
-    __NR_newfstatat => { w.translated_at(0, 1) };
-    __NR_statx => { w.translated_at(0, 1) };
+    __NR_newfstatat => stat::my_fstatat(0, 1, 2, 3);
+    __NR_statx => stat::my_statx(0, 1, 2, 3, 4);
     __NR_faccessat => { w.translated_at(0, 1) };
     __NR_faccessat2 => { w.translated_at(0, 1) };
-    __NR_statfs => { w.translated(0) };
+    __NR_statfs => space::my_statfs(0, 1);
+    __NR_fstatfs => space::my_fstatfs(0, 1);
     __NR_getxattr => { w.translated(0) };
     __NR_lgetxattr => { w.translated(0) };
     __NR_getxattrat => { w.translated_at(0, 1) };
@@ -127,7 +132,7 @@ routes! { w;
     __NR_getcwd => { getcwd(w.get(0), w.get(1)) };
     __NR_chdir => cwd::my_chdir(0);
     __NR_fchdir => cwd::my_fchdir(0);
-    __NR_chroot => { w.translated(0) };
+    __NR_chroot => cwd::my_chroot(0);
 
     // Mounts and what else root does to paths.
     __NR_mount => { w.translated_two(0, 1) };
@@ -160,6 +165,8 @@ routes! { w;
     // Processes, threads, and the signal of the second net.
     __NR_execve => exec::my_execve(0, 1, 2);
     __NR_execveat => exec::my_execveat(0, 1, 2, 3, 4);
+    __NR_seccomp => { confined(w) };
+    __NR_unshare => spawn::my_unshare(0);
     __NR_rt_sigaction => { signal::kernel_action(w) };
     __NR_rt_sigprocmask => { signal::kernel_mask(w) };
 }
@@ -174,6 +181,12 @@ fn opened(done: crate::sys::Answer, flags: c_int) -> crate::sys::Answer {
         }
     }
     done
+}
+
+fn confined(w: Words) -> c_long {
+    process::before_confinement();
+    // SAFETY: the app's own call.
+    answer(unsafe { w.call() })
 }
 
 fn no_ring(w: Words) -> c_long {

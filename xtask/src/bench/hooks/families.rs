@@ -15,7 +15,7 @@ pub struct Operation {
 /// What a wrapper may cost.
 const HOOK: f64 = 1.10;
 /// An open for writing asks for the file's inode, which is a system call beside one.
-const WRITER: f64 = 1.35;
+const WRITER: f64 = 1.40;
 /// A new file: its directory is asked for, too.
 const CREATION: f64 = 1.25;
 /// A mapping that may be written to is told, and must find out whose it is.
@@ -138,6 +138,7 @@ pub const FAMILIES: [Family; 14] = [
             hook("exec", "vfork + exec of /bin/true + wait", 4),
             hook("spawn", "posix_spawn of /bin/true + wait", 4),
             hook("spawn-inside", "posix_spawn of a program there + wait", 4),
+            hook("spawn-to-file", "posix_spawn of /bin/true, output to a file + wait", 4),
         ],
     ),
     (
@@ -184,8 +185,8 @@ pub const FAMILIES: [Family; 14] = [
             hook("mmap-read", "mmap, private + munmap", 500),
             hook("msync-async", "msync, MS_ASYNC", 2000),
             hook("msync", "store + msync, MS_SYNC", 2),
-            hook("fsync", "pwrite 4 KiB + fsync (durability local)", 2),
-            hook("fsync-clean", "fdatasync (durability local)", 2),
+            hook("fsync", "pwrite 4 KiB + fsync (durability local)", 4),
+            hook("fsync-clean", "fdatasync (durability local)", 4),
         ],
     ),
     (

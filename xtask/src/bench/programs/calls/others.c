@@ -26,22 +26,48 @@ static void do_fork(long i)
     wait_for(pid);
 }
 
-static void spawn(const char *path)
+/* The child's output: to nowhere, or to a file outside of every mount. */
+static int nowhere, somewhere;
+
+static void open_outputs(long count)
+{
+    (void)count;
+    char path[] = "/tmp/storeshim-bench-XXXXXX";
+    nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    somewhere = mkostemp(path, O_CLOEXEC);
+    check(nowhere >= 0 && somewhere >= 0 && unlink(path) == 0, "outputs");
+}
+
+static void close_outputs(long count)
+{
+    (void)count;
+    check(close(nowhere) == 0 && close(somewhere) == 0, "close");
+}
+
+static void spawn(const char *path, int output)
 {
     char *arguments[] = {"true", NULL};
+    posix_spawn_file_actions_t actions;
     pid_t pid;
-    check(posix_spawn(&pid, path, NULL, NULL, arguments, environ) == 0, "posix_spawn");
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, output, 1);
+    posix_spawn_file_actions_adddup2(&actions, nowhere, 2);
+    check(posix_spawn(&pid, path, &actions, NULL, arguments, environ) == 0, "posix_spawn");
+    posix_spawn_file_actions_destroy(&actions);
     wait_for(pid);
 }
 
-static void spawn_outside(long i) { (void)i; spawn("/bin/true"); }
-static void spawn_inside(long i) { (void)i; spawn(program_path); }
+static void spawn_outside(long i) { (void)i; spawn("/bin/true", nowhere); }
+static void spawn_inside(long i) { (void)i; spawn(program_path, nowhere); }
+static void spawn_to_file(long i) { (void)i; spawn("/bin/true", somewhere); }
 
 static void fork_exec(long i)
 {
     (void)i;
     pid_t pid = vfork();
     if (pid == 0) {
+        dup2(nowhere, 1);
+        dup2(nowhere, 2);
         execl("/bin/true", "true", (char *)NULL);
         _exit(1);
     }
@@ -173,9 +199,10 @@ static void syscall_open(long i)
 
 const struct operation others[] = {
     {"fork", NULL, do_fork, NULL},
-    {"exec", NULL, fork_exec, NULL},
-    {"spawn", NULL, spawn_outside, NULL},
-    {"spawn-inside", NULL, spawn_inside, NULL},
+    {"exec", open_outputs, fork_exec, close_outputs},
+    {"spawn", open_outputs, spawn_outside, close_outputs},
+    {"spawn-inside", open_outputs, spawn_inside, close_outputs},
+    {"spawn-to-file", open_outputs, spawn_to_file, close_outputs},
     {"dlopen", NULL, load, NULL},
     {"dlopen-again", NULL, load_again, NULL},
     {"dup", NULL, do_dup, NULL},
