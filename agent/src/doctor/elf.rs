@@ -1,7 +1,7 @@
 //! One ELF file: what the loader and the kernel make of it (class, interpreter, libraries, symbols), and where its code
 //! and its pointers to code are. It must not look for other files, and not judge.
 //!
-//! Sources: elf(5), the System V ABI with its RELR extension, and `golang.org/x/debug`'s notes.
+//! Sources: elf(5), the System V ABI with its RELR extension; for Go, the sections that its linker makes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -248,7 +248,7 @@ impl Elf {
                 elf::DT_SONAME => self.dynamic.soname = text(),
                 elf::DT_RPATH => self.dynamic.rpath = list().unwrap_or_default(),
                 elf::DT_RUNPATH => self.dynamic.runpath = list().unwrap_or_default(),
-                elf::DT_FLAGS_1 => self.dynamic.pie = entry.val & u64::from(elf::DF_1_PIE.0) != 0,
+                elf::DT_FLAGS_1 => self.dynamic.pie = entry.val & elf::DF_1_PIE.0 != 0,
                 _ => {}
             }
         }

@@ -134,7 +134,8 @@ fn has_user_namespaces() -> bool {
     command.status().is_ok()
 }
 
-fn has_dispatch() -> bool {
+/// Whether this machine has Syscall User Dispatch, and the shim can use it.
+pub fn has_dispatch() -> bool {
     const PR_SET_SYSCALL_USER_DISPATCH: libc::c_int = 59;
     // SAFETY: turns off for this thread what is not on; other kernels and machines answer EINVAL.
     let answer = unsafe { libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0) };

@@ -125,7 +125,7 @@ fn privileges(section: &mut Section, program: &Path) {
     section.advise(
         Severity::Loss,
         format!("{what}: the loader ignores LD_PRELOAD, so the shim sees nothing of it"),
-        format!("run it as its own user, or name the shim in /etc/ld.so.preload; {AUDIT}"),
+        format!("start it from a process that has these rights already; {AUDIT}"),
     );
 }
 
