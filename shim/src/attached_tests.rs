@@ -121,8 +121,18 @@ fn paths_are_translated_at_the_border_and_nowhere_else() {
     assert_eq!(resolved(&format!("{tree}/a")), (Some(0), format!("{tree}/a")));
     assert_eq!(resolved("/tmp/../storage/f"), (Some(0), format!("{tree}/f")));
     assert_eq!(resolved("/storage/../etc/passwd"), (None, "/etc/passwd".into()));
-    assert_eq!(resolved("/storage/a/../../storage/b"), (Some(0), format!("{tree}/b")));
     assert_eq!(resolved("/storage/.."), (None, "/".into()));
+    // What leads nowhere is for the kernel to refuse.
+    assert_eq!(resolved("/nothing/../storage/f"), (None, "/nothing/../storage/f".into()));
+    assert_eq!(resolved("/proc/../storage/f"), (Some(0), format!("{tree}/f")));
+    assert_eq!(resolved("/proc/./..//../storage/../storage/f"), (Some(0), format!("{tree}/f")));
+    // The kernel says where a link leads, and so where `..` does.
+    std::fs::create_dir_all(format!("{tree}/deep/er")).unwrap();
+    let _ = std::os::unix::fs::symlink("deep/er", format!("{tree}/jump"));
+    assert_eq!(resolved("/storage/deep/../../storage/b"), (Some(0), format!("{tree}/b")));
+    assert_eq!(resolved("/storage/jump/../../b"), (Some(0), format!("{tree}/jump/../../b")));
+    assert_eq!(resolved("/storage/jump/../../../etc"), (None, "/etc".into()));
+    assert_eq!(resolved("/storage/jump/../../../storage/../storage/b"), (Some(0), format!("{tree}/b")));
     let long = format!("/storage/{}", "x".repeat(4090));
     let long = std::ffi::CString::new(long).unwrap();
     assert!(place::at(place::CWD, long.as_ptr(), &mut PathBuf::new()).is_err());

@@ -6,8 +6,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/openat2.h>
-#include <linux/sched.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -23,6 +21,13 @@
 #include <threads.h>
 #include <time.h>
 #include <unistd.h>
+
+// The kernel's structures, which musl's compiler has no headers for.
+struct open_how { unsigned long flags, mode, resolve; };
+struct clone_args {
+    unsigned long flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
+};
+enum { IN_ROOT = 0x10 };
 
 extern char **environ;
 static const char *self, *base;
@@ -72,7 +77,7 @@ static int scene(const char *dir) {
     MUST(RAW(mkdirat, at, "sub", 0700, 0, 0) == 0);
     MUST(RAW(linkat, at, "moved", at, "sub/hard", 0) == 0);
     MUST(RAW(unlinkat, at, "file", 0, 0, 0) == 0);
-    struct open_how how = {.flags = O_CREAT | O_WRONLY, .mode = 0644, .resolve = RESOLVE_IN_ROOT};
+    struct open_how how = {.flags = O_CREAT | O_WRONLY, .mode = 0644, .resolve = IN_ROOT};
     long in = RAW(openat2, at, "/../sub/rooted", &how, sizeof how, 0);
     MUST(in >= 0 && RAW(write, in, "rooted", 6, 0, 0) == 6 && RAW(close, in, 0, 0, 0, 0) == 0);
     MUST(RAW(close, at, 0, 0, 0, 0) == 0);

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use storeshim_tests::node::{FileStore, Node, Setup, User, find};
-use storeshim_tests::programs::{compiled, require};
+use storeshim_tests::programs::{Language, built, compiled, crate_dir, require};
 
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -39,12 +39,18 @@ fn run(node: &Node, command: Command) -> String {
 /// Inline calls from threads, signal handlers, children of every kind, with every signal blocked and on other stacks.
 #[test]
 fn inline_calls_are_caught() {
-    for setup in [Setup::translated, Setup::identity] {
+    let musl = built(Language::MuslC, &crate_dir().join("programs/raw_calls.c"));
+    let glibc = compiled("raw_calls");
+    for (setup, program) in [
+        (Setup::translated as fn(String) -> Setup, &glibc),
+        (Setup::identity, &glibc),
+        (Setup::translated, &musl),
+    ] {
         let store = FileStore::new();
         let Some(mut node) = node(setup(store.url())) else { return };
         node.sh("mkdir -p inline");
         let before = missed(&node);
-        let mut command = app(&node, compiled("raw_calls"), true);
+        let mut command = app(&node, program, true);
         command.arg(node.prefix().join("inline"));
         assert_eq!(run(&node, command), "all is well\n");
         assert_eq!(missed(&node), before, "{}", node.log());

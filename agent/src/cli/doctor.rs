@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::run::find_shim;
+use super::run::{find_shim, physical};
 use super::{FAILED, Failure, Settings};
 use crate::doctor::coverage::{Coverage, Row};
 use crate::doctor::program::{self, Nets};
@@ -62,7 +62,10 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8, Failure> {
     let (agent, status) = machine::agent(&run_dir);
     if let Some(command) = arguments.command.first() {
         let shim = shim.as_deref().ok();
-        report.sections.push(program::examine(command, shim, Nets { sud }));
+        // This process has no shim: what lies below a mount is found in its tree.
+        let mounts = status.as_ref().map_or(&[][..], |status| &status.mounts);
+        let place = physical(mounts, Path::new(command));
+        report.sections.push(program::examine(place.as_os_str(), shim, Nets { sud }));
     }
     report.sections.push(machine::shim(shim.as_deref().map_err(|failure| failure.message.as_str())));
     report.sections.push(kernel);

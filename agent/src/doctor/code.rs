@@ -86,9 +86,9 @@ impl Traced {
 
     fn passings(&self, to: &dyn Fn(u64) -> bool) -> Vec<Passing> {
         let callee = |step: &Step| match step.flow {
-            constant::Flow::Call(target)
-            | constant::Flow::Jump(target)
-            | constant::Flow::Branch(target) => Some(target),
+            constant::Flow::Call(target) | constant::Flow::Jump(target) | constant::Flow::Branch(target) => {
+                Some(target)
+            }
             constant::Flow::Next | constant::Flow::End => None,
         };
         let calls = self.steps.iter().enumerate().filter_map(|(at, step)| Some((at, callee(step)?)));

@@ -83,8 +83,10 @@ impl Coverage {
         other.exported = other.hooked.len() + other.excluded.len() + other.missing.len();
         rows.push(other);
         let patterns = exclusions.left_out.iter().flat_map(|one| one.patterns.iter().map(move |p| (one, *p)));
-        let matches = |pattern: &str, names: &BTreeSet<String>| names.iter().any(|name| known::fits(pattern, name));
-        let stale = patterns.clone().filter(|(_, pattern)| !matches(pattern, &names)).map(|(_, pattern)| pattern);
+        let matches =
+            |pattern: &str, names: &BTreeSet<String>| names.iter().any(|name| known::fits(pattern, name));
+        let stale =
+            patterns.clone().filter(|(_, pattern)| !matches(pattern, &names)).map(|(_, pattern)| pattern);
         let ends = exclusions.dead_ends.iter().flat_map(|end| &end.patterns).copied();
         let stale = stale.chain(ends.filter(|pattern| !matches(pattern, &all)));
         let contradictions = patterns.filter_map(|(_, pattern)| {
@@ -98,9 +100,8 @@ impl Coverage {
 
     /// How many names are hooked, excluded and missing, each counted once.
     pub fn totals(&self) -> (usize, usize, usize) {
-        let count = |pick: fn(&Row) -> Vec<&str>| {
-            self.rows.iter().flat_map(pick).collect::<BTreeSet<_>>().len()
-        };
+        let count =
+            |pick: fn(&Row) -> Vec<&str>| self.rows.iter().flat_map(pick).collect::<BTreeSet<_>>().len();
         (
             count(|row| row.hooked.iter().map(String::as_str).collect()),
             count(|row| row.excluded.iter().map(String::as_str).collect()),

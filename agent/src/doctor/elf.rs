@@ -1,7 +1,7 @@
 //! One ELF file: what the loader and the kernel make of it (class, interpreter, libraries, symbols), and where its code
 //! and its pointers to code are. It must not look for other files, and not judge.
 //!
-//! Sources: elf(5), the System V ABI with its RELR extension, and `golang.org/x/debug`'s notes.
+//! Sources: elf(5), the System V ABI with its RELR extension; for Go, the sections that its linker makes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -9,9 +9,9 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use object::Endianness;
 use object::elf::{self, FileHeader64};
 use object::read::elf::{FileHeader, ProgramHeader, Rela, SectionHeader, Sym};
-use object::Endianness;
 
 type Header = FileHeader64<Endianness>;
 
@@ -197,8 +197,7 @@ impl Elf {
                 }),
                 elf::PT_INTERP => {
                     let name = segment.interpreter(endian, bytes)?;
-                    self.interpreter =
-                        name.map(|name| PathBuf::from(std::ffi::OsStr::from_bytes(name)));
+                    self.interpreter = name.map(|name| PathBuf::from(std::ffi::OsStr::from_bytes(name)));
                 }
                 elf::PT_GNU_EH_FRAME => self.eh_frame_hdr = Some(segment.p_vaddr(endian)),
                 _ => {}
@@ -242,15 +241,14 @@ impl Elf {
         let dynamic = sections.dynamic_table(endian, bytes)?;
         for entry in dynamic.iter() {
             self.dynamic.present = true;
-            let text =
-                || dynamic.string(entry).ok().map(|text| String::from_utf8_lossy(text).into_owned());
+            let text = || dynamic.string(entry).ok().map(|text| String::from_utf8_lossy(text).into_owned());
             let list = || text().map(|text| text.split(':').map(str::to_owned).collect::<Vec<_>>());
             match entry.tag {
                 elf::DT_NEEDED => self.dynamic.needed.extend(text()),
                 elf::DT_SONAME => self.dynamic.soname = text(),
                 elf::DT_RPATH => self.dynamic.rpath = list().unwrap_or_default(),
                 elf::DT_RUNPATH => self.dynamic.runpath = list().unwrap_or_default(),
-                elf::DT_FLAGS_1 => self.dynamic.pie = entry.val & u64::from(elf::DF_1_PIE.0) != 0,
+                elf::DT_FLAGS_1 => self.dynamic.pie = entry.val & elf::DF_1_PIE.0 != 0,
                 _ => {}
             }
         }

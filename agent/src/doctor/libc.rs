@@ -42,7 +42,8 @@ impl Libc {
 
     /// Which one a program uses that asks for this loader.
     pub fn of_loader(interpreter: &Path) -> Self {
-        let name = interpreter.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name =
+            interpreter.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if name.starts_with("ld-musl") {
             Self::Musl(None)
         } else if name.starts_with("ld-linux") || name.starts_with("ld64.so") || name.starts_with("ld.so") {
@@ -70,8 +71,10 @@ fn musl_version(contents: &[u8]) -> Option<String> {
     contents.split(|byte| *byte == 0).find_map(|text| {
         let text = std::str::from_utf8(text).ok()?;
         let parts: Vec<&str> = text.split('.').collect();
-        let number = |part: &&str| !part.is_empty() && part.len() < 4 && part.bytes().all(|b| b.is_ascii_digit());
-        let is_version = parts.len() == 3 && parts.first() == Some(&"1") && parts.iter().all(|part| number(&part));
+        let number =
+            |part: &&str| !part.is_empty() && part.len() < 4 && part.bytes().all(|b| b.is_ascii_digit());
+        let is_version =
+            parts.len() == 3 && parts.first() == Some(&"1") && parts.iter().all(|part| number(part));
         is_version.then(|| text.to_owned())
     })
 }

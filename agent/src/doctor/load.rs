@@ -25,7 +25,9 @@ pub fn try_loading(interpreter: &Path, program: &Path, shim: &Path) -> Loading {
         .output();
     let output = match asked {
         Ok(output) => output,
-        Err(error) => return Loading::Unclear(format!("{} does not run here: {error}", interpreter.display())),
+        Err(error) => {
+            return Loading::Unclear(format!("{} does not run here: {error}", interpreter.display()));
+        }
     };
     let listed = String::from_utf8_lossy(&output.stdout);
     let words = String::from_utf8_lossy(&output.stderr);
@@ -35,7 +37,9 @@ pub fn try_loading(interpreter: &Path, program: &Path, shim: &Path) -> Loading {
     }
     let words = words.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
     match words {
-        "" if output.status.success() => Loading::Refused("the loader has left it out without a word".to_owned()),
+        "" if output.status.success() => {
+            Loading::Refused("the loader has left it out without a word".to_owned())
+        }
         "" => Loading::Unclear(format!("the loader failed: {}", output.status)),
         words => Loading::Refused(words.to_owned()),
     }

@@ -20,7 +20,8 @@ pub fn agent(run_dir: &Path) -> (Section, Option<AgentStatus>) {
     let status = match Client::new(run_dir).status() {
         Ok(status) => status,
         Err(ClientError::NoAgent(_)) => {
-            section.add(Severity::Note, "none is running here (`storeshim run` starts one where it is needed)");
+            section
+                .add(Severity::Note, "none is running here (`storeshim run` starts one where it is needed)");
             return (section, None);
         }
         Err(error) => {
@@ -133,7 +134,8 @@ fn has_user_namespaces() -> bool {
     command.status().is_ok()
 }
 
-fn has_dispatch() -> bool {
+/// Whether this machine has Syscall User Dispatch, and the shim can use it.
+pub fn has_dispatch() -> bool {
     const PR_SET_SYSCALL_USER_DISPATCH: libc::c_int = 59;
     // SAFETY: turns off for this thread what is not on; other kernels and machines answer EINVAL.
     let answer = unsafe { libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0) };

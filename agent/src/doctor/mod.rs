@@ -17,3 +17,6 @@ pub mod report;
 pub mod script;
 pub mod search;
 pub mod selftest;
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,8 @@ use super::search::{self, Closure};
 
 const AUDIT: &str = "its changes are found by the audit only (at most audit_interval later, and at every flush); an \
                      fsync of it is a local one";
-const IDENTITY: &str = "place the tree at the prefix itself (placement = \"identity\"), so that it finds its files";
+const IDENTITY: &str =
+    "place the tree at the prefix itself (placement = \"identity\"), so that it finds its files";
 
 /// What is known of this machine that programs depend on.
 #[derive(Clone, Copy, Debug)]
@@ -124,7 +125,7 @@ fn privileges(section: &mut Section, program: &Path) {
     section.advise(
         Severity::Loss,
         format!("{what}: the loader ignores LD_PRELOAD, so the shim sees nothing of it"),
-        format!("run it as its own user, or name the shim in /etc/ld.so.preload; {AUDIT}"),
+        format!("start it from a process that has these rights already; {AUDIT}"),
     );
 }
 
@@ -193,7 +194,10 @@ fn imports(section: &mut Section, elf: &Elf) {
         }
     }
     if elf.imports.contains("syscall") {
-        section.add(Severity::Good, "it uses libc's syscall(): the shim looks at the numbers, and refuses io_uring");
+        section.add(
+            Severity::Good,
+            "it uses libc's syscall(): the shim looks at the numbers, and refuses io_uring",
+        );
     }
     for (reason, names) in lost {
         section.add(Severity::Note, format!("{} left to libc: {reason}", names.join(", ")));

@@ -55,7 +55,8 @@ pub fn raw_calls(elf: &Elf) -> Raw {
 fn around<'a>(elf: &Elf, code: Code<'a>, trap: u64) -> Option<Code<'a>> {
     let start = code::lead_in(elf.machine, code, trap);
     let from = usize::try_from(start.checked_sub(code.address)?).ok()?;
-    let to = usize::try_from(trap.checked_sub(code.address)?).ok()?.checked_add(code::trap_size(elf.machine))?;
+    let to =
+        usize::try_from(trap.checked_sub(code.address)?).ok()?.checked_add(code::trap_size(elf.machine))?;
     Some(Code { address: start, bytes: code.bytes.get(from..to.min(code.bytes.len()))? })
 }
 
@@ -78,8 +79,23 @@ impl Raw {
 /// Whether a library is a part of libc, whose system calls are behind functions that are hooked.
 pub fn is_part_of_libc(elf: &Elf) -> bool {
     const PARTS: [&str; 17] = [
-        "libc.so", "libc.musl", "ld-linux", "ld-musl", "ld64", "libm.so", "libmvec.so", "libpthread.so", "libdl.so", "librt.so",
-        "libutil.so", "libresolv.so", "libanl.so", "libnss_", "libthread_db", "libBrokenLocale", "ld.so",
+        "libc.so",
+        "libc.musl",
+        "ld-linux",
+        "ld-musl",
+        "ld64",
+        "libm.so",
+        "libmvec.so",
+        "libpthread.so",
+        "libdl.so",
+        "librt.so",
+        "libutil.so",
+        "libresolv.so",
+        "libanl.so",
+        "libnss_",
+        "libthread_db",
+        "libBrokenLocale",
+        "ld.so",
     ];
     let file = elf.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let name = elf.soname().unwrap_or(&file);

@@ -111,7 +111,8 @@ impl Report {
         let mut out = String::new();
         for section in &self.sections {
             let mark = paint(section.worst(), &format!("[{}]", section.worst().mark()));
-            let title = if colours { format!("\x1b[1m{}\x1b[0m", section.title) } else { section.title.clone() };
+            let title =
+                if colours { format!("\x1b[1m{}\x1b[0m", section.title) } else { section.title.clone() };
             let _ = writeln!(out, "{mark} {title}");
             for finding in &section.findings {
                 let mark = paint(finding.severity, &finding.severity.mark().to_string());
@@ -135,7 +136,8 @@ impl Report {
                 paint(Severity::Unknown, &format!("{} cannot be told.", number(unknown, "thing")))
             }
             (losses, ..) => {
-                let text = format!("{} that the shim will not see or that does not work.", number(losses, "thing"));
+                let text =
+                    format!("{} that the shim will not see or that does not work.", number(losses, "thing"));
                 paint(Severity::Loss, &text)
             }
         };

@@ -67,7 +67,9 @@ pub fn resolve(command: &OsStr) -> Result<Resolved, Trouble> {
 }
 
 fn in_path(command: &OsStr) -> Result<PathBuf, Trouble> {
-    let runnable = |path: &Path| path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
+    let runnable = |path: &Path| {
+        path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
     if command.as_bytes().contains(&b'/') {
         let path = PathBuf::from(command);
         return match path.metadata() {
@@ -96,7 +98,9 @@ fn interpreter(head: &[u8]) -> Option<(OsString, Option<OsString>)> {
 /// The program in env's argument, behind its own flags and assignments.
 fn started_by_env(argument: &OsStr) -> Option<OsString> {
     let words = argument.as_bytes().split(|byte| byte.is_ascii_whitespace());
-    let program = words.into_iter().find(|word| !word.is_empty() && !word.starts_with(b"-") && !word.contains(&b'='))?;
+    let program = words
+        .into_iter()
+        .find(|word| !word.is_empty() && !word.starts_with(b"-") && !word.contains(&b'='))?;
     Some(OsStr::from_bytes(program).to_owned())
 }
 
@@ -111,7 +115,10 @@ mod tests {
             Some(format!("{}|{}", program.display(), argument.unwrap_or_default().display()))
         };
         assert_eq!(of("#!/bin/sh\n").as_deref(), Some("/bin/sh|"));
-        assert_eq!(of("#! /usr/bin/env -S FOO=1 node --x\n").as_deref(), Some("/usr/bin/env|-S FOO=1 node --x"));
+        assert_eq!(
+            of("#! /usr/bin/env -S FOO=1 node --x\n").as_deref(),
+            Some("/usr/bin/env|-S FOO=1 node --x")
+        );
         assert_eq!(of("#!\n"), None);
         assert_eq!(of("echo"), None);
         assert_eq!(started_by_env(OsStr::new("-S FOO=1 node --x")).unwrap(), "node");

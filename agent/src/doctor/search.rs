@@ -25,23 +25,24 @@ pub struct Closure {
 pub fn closure(program: &Elf) -> Closure {
     let libc = program.interpreter.as_deref().map_or(Libc::Other, Libc::of_loader);
     let system = system_directories(&libc, program.interpreter.as_deref());
-    let preset: Vec<PathBuf> =
-        std::env::var_os("LD_LIBRARY_PATH").map(|list| std::env::split_paths(&list).collect()).unwrap_or_default();
+    let preset: Vec<PathBuf> = std::env::var_os("LD_LIBRARY_PATH")
+        .map(|list| std::env::split_paths(&list).collect())
+        .unwrap_or_default();
     let mut closure = Closure::default();
     // The loader serves under its own name, too.
     let mut seen: BTreeSet<String> = program.interpreter.iter().filter_map(|path| file_name(path)).collect();
-    let mut waiting = vec![(program.needed().to_vec(), directories(program, program), own(program))];
-    while let Some((names, inherited, runpath)) = waiting.pop() {
+    let mut waiting = vec![(program.needed().to_vec(), inherited(program), own(program))];
+    while let Some((names, rpath, runpath)) = waiting.pop() {
         for name in names {
             if !seen.insert(name.clone()) || seen.len() > LIBRARIES_MAX {
                 continue;
             }
-            let places = inherited.iter().chain(&preset).chain(&runpath).chain(&system);
+            let places = rpath.iter().chain(&preset).chain(&runpath).chain(&system);
             match find(&name, program, places) {
                 Some(library) => {
-                    let mut inherited = directories(&library, program);
-                    inherited.extend(directories(program, program));
-                    waiting.push((library.needed().to_vec(), inherited, own(&library)));
+                    let mut rpath = inherited(&library);
+                    rpath.extend(inherited(program));
+                    waiting.push((library.needed().to_vec(), rpath, own(&library)));
                     closure.found.push(library);
                 }
                 None if matches!(libc, Libc::Musl(_)) && name.starts_with("libc.") => {}
@@ -65,16 +66,16 @@ fn find<'a>(name: &str, program: &Elf, mut places: impl Iterator<Item = &'a Path
     places.find_map(|place| fits(place.join(name)))
 }
 
-fn directories(of: &Elf, program: &Elf) -> Vec<PathBuf> {
-    of.rpath().iter().flat_map(|entry| expand(entry, of, program)).collect()
+fn inherited(of: &Elf) -> Vec<PathBuf> {
+    of.rpath().iter().flat_map(|entry| expand(entry, of)).collect()
 }
 
 fn own(of: &Elf) -> Vec<PathBuf> {
-    of.runpath().iter().flat_map(|entry| expand(entry, of, of)).collect()
+    of.runpath().iter().flat_map(|entry| expand(entry, of)).collect()
 }
 
 /// An entry with its `$ORIGIN` and `$LIB` replaced; `$LIB` may be several things.
-fn expand(entry: &str, of: &Elf, _program: &Elf) -> Vec<PathBuf> {
+fn expand(entry: &str, of: &Elf) -> Vec<PathBuf> {
     let origin = of.path.canonicalize().ok().and_then(|path| path.parent().map(Path::to_owned));
     let origin = origin.unwrap_or_default().to_string_lossy().into_owned();
     let entry = entry.replace("${ORIGIN}", &origin).replace("$ORIGIN", &origin);

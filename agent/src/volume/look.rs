@@ -3,8 +3,10 @@
 //! overlay is then the tree as it stood at that instant. It must not know how the overlay becomes a commit
 //! (`plan`) or where captured bytes go.
 
+mod names;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use storeshim_protocol::OpenFlags;
@@ -86,6 +88,10 @@ struct Todo {
     dirs: Vec<(u64, Names)>,
     /// By kernel inode: directories that no look has met yet.
     unknown: Vec<(u64, Names)>,
+    /// Found under another name than before, and how many names the kernel says that they have (0 for a directory).
+    moved: HashMap<u64, u32>,
+    /// Have lost a name.
+    lost: HashSet<u64>,
 }
 
 type Result<T> = std::result::Result<T, CaptureError>;
@@ -154,7 +160,7 @@ impl<'a> Look<'a> {
             // Its name stands for nothing, or for another inode, by now: find out which.
             let missed: Vec<u64> = self.missed.iter().copied().collect();
             for inode in missed {
-                self.recheck_links(inode, None, &mut todo)?;
+                self.recheck_links(inode, &mut todo)?;
                 todo.done.remove(&inode);
             }
             if todo.dirs.is_empty() {
@@ -202,43 +208,6 @@ impl<'a> Look<'a> {
         Ok(found)
     }
 
-    /// Whether an inode was found otherwise than the index has it.
-    pub fn differs(&self, inode: u64) -> std::result::Result<bool, VolumeError> {
-        let Some(looked) = self.inodes.get(&inode) else { return Ok(false) };
-        let as_seen = |before: Seen| Seen { racy: looked.seen.racy, ..before } == looked.seen;
-        Ok(!looked.edits.is_empty() || !self.cx.index.seen(inode)?.is_some_and(as_seen))
-    }
-
-    /// The inodes that an entry of a directory stands for, before this look and after it.
-    pub fn behind(
-        &self,
-        dir: u64,
-        name: &[u8],
-    ) -> std::result::Result<impl Iterator<Item = u64> + use<>, VolumeError> {
-        let before = self.cx.index.child(dir, name)?;
-        let after = self.dentries.get(&(dir, name.to_vec())).copied().flatten();
-        Ok(before.into_iter().chain(after))
-    }
-
-    /// As [`Look::behind`], for all entries of a directory.
-    pub fn all_behind(&self, dir: u64) -> std::result::Result<HashSet<u64>, VolumeError> {
-        let mut inodes: HashSet<u64> =
-            self.cx.index.children(dir)?.into_iter().map(|(_, child)| child).collect();
-        let of_dir = self.dentries.range((dir, Vec::new())..).take_while(|((d, _), _)| *d == dir);
-        inodes.extend(of_dir.filter_map(|(_, child)| *child));
-        Ok(inodes)
-    }
-
-    /// Whether an intent meant this entry by naming a symbolic link to it.
-    pub fn was_meant(&self, dir: u64, name: &[u8]) -> bool {
-        self.through.contains(&(dir, name.into()))
-    }
-
-    /// Whether an intent meant some entry of this directory by naming a symbolic link to it.
-    pub fn was_meant_in(&self, dir: u64) -> bool {
-        self.through.iter().any(|(parent, _)| *parent == dir)
-    }
-
     /// The volume inode behind a kernel inode, new ones of this look included.
     pub fn known(&self, kino: u64) -> std::result::Result<Option<u64>, VolumeError> {
         if let Some(kernel) = self.kernel.get(&kino) {
@@ -247,22 +216,11 @@ impl<'a> Look<'a> {
         Ok(self.cx.index.kernel(kino)?.map(|k| k.inode))
     }
 
-    fn children(&self, dir: u64, mut known: HashMap<Vec<u8>, u64>) -> HashMap<Vec<u8>, u64> {
-        for ((_, name), child) in self.dentries.range((dir, Vec::new())..).take_while(|((d, _), _)| *d == dir)
-        {
-            match child {
-                Some(child) => known.insert(name.clone(), *child),
-                None => known.remove(name),
-            };
-        }
-        known
-    }
-
     /// Looks at all listed directories. One may be reachable only once the look at another has found where it is
     /// now, so this goes on while it gets anywhere. A directory that stays unreachable was deleted (its names are
     /// looked at once more, in case that was not told), or is new and was listed as a whole from its parent.
     fn look_dirs(&mut self, todo: &mut Todo) -> Result<()> {
-        let mut rechecked = HashSet::new();
+        let (mut rechecked, mut followed) = (HashSet::new(), HashSet::new());
         loop {
             let mut progress = false;
             let mut later = Vec::new();
@@ -274,6 +232,7 @@ impl<'a> Look<'a> {
                     Err(error) => return Err(error),
                 }
             }
+            self.follow_names(todo, &mut followed)?;
             for (kino, names) in std::mem::take(&mut todo.unknown) {
                 match self.known(kino)? {
                     Some(dir) => todo.dirs.push((dir, names)),
@@ -283,7 +242,7 @@ impl<'a> Look<'a> {
             if !progress {
                 for (dir, _) in &later {
                     if rechecked.insert(*dir) {
-                        self.recheck_links(*dir, None, todo)?;
+                        self.recheck_links(*dir, todo)?;
                     }
                 }
                 if todo.dirs.is_empty() {
@@ -317,7 +276,7 @@ impl<'a> Look<'a> {
                 }
                 for (name, child) in gone {
                     self.set_dentry(dir, &name, None)?;
-                    self.look_at_the_rest(Some(child), todo)?;
+                    todo.lost.insert(child);
                 }
             }
         }
@@ -331,14 +290,12 @@ impl<'a> Look<'a> {
         let stat = stat.filter(|_| dir != ROOT_INODE || name != LOST_AND_FOUND);
         let was = self.child(dir, name)?;
         let Some(stat) = stat else {
-            self.set_dentry(dir, name, None)?;
-            return self.look_at_the_rest(was, todo);
+            todo.lost.extend(was);
+            return self.set_dentry(dir, name, None);
         };
         let (inode, new) = self.inode_of(&stat)?;
         self.set_dentry(dir, name, Some(inode))?;
-        if was != Some(inode) {
-            self.look_at_the_rest(was, todo)?;
-        }
+        todo.lost.extend(was.filter(|was| *was != inode));
         if new {
             todo.inodes.entry(inode).or_default();
             if stat.is_dir() && !self.shallow {
@@ -347,23 +304,12 @@ impl<'a> Look<'a> {
             return Ok(());
         }
         if was != Some(inode) {
-            // It has another name from before: does that still stand? (A rename that was not told, a hard link.)
-            self.recheck_links(inode, Some((dir, name)), todo)?;
+            todo.moved.insert(inode, if stat.is_dir() { 0 } else { stat.links });
         }
         if self.seen(inode)?.is_none_or(|seen| !same(&seen, &stat) || seen.racy) {
             todo.inodes.entry(inode).or_default();
         } else if stat.is_symlink() {
             self.through_symlink(dir, fd, name, todo)?;
-        }
-        Ok(())
-    }
-
-    /// A file that has lost a name and has others: its times have changed with its link count.
-    fn look_at_the_rest(&mut self, inode: Option<u64>, todo: &mut Todo) -> Result<()> {
-        if let Some(inode) = inode
-            && !self.links_of(inode)?.is_empty()
-        {
-            todo.inodes.entry(inode).or_default();
         }
         Ok(())
     }
@@ -388,16 +334,6 @@ impl<'a> Look<'a> {
             self.through.insert((parent, last.into()));
             if self.child(parent, last)?.is_none() {
                 todo.dirs.push((parent, Names::Some(HashSet::from([last.into()]))));
-            }
-        }
-        Ok(())
-    }
-
-    /// Has the other names of an inode looked at: do they still stand?
-    fn recheck_links(&mut self, inode: u64, but: Option<(u64, &[u8])>, todo: &mut Todo) -> Result<()> {
-        for (dir, name) in self.links_of(inode)? {
-            if but.is_none_or(|(d, n)| d != dir || n != name) {
-                todo.dirs.push((dir, Names::Some(HashSet::from([name.into()]))));
             }
         }
         Ok(())
@@ -615,96 +551,9 @@ impl<'a> Look<'a> {
         Ok((inode, true))
     }
 
-    fn child(&self, dir: u64, name: &[u8]) -> Result<Option<u64>> {
-        match self.dentries.get(&(dir, name.to_vec())) {
-            Some(child) => Ok(*child),
-            None => Ok(self.cx.index.child(dir, name)?),
-        }
-    }
-
-    fn set_dentry(&mut self, dir: u64, name: &[u8], child: Option<u64>) -> Result<()> {
-        let old = self.child(dir, name)?;
-        if old == child {
-            return Ok(());
-        }
-        if let Some(old) = old {
-            if let Some(links) = self.added_links.get_mut(&old) {
-                links.remove(&(dir, name.to_vec()));
-            }
-            if self.dir_paths.contains_key(&old) {
-                self.dir_paths.clear();
-            }
-        }
-        self.gone.clear();
-        if let Some(child) = child {
-            self.added_links.entry(child).or_default().insert((dir, name.to_vec()));
-        }
-        self.dentries.insert((dir, name.to_vec()), child);
-        Ok(())
-    }
-
-    /// The names of an inode, by the overlay and the index together.
-    pub fn links_of(&self, inode: u64) -> std::result::Result<BTreeSet<(u64, Vec<u8>)>, VolumeError> {
-        let mut links = self.added_links.get(&inode).cloned().unwrap_or_default();
-        if inode >= self.first_new {
-            return Ok(links);
-        }
-        for (dir, name) in self.cx.index.links(inode)? {
-            let link = (dir, name);
-            if self.dentries.get(&link).is_none_or(|child| *child == Some(inode)) {
-                links.insert(link);
-            }
-        }
-        Ok(links)
-    }
-
-    /// A path of the inode from the root; `None` where no name of it is left. What the way up has shown is remembered: of
-    /// a tree that was deleted, every directory is asked for, many times over.
-    fn path_of(&mut self, inode: u64) -> Result<Option<Vec<u8>>> {
-        let mut way: Vec<(u64, Vec<u8>)> = Vec::new();
-        let mut at = inode;
-        let mut path = loop {
-            if at == ROOT_INODE {
-                break Vec::new();
-            }
-            if at != inode
-                && let Some(path) = self.dir_paths.get(&at)
-            {
-                break path.clone();
-            }
-            // A cycle can only come from renames that were not told, looked at half way.
-            let link = if self.gone.contains(&at) || way.len() > 8192 {
-                None
-            } else {
-                self.links_of(at)?.pop_first()
-            };
-            let Some((dir, name)) = link else {
-                self.gone.insert(at);
-                self.gone.extend(way.iter().map(|(below, _)| *below));
-                return Ok(None);
-            };
-            way.push((at, name));
-            at = dir;
-        };
-        while let Some((at, name)) = way.pop() {
-            path = join(&path, &name);
-            if at != inode {
-                self.dir_paths.insert(at, path.clone());
-            }
-        }
-        Ok(Some(path))
-    }
-
     /// A freeze that looks for too long is given up.
     fn in_time(&self) -> Result<()> {
         if self.deadline.is_some_and(|d| Instant::now() > d) { Err(CaptureError::TooMuch) } else { Ok(()) }
-    }
-
-    fn open_dir(&mut self, dir: u64) -> Result<Option<OwnedFd>> {
-        let Some(path) = self.path_of(dir)? else { return Ok(None) };
-        let Some(fd) = self.cx.tree.open_dir(&path)? else { return Ok(None) };
-        let id = self.cx.tree.stat(fd.as_fd())?.id;
-        Ok(self.id_of(dir)?.is_none_or(|known| known == id).then_some(fd))
     }
 }
 

@@ -48,7 +48,8 @@ impl Open<'_> {
             Err(errno) => return Ok(Err(errno)),
         };
         let named = self.has(k::O_CREAT | k::O_EXCL) || self.has(k::O_NOFOLLOW);
-        let place = if self.writes() || self.has(k::O_CREAT) { place::by_links(place, Some(!named)) } else { place };
+        let place =
+            if self.writes() || self.has(k::O_CREAT) { place::by_links(place, Some(!named)) } else { place };
         let Some(index) = place.mount else { return Err(place) };
         Ok(self.within(index, place, path, room))
     }

@@ -91,6 +91,9 @@ impl Node {
         if !self.setup.reference {
             command.env("LD_PRELOAD", self.shim());
         }
+        if let Some(net) = std::env::var_os("STORESHIM_E2E_NET") {
+            command.env("STORESHIM_NET", net);
+        }
         if let Some(id) = self.setup.user.id() {
             command.uid(id).gid(id);
         }

@@ -16,8 +16,8 @@ use crate::config::Config;
 use crate::http::ClientError;
 use crate::mounts::{AgentStatus, MountStatus};
 use launch::Attached;
-pub(super) use program::find_shim;
 use program::{Net, Program};
+pub(super) use program::{find_shim, physical};
 pub(super) use supervise::Arrived;
 use supervise::Outcome;
 

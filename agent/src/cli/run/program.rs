@@ -10,6 +10,7 @@ use storeshim_protocol::names::{ENV_NET, ENV_RUN_DIR, NET_SUD};
 
 use super::OWN_FAILURE;
 use crate::cli::Failure;
+use crate::doctor::machine::has_dispatch;
 use crate::mounts::MountStatus;
 
 /// File name of the shim.
@@ -27,10 +28,7 @@ pub(super) enum Net {
 impl Net {
     /// Whether this machine has it.
     pub(super) fn check(self) -> Result<(), Failure> {
-        const PR_SET_SYSCALL_USER_DISPATCH: libc::c_int = 59;
-        // SAFETY: turns off for this thread what is not on; other kernels and machines answer EINVAL.
-        let answer = unsafe { libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0) };
-        if cfg!(target_arch = "x86_64") && answer == 0 {
+        if has_dispatch() {
             return Ok(());
         }
         Err(Failure::new(
@@ -69,7 +67,7 @@ impl Program<'_> {
             .split_first()
             .ok_or_else(|| Failure::new(OWN_FAILURE, "there is no program to run"))?;
         // This process has no shim: what lies below a mount is found by its physical path.
-        let mut command = Command::new(self.physical(Path::new(name)));
+        let mut command = Command::new(physical(self.mounts, Path::new(name)));
         command.arg0(name).args(arguments);
         command.env("LD_PRELOAD", preload(self.shim, std::env::var_os("LD_PRELOAD").as_deref())?);
         command.env(ENV_RUN_DIR, self.run_dir);
@@ -77,7 +75,7 @@ impl Program<'_> {
             command.env(ENV_NET, NET_SUD);
         }
         if let Some(dir) = self.chdir {
-            let physical = self.physical(dir);
+            let physical = physical(self.mounts, dir);
             if !physical.is_dir() {
                 let message = format!("cannot start in {}: it is not a directory", dir.display());
                 return Err(Failure::new(OWN_FAILURE, message));
@@ -86,15 +84,15 @@ impl Program<'_> {
         }
         Ok(command)
     }
+}
 
-    /// A path with the prefix of its mount replaced by the mount's tree.
-    fn physical(&self, path: &Path) -> PathBuf {
-        let below = |mount: &MountStatus| {
-            let rest = path.strip_prefix(&mount.prefix).ok()?;
-            Some(if rest.as_os_str().is_empty() { mount.tree.clone() } else { mount.tree.join(rest) })
-        };
-        self.mounts.iter().find_map(below).unwrap_or_else(|| path.to_owned())
-    }
+/// A path with the prefix of its mount replaced by the mount's tree.
+pub(in crate::cli) fn physical(mounts: &[MountStatus], path: &Path) -> PathBuf {
+    let below = |mount: &MountStatus| {
+        let rest = path.strip_prefix(&mount.prefix).ok()?;
+        Some(if rest.as_os_str().is_empty() { mount.tree.clone() } else { mount.tree.join(rest) })
+    };
+    mounts.iter().find_map(below).unwrap_or_else(|| path.to_owned())
 }
 
 /// The value of LD_PRELOAD with the shim in front of what was there.
@@ -178,22 +176,14 @@ mod tests {
     #[test]
     fn paths_below_a_mount_are_found_in_its_tree() {
         let mounts = [mount_status("/storage"), mount_status("/data")];
-        let program = Program {
-            command: &[],
-            chdir: None,
-            net: None,
-            shim: Path::new("/s"),
-            run_dir: Path::new("/r"),
-            mounts: &mounts,
-        };
-        for (logical, physical) in [
+        for (logical, expected) in [
             ("/storage", "/trees/storage"),
             ("/storage/", "/trees/storage"),
             ("/data/bin/tool", "/trees/data/bin/tool"),
             ("/storage2/x", "/storage2/x"),
             ("tool", "tool"),
         ] {
-            assert_eq!(program.physical(Path::new(logical)), Path::new(physical));
+            assert_eq!(physical(&mounts, Path::new(logical)), Path::new(expected));
         }
     }
 }

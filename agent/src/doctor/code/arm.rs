@@ -52,10 +52,11 @@ pub(super) fn facts(code: Code<'_>) -> Facts {
 pub(super) fn traced(code: Code<'_>) -> Traced {
     /// Procedure Call Standard for the Arm 64-bit Architecture, 6.8.2.
     const ARGUMENTS: &[usize] = &[0, 1, 2, 3, 4, 5, 6, 7];
-    let steps = (code.address..)
-        .step_by(4)
-        .zip(words(code.bytes))
-        .map(|(pc, word)| Step { address: pc, effect: effect(word), flow: flow(pc, word) });
+    let steps = (code.address..).step_by(4).zip(words(code.bytes)).map(|(pc, word)| Step {
+        address: pc,
+        effect: effect(word),
+        flow: flow(pc, word),
+    });
     Traced::new(steps.collect(), ARGUMENTS)
 }
 
@@ -103,7 +104,8 @@ fn effect(word: u32) -> Effect {
     // Nearly all instructions that write a register name it in the lowest bits; stores and compares name others there,
     // and to lose too much does no harm. The second register of a pair and a base that is written back stand elsewhere.
     let load_or_store = word >> 27 & 1 == 1 && word >> 25 & 1 == 0;
-    let others = if load_or_store { mask(&[(word >> 10 & 0x1f) as usize, (word >> 5 & 0x1f) as usize]) } else { 0 };
+    let others =
+        if load_or_store { mask(&[(word >> 10 & 0x1f) as usize, (word >> 5 & 0x1f) as usize]) } else { 0 };
     let branch = word >> 26 & 0b111 == 0b101;
     if branch { Effect::KEEP } else { Effect::Lose(mask(&[destination]) | others) }
 }
@@ -167,7 +169,13 @@ mod tests {
     fn targets_and_addresses_are_found() {
         // bl +8; b -4; adrp x0, +0x1000; add x0, x0, #0x10; adrp x1, 0; ldr x1, [x1, #8]; adr x2, +4
         let facts = facts_of(&[
-            0x9400_0002, 0x17ff_ffff, 0xb000_0000, 0x9100_4000, 0x9000_0001, 0xf940_0421, 0x1000_0022,
+            0x9400_0002,
+            0x17ff_ffff,
+            0xb000_0000,
+            0x9100_4000,
+            0x9000_0001,
+            0xf940_0421,
+            0x1000_0022,
         ]);
         assert_eq!(facts.calls, [0x10008]);
         assert_eq!(facts.jumps, [0x10000]);

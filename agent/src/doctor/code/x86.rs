@@ -64,8 +64,7 @@ pub(super) fn facts(code: Code<'_>) -> Facts {
     if traps {
         let traced = traced(code);
         let is_trap = |at: &usize| traced.steps.get(*at).is_some_and(|step| step.effect == AFTER_SYSCALL);
-        facts.traps =
-            (0..traced.steps.len()).filter(is_trap).filter_map(|at| traced.trap(at, RAX)).collect();
+        facts.traps = (0..traced.steps.len()).filter(is_trap).filter_map(|at| traced.trap(at, RAX)).collect();
     }
     facts
 }
@@ -114,7 +113,9 @@ fn flow(instruction: &Instruction) -> Flow {
         (M::Call, Some(target)) => Flow::Call(target),
         (M::Jmp, Some(target)) => Flow::Jump(target),
         (_, Some(target)) => Flow::Branch(target),
-        (M::Jmp | M::Ret | M::Retf | M::Iretq | M::Ud0 | M::Ud1 | M::Ud2 | M::Hlt | M::Int3, None) => Flow::End,
+        (M::Jmp | M::Ret | M::Retf | M::Iretq | M::Ud0 | M::Ud1 | M::Ud2 | M::Hlt | M::Int3, None) => {
+            Flow::End
+        }
         _ => Flow::Next,
     }
 }
@@ -230,8 +231,8 @@ mod tests {
     fn targets_and_addresses_are_found() {
         // call +0x10; lea rdi, [rip+0x20]; call [rip+0x30]; jmp -0x18
         let code = [
-            0xe8, 0x10, 0, 0, 0, 0x48, 0x8d, 0x3d, 0x20, 0, 0, 0, 0xff, 0x15, 0x30, 0, 0, 0, 0xe9, 0xe8, 0xff, 0xff,
-            0xff,
+            0xe8, 0x10, 0, 0, 0, 0x48, 0x8d, 0x3d, 0x20, 0, 0, 0, 0xff, 0x15, 0x30, 0, 0, 0, 0xe9, 0xe8,
+            0xff, 0xff, 0xff,
         ];
         let facts = facts_of(&code);
         assert_eq!(facts.calls, [0x1015]);

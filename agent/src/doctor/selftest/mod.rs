@@ -74,8 +74,12 @@ fn trial(program: &Path, shim: &Path, run_dir: &Path, mount: &MountStatus) -> Se
         .filter(|file| fs::read(place.join(file)).ok().as_deref() != Some(steps::CONTENT))
         .collect();
     match wrong.as_slice() {
-        [] => section.add(Severity::Good, format!("what was written lies in the tree {}", mount.tree.display())),
-        wrong => section.add(Severity::Loss, format!("not in the tree as it was written: {}", wrong.join(", "))),
+        [] => {
+            section.add(Severity::Good, format!("what was written lies in the tree {}", mount.tree.display()))
+        }
+        wrong => {
+            section.add(Severity::Loss, format!("not in the tree as it was written: {}", wrong.join(", ")))
+        }
     }
     match client.flush(Some(&mount.prefix)).and_then(|_| client.status()) {
         Err(error) => section.add(Severity::Loss, format!("the barrier was not answered: {error}")),
@@ -146,7 +150,8 @@ struct OwnAgent {
 impl OwnAgent {
     fn start(program: &Path) -> Result<Self, String> {
         let dir = private_directory()?;
-        let trouble = |what: &str, error: &dyn std::fmt::Display| format!("cannot start an agent: {what}: {error}");
+        let trouble =
+            |what: &str, error: &dyn std::fmt::Display| format!("cannot start an agent: {what}: {error}");
         let mount = format!("{}=file://{}", dir.join("storage").display(), dir.join("store").display());
         let log = fs::File::create(dir.join("log")).map_err(|error| trouble("its log", &error))?;
         let child = Command::new(program)

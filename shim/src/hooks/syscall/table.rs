@@ -6,8 +6,8 @@ use core::ffi::{c_char, c_int, c_long};
 use super::words::{Said, Words};
 use crate::hook::{answer, fail};
 use crate::hooks::{
-    aio, attr, copy, cwd, exec, fd, io, mmap, name, open, process, readlink, signal, socket, space, spawn, stat,
-    sync,
+    aio, attr, copy, cwd, exec, fd, io, mmap, name, open, process, readlink, signal, socket, space, spawn,
+    stat, sync, system,
 };
 use crate::sys::{Errno, errno, k};
 use crate::{control, fds};
@@ -135,7 +135,7 @@ routes! { w;
     __NR_chroot => cwd::my_chroot(0);
 
     // Mounts and what else root does to paths.
-    __NR_mount => { w.translated_two(0, 1) };
+    __NR_mount => system::my_mount(0, 1, 2, 3, 4);
     __NR_umount2 => { w.translated(0) };
     __NR_pivot_root => { w.translated_two(0, 1) };
     __NR_open_tree => { w.translated_at(0, 1) };
