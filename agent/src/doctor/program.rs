@@ -176,10 +176,13 @@ fn describe_raw(section: &mut Section, name: &str, raw: &Raw, dynamic: bool, net
         section.advise(Severity::Loss, text, how);
     }
     if raw.unknown > 0 && dynamic {
+        let how = if nets.sud { "`storeshim run --net=sud` sees them; without it, " } else { "" };
         section.advise(
-            Severity::Warning,
-            format!("{name} has {} system calls past libc whose number cannot be told", raw.unknown),
-            "if they change files in a mount, the agent names the program in `storeshim status`",
+            Severity::Unknown,
+            format!("{name} makes {} system calls past libc whose number cannot be told", raw.unknown),
+            format!(
+                "{how}if they change files in a mount, the agent names the program in `storeshim status`"
+            ),
         );
     }
 }
