@@ -30,6 +30,7 @@ mod outside;
 mod paths;
 mod place;
 mod respell;
+mod room;
 mod start;
 mod streams;
 mod sys;

@@ -12,10 +12,7 @@ use core::sync::atomic::AtomicU32;
 pub use linux_raw_sys::{errno, general as k};
 
 use crate::kernel;
-
-mod room;
-
-pub use room::{Bytes, PATH_MAX, PathBuf};
+pub use crate::room::{Bytes, PATH_MAX, PathBuf};
 
 /// An errno, positive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,13 +193,13 @@ pub fn is_directory(stat: &Stat) -> bool {
 
 /// readlinkat(2) into `out`; the part that was filled.
 pub fn readlink_at(dirfd: c_int, path: *const c_char, out: &mut Bytes) -> Result<&[u8], Errno> {
-    let n = call!(__NR_readlinkat, dirfd, path, out.as_mut_ptr(), PATH_MAX)?;
+    let n = call!(__NR_readlinkat, dirfd, path, out.at(), PATH_MAX)?;
     Ok(out.filled(n))
 }
 
 /// getcwd(2) into `out`: the path without its NUL.
 pub fn getcwd(out: &mut Bytes) -> Result<&[u8], Errno> {
-    let n = call!(__NR_getcwd, out.as_mut_ptr(), PATH_MAX)?;
+    let n = call!(__NR_getcwd, out.at(), PATH_MAX)?;
     Ok(out.filled(n.saturating_sub(1)))
 }
 

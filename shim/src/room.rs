@@ -1,9 +1,9 @@
-//! Room for paths on the stack. Knows nothing of what they lead to.
+//! Room for paths, on the stack: nothing here allocates. It must not know what a path means.
 
 use core::ffi::{c_char, c_int};
 use core::mem::MaybeUninit;
 
-use super::{Errno, close, errno};
+use crate::sys::{Errno, close, errno};
 
 /// Longest path with its NUL, in bytes.
 pub const PATH_MAX: usize = 4096;
@@ -18,13 +18,13 @@ impl Bytes {
         Self(MaybeUninit::uninit())
     }
 
-    /// Where it begins, for who fills it.
-    pub(super) fn as_mut_ptr(&mut self) -> *mut u8 {
+    /// Where the kernel is to write; there is room for [`PATH_MAX`] bytes.
+    pub(crate) fn at(&mut self) -> *mut u8 {
         self.0.as_mut_ptr().cast()
     }
 
     /// The first `n` bytes, which must have been filled.
-    pub(super) fn filled(&self, n: usize) -> &[u8] {
+    pub(crate) fn filled(&self, n: usize) -> &[u8] {
         // SAFETY: only called with what the kernel or `put` has filled, at most the whole of it.
         unsafe { core::slice::from_raw_parts(self.0.as_ptr().cast(), n.min(PATH_MAX)) }
     }
