@@ -6,14 +6,18 @@ source "$(dirname "$0")/lib.sh"
 
 b=$CACHE/sqlite
 
+# The newest Tcl for which programs can be built.
+tcl() { ls /usr/lib/tcl*/tclConfig.sh /usr/lib/*/tcl*/tclConfig.sh 2>/dev/null | sort -V | tail -1; }
+
 prepare() {
-    need tclsh8.6 tcl8.6-dev tcl8.6
+    need tclsh tcl
+    [ -n "$(tcl)" ] || need /none tcl-dev
     need_source sqlite3
     local src
     src=$(source_of sqlite3)
     [ -x "$b/testfixture" ] && return
     mkdir -p "$b"
-    (cd "$b" && "$src/configure" --enable-all --with-tcl=/usr/lib/tcl8.6 CFLAGS='-O1 -DSQLITE_NO_SYNC=0' &&
+    (cd "$b" && "$src/configure" --enable-all --with-tcl="$(dirname "$(tcl)")" CFLAGS='-O1 -DSQLITE_NO_SYNC=0' &&
         make -j"$(nproc)" sqlite3 speedtest1 threadtest3 mptester testfixture)
 }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use storeshim_tests::node::{FileStore, Node, Setup, User, find};
-use storeshim_tests::programs::{Language, built, compiled, crate_dir, require};
+use storeshim_tests::programs::{Language, built, compiled, crate_dir, require, rustix};
 
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -71,7 +71,7 @@ fn without_the_net_inline_calls_are_found_by_the_audit() {
 
     let store = FileStore::new();
     let Some(mut node) = node(Setup::identity(store.url())) else { return };
-    for program in [compiled("raw_calls"), env!("CARGO_BIN_EXE_rustix_files").into()] {
+    for program in [compiled("raw_calls"), rustix(false)] {
         let before = missed(&node);
         let mut command = app(&node, program, false);
         command.arg(node.prefix());
@@ -88,7 +88,7 @@ fn a_rustix_program_is_caught() {
     let store = FileStore::new();
     let Some(mut node) = node(Setup::translated(store.url())) else { return };
     let before = missed(&node);
-    let mut command = app(&node, env!("CARGO_BIN_EXE_rustix_files"), true);
+    let mut command = app(&node, rustix(false), true);
     command.arg(node.prefix());
     run(&node, command);
     assert_eq!(missed(&node), before, "{}", node.log());

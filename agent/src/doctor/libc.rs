@@ -73,8 +73,7 @@ fn musl_version(contents: &[u8]) -> Option<String> {
         let parts: Vec<&str> = text.split('.').collect();
         let number =
             |part: &&str| !part.is_empty() && part.len() < 4 && part.bytes().all(|b| b.is_ascii_digit());
-        let is_version =
-            parts.len() == 3 && parts.first() == Some(&"1") && parts.iter().all(|part| number(part));
+        let is_version = parts.len() == 3 && parts.first() == Some(&"1") && parts.iter().all(number);
         is_version.then(|| text.to_owned())
     })
 }
