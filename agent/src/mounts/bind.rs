@@ -10,8 +10,10 @@ use super::{Mounts, MountsError};
 use crate::blob::{Store, StoreError, StoreOptions};
 use crate::config::{self, Config};
 use crate::meta::{self, MetaError};
-use crate::session::{Freeze, IntentSink, MountEntry, Reply, RequestSink, SessionInfo, Sessions};
-use crate::volume::{DirtySet, Frozen, Gatekeeper, Shared, Volume, VolumeError, VolumeOptions, VolumeStatus};
+use crate::session::{self, Freeze, IntentSink, MountEntry, Reply, RequestSink, SessionInfo, Sessions};
+use crate::volume::{
+    DirtySet, Frozen, Gatekeeper, Journal, Shared, Volume, VolumeError, VolumeOptions, VolumeStatus,
+};
 
 /// Opens all mounts of `config`; see [`Mounts::open`].
 pub fn open(config: &Config) -> Result<Arc<Mounts>, MountsError> {
@@ -26,7 +28,12 @@ fn start_sessions(run_dir: &Path, requests: Arc<dyn RequestSink>) -> Result<Arc<
 }
 
 impl SessionPort for Sessions {
-    fn add_mount(&self, mount: &NewMount, sink: SharedSink) -> Result<usize, String> {
+    fn add_mount(
+        &self,
+        mount: &NewMount,
+        sink: SharedSink,
+        journal: Arc<dyn session::Journal>,
+    ) -> Result<usize, String> {
         let entry = MountEntry {
             prefix: mount.prefix.clone().into(),
             tree: mount.tree.clone(),
@@ -34,7 +41,7 @@ impl SessionPort for Sessions {
             identity: mount.identity,
             request_timeout: mount.request_timeout,
         };
-        Sessions::add_mount(self, entry, sink).map_err(|error| error.to_string())
+        Sessions::add_mount(self, entry, sink, journal).map_err(|error| error.to_string())
     }
 
     fn all_added(&self) {
@@ -85,7 +92,14 @@ struct Volumes;
 
 impl EngineFactory for Volumes {
     fn prepare(&self, mount: &config::Mount, options: VolumeOptions) -> Arc<dyn PendingVolume> {
-        Arc::new(Pending { url: mount.url.clone(), options, sink: Arc::default(), shared: OnceLock::new() })
+        let journal = Arc::new(Journal::open(&options.state));
+        Arc::new(Pending {
+            url: mount.url.clone(),
+            options,
+            sink: Arc::default(),
+            journal,
+            shared: OnceLock::new(),
+        })
     }
 }
 
@@ -94,12 +108,17 @@ struct Pending {
     url: String,
     options: VolumeOptions,
     sink: Arc<Mutex<DirtySet>>,
+    journal: Arc<Journal>,
     shared: OnceLock<Arc<Shared>>,
 }
 
 impl PendingVolume for Pending {
     fn sink(&self) -> SharedSink {
         self.sink.clone()
+    }
+
+    fn journal(&self) -> Arc<dyn session::Journal> {
+        self.journal.clone()
     }
 
     fn status(&self) -> VolumeStatus {
@@ -116,6 +135,7 @@ impl PendingVolume for Pending {
             store.clone(),
             shared.clone(),
             self.sink.clone(),
+            self.journal.clone(),
         );
         match volume {
             Ok(volume) => Ok(Arc::new(Opened { volume, store })),

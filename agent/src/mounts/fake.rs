@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::*;
-use crate::session::{IntentSink, Reply, SessionInfo};
+use crate::session::{IntentSink, Journal, Reply, SessionInfo};
 use crate::volume::{Frozen, Gatekeeper};
 use storeshim_protocol::{Intent, Space};
 
@@ -67,7 +67,7 @@ impl Frozen for Thawed {
 }
 
 impl SessionPort for FakeSessions {
-    fn add_mount(&self, mount: &NewMount, _: SharedSink) -> Result<usize, String> {
+    fn add_mount(&self, mount: &NewMount, _: SharedSink, _: Arc<dyn Journal>) -> Result<usize, String> {
         let mut shown = self.shown.lock().unwrap();
         shown.push(mount.clone());
         Ok(shown.len() - 1)
@@ -102,6 +102,10 @@ impl SessionPort for FakeSessions {
 
 #[derive(Default)]
 struct Deaf;
+
+impl Journal for Deaf {
+    fn unseen(&self, _: u64, _: storeshim_protocol::OpenFlags) {}
+}
 
 impl IntentSink for Deaf {
     fn intent(&mut self, _: Intent<'_>) {}
@@ -172,6 +176,10 @@ impl EngineFactory for FakeFactory {
 }
 
 impl PendingVolume for FakePending {
+    fn journal(&self) -> Arc<dyn Journal> {
+        Arc::new(Deaf)
+    }
+
     fn sink(&self) -> SharedSink {
         Arc::new(Mutex::new(Deaf))
     }

@@ -334,7 +334,7 @@ impl OneMount {
             request_timeout: mount.request_timeout,
         };
         let index = sessions
-            .add_mount(&shown, pending.sink())
+            .add_mount(&shown, pending.sink(), pending.journal())
             .map_err(|error| format!("mount {}: {error}", mount.prefix))?;
         tracing::info!(
             prefix = mount.prefix, volume = mount.public_url(), tree = %place.tree.display(),

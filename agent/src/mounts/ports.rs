@@ -8,7 +8,7 @@ use std::time::Duration;
 use storeshim_protocol::{MountState, Space};
 
 use crate::config;
-use crate::session::{IntentSink, Reply, SessionInfo};
+use crate::session::{IntentSink, Journal, Reply, SessionInfo};
 
 use crate::volume::{Frozen, Gatekeeper, VolumeError, VolumeOptions, VolumeStatus};
 
@@ -33,7 +33,12 @@ pub struct NewMount {
 /// The sessions of one run directory.
 pub trait SessionPort: Send + Sync {
     /// Shows a mount to clients in state `Restoring`; returns its index, which is the same over agents' restarts.
-    fn add_mount(&self, mount: &NewMount, sink: SharedSink) -> Result<usize, String>;
+    fn add_mount(
+        &self,
+        mount: &NewMount,
+        sink: SharedSink,
+        journal: Arc<dyn Journal>,
+    ) -> Result<usize, String>;
     /// Says that all mounts were added: what only a former agent served is served no more.
     fn all_added(&self);
     /// Shows a mount's state.
@@ -75,6 +80,8 @@ pub trait EngineFactory: Send + Sync {
 pub trait PendingVolume: Send + Sync {
     /// Where its intents go, from before it is open.
     fn sink(&self) -> SharedSink;
+    /// Where it is written down at once what may change unseen.
+    fn journal(&self) -> Arc<dyn Journal>;
     /// Its status while it opens.
     fn status(&self) -> VolumeStatus;
     /// Opens it: restores or audits the tree. Blocking; may be called again after `Unavailable`.

@@ -6,12 +6,19 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-use storeshim_protocol::{Intent, MAX_MOUNTS};
+use storeshim_protocol::{Intent, MAX_MOUNTS, OpenFlags};
 
-use super::IntentSink;
+use super::{IntentSink, Journal};
 
 /// A mount's registered sink.
 pub(super) type Sink = Arc<Mutex<dyn IntentSink + Send>>;
+
+/// Where a mount's events go.
+pub(super) struct Outbox {
+    pub(super) sink: Sink,
+    /// Told first, and never busy.
+    pub(super) journal: Arc<dyn Journal>,
+}
 
 /// Events kept for a busy sink before they are replaced by "look everywhere".
 const KEPT_MAX: usize = 16 * 1024;
@@ -35,6 +42,12 @@ impl Event {
         }
     }
 
+    fn remember(&self, journal: &dyn Journal) {
+        if let Self::Plain(intent) = self {
+            remember(intent, journal);
+        }
+    }
+
     fn tell(&self, sink: &mut dyn IntentSink) {
         match self {
             Self::Plain(intent) => sink.intent(*intent),
@@ -42,6 +55,15 @@ impl Event {
             Self::LookEverywhere(why) => sink.look_everywhere(why),
             Self::Straggler { subject, who } => sink.straggler(*subject, who),
         }
+    }
+}
+
+/// Has it written down if the file that an intent names may change without a further one.
+fn remember(intent: &Intent<'_>, journal: &dyn Journal) {
+    if let Intent::Opened { ino, flags } = intent
+        && (flags.has(OpenFlags::UNSEEN) || flags.has(OpenFlags::MAPPED))
+    {
+        journal.unseen(*ino, *flags);
     }
 }
 
@@ -68,26 +90,30 @@ impl Kept {
 /// All mounts' sinks.
 #[derive(Default)]
 pub(super) struct Outboxes {
-    sinks: [Option<Sink>; MAX_MOUNTS],
+    boxes: [Option<Outbox>; MAX_MOUNTS],
     kept: [Kept; MAX_MOUNTS],
 }
 
 impl Outboxes {
-    /// Registers `mount`'s sink, in the place of any former one. `false` where there is no such index.
-    pub(super) fn register(&mut self, mount: usize, sink: Sink) -> bool {
-        self.sinks.get_mut(mount).map(|place| *place = Some(sink)).is_some()
+    /// Registers where `mount`'s events go, in the place of any former one. `false` where there is no such index.
+    pub(super) fn register(&mut self, mount: usize, outbox: Outbox) -> bool {
+        if let Some(kept) = self.kept.get(mount) {
+            kept.0.iter().for_each(|event| event.remember(&*outbox.journal));
+        }
+        self.boxes.get_mut(mount).map(|place| *place = Some(outbox)).is_some()
     }
 
     /// Locks every sink that is free and tells it what was kept. `passed` stands for its mount's own sink.
     pub(super) fn open<'a>(&'a mut self, mut passed: Option<(usize, &'a mut dyn IntentSink)>) -> Feed<'a> {
         let mut targets: [Target<'a>; MAX_MOUNTS] = std::array::from_fn(|_| Target::Keep);
-        let places = targets.iter_mut().zip(&self.sinks).zip(&mut self.kept);
-        for (mount, ((target, sink), kept)) in places.enumerate() {
+        let places = targets.iter_mut().zip(&self.boxes).zip(&mut self.kept);
+        for (mount, ((target, outbox), kept)) in places.enumerate() {
+            let sink = outbox.as_ref().map(|outbox| &outbox.sink);
             *target = match (passed.take(), sink) {
                 (Some((which, sink)), _) if which == mount => Target::Passed(sink),
                 (other, sink) => {
                     passed = other;
-                    match sink.as_ref().map(|sink| sink.try_lock()) {
+                    match sink.map(|sink| sink.try_lock()) {
                         Some(Ok(guard)) => Target::Locked(guard),
                         Some(Err(TryLockError::Poisoned(guard))) => Target::Locked(guard.into_inner()),
                         Some(Err(TryLockError::WouldBlock)) | None => Target::Keep,
@@ -98,7 +124,7 @@ impl Outboxes {
                 kept.tell(sink);
             }
         }
-        Feed { targets, kept: &mut self.kept }
+        Feed { targets, boxes: &self.boxes, kept: &mut self.kept }
     }
 }
 
@@ -122,6 +148,7 @@ impl Target<'_> {
 /// The sinks, locked for one round of telling.
 pub(super) struct Feed<'a> {
     targets: [Target<'a>; MAX_MOUNTS],
+    boxes: &'a [Option<Outbox>; MAX_MOUNTS],
     kept: &'a mut [Kept; MAX_MOUNTS],
 }
 
@@ -144,6 +171,9 @@ impl Feed<'_> {
 
     /// An intent of `mount`.
     pub(super) fn intent(&mut self, mount: usize, intent: Intent<'_>) {
+        if let Some(Some(outbox)) = self.boxes.get(mount) {
+            remember(&intent, &*outbox.journal);
+        }
         self.tell(mount, |sink| sink.intent(intent), || Event::of(intent));
     }
 
@@ -167,13 +197,13 @@ impl Feed<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::tests::Recorder;
+    use crate::session::tests::{Recorder, Written, outbox};
 
     #[test]
     fn a_busy_sink_is_not_waited_for_and_misses_nothing() {
         let sink = Arc::new(Mutex::new(Recorder::default()));
         let mut boxes = Outboxes::default();
-        assert!(boxes.register(1, sink.clone()));
+        assert!(boxes.register(1, outbox(sink.clone())));
         let busy = sink.lock().unwrap();
         let mut feed = boxes.open(None);
         feed.intent(1, Intent::Attributes { ino: 7 });
@@ -189,6 +219,28 @@ mod tests {
         assert_eq!(told.names, [(2, b"x".to_vec())]);
         assert_eq!(told.stragglers, [9]);
         assert_eq!(told.look_everywhere, ["because"]);
+    }
+
+    #[test]
+    fn what_may_change_unseen_is_written_down_though_the_sink_is_busy_or_not_there_yet() {
+        let sink = Arc::new(Mutex::new(Recorder::default()));
+        let journal = Arc::new(Written::default());
+        let mut boxes = Outboxes::default();
+        let opened = |ino, flags| Intent::Opened { ino, flags };
+        boxes.open(None).intent(1, opened(5, OpenFlags::MAPPED));
+        let outbox = Outbox { sink: sink.clone(), journal: journal.clone() };
+        assert!(boxes.register(1, outbox));
+        assert_eq!(*journal.0.lock().unwrap(), [5]);
+        let busy = sink.lock().unwrap();
+        let mut feed = boxes.open(None);
+        feed.intent(1, opened(6, OpenFlags::APPEND));
+        feed.intent(1, opened(7, OpenFlags::UNSEEN));
+        feed.intent(0, opened(8, OpenFlags::MAPPED));
+        drop(feed);
+        drop(busy);
+        let mut passed = Recorder::default();
+        boxes.open(Some((1, &mut passed))).intent(1, opened(9, OpenFlags::MAPPED));
+        assert_eq!(*journal.0.lock().unwrap(), [5, 7, 9]);
     }
 
     #[test]
@@ -210,9 +262,9 @@ mod tests {
     fn the_passed_sink_stands_for_its_mount_only() {
         let registered = Arc::new(Mutex::new(Recorder::default()));
         let mut boxes = Outboxes::default();
-        assert!(boxes.register(0, registered.clone()));
-        assert!(boxes.register(1, registered.clone()));
-        assert!(!boxes.register(MAX_MOUNTS, registered.clone()));
+        assert!(boxes.register(0, outbox(registered.clone())));
+        assert!(boxes.register(1, outbox(registered.clone())));
+        assert!(!boxes.register(MAX_MOUNTS, outbox(registered.clone())));
         let mut passed = Recorder::default();
         let mut feed = boxes.open(Some((0, &mut passed)));
         feed.intent(0, Intent::Attributes { ino: 1 });

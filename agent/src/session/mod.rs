@@ -36,7 +36,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use storeshim_protocol::control::FLAG_COMPLETE;
 use storeshim_protocol::request::Request;
-use storeshim_protocol::{Intent, Mount, MountState, Space};
+use storeshim_protocol::{Intent, Mount, MountState, OpenFlags, Space};
 
 use self::discover::Discovery;
 pub use self::error::SessionError;
@@ -71,6 +71,12 @@ pub trait Reply: Send {
 pub trait RequestSink: Send + Sync {
     /// Takes a request over; must not block.
     fn request(&self, request: Request, reply: Box<dyn Reply>);
+}
+
+/// Remembers, before a client's ring forgets it, which files may change without a further call.
+pub trait Journal: Send + Sync {
+    /// The file with kernel inode number `ino` is open so that writes to it pass no hook.
+    fn unseen(&self, ino: u64, flags: OpenFlags);
 }
 
 /// How long a freeze waits for threads to leave the gate before it calls them stragglers.
@@ -139,7 +145,8 @@ impl Sessions {
     }
 
     /// Shows a mount to clients, as [`MountState::Restoring`], and returns its index: that which a former agent gave
-    /// to this prefix, if one did. Its intents go to `sink` from now on, and every client tells anew what it may have
+    /// to this prefix, if one did. Its intents go to `sink` from now on, what may change unseen before that to
+    /// `journal`, and every client tells anew what it may have
     /// told a former agent.
     ///
     /// # Errors
@@ -148,8 +155,9 @@ impl Sessions {
         &self,
         entry: MountEntry,
         sink: Arc<Mutex<dyn IntentSink + Send>>,
+        journal: Arc<dyn Journal>,
     ) -> Result<usize, SessionError> {
-        let index = mount_table::add(&self.shared, &entry, sink)?;
+        let index = mount_table::add(&self.shared, &entry, feed::Outbox { sink, journal })?;
         drop(freeze::freeze(&self.shared, index, None));
         Ok(index)
     }

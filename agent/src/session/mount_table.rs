@@ -14,7 +14,7 @@ use storeshim_protocol::control::{FLAG_IDENTITY, FLAG_LOCAL, PREFIX_MAX, TREE_MA
 use storeshim_protocol::{Control, MAX_MOUNTS, Mount, MountState};
 
 use super::error::SessionError;
-use super::feed::Sink;
+use super::feed::Outbox;
 use super::shared::Shared;
 use super::table::{Claim, Table};
 use super::{MountEntry, sys};
@@ -40,7 +40,7 @@ pub(super) fn retire_unclaimed(control: &Control, table: &mut Table) {
 }
 
 /// Shows a mount; see [`super::Sessions::add_mount`].
-pub(super) fn add(shared: &Shared, entry: &MountEntry, sink: Sink) -> Result<usize, SessionError> {
+pub(super) fn add(shared: &Shared, entry: &MountEntry, outbox: Outbox) -> Result<usize, SessionError> {
     let refuse = |why: String| SessionError::Mount { prefix: entry.prefix.clone(), why };
     let prefix = plain_path(&entry.prefix, PREFIX_MAX).map_err(refuse)?;
     let tree = fs::canonicalize(&entry.tree).map_err(SessionError::io("resolve the tree", &entry.tree))?;
@@ -73,7 +73,7 @@ pub(super) fn add(shared: &Shared, entry: &MountEntry, sink: Sink) -> Result<usi
     mount.state.store(MountState::Restoring as u32, Ordering::Release);
     sys::futex_wake_all(&mount.state);
     control.mount_count.fetch_max(index as u32 + 1, Ordering::Release);
-    table.outboxes.register(index, sink);
+    table.outboxes.register(index, outbox);
     if let Some(claim) = table.claims.get_mut(index) {
         *claim = Claim::Ours;
     }

@@ -16,7 +16,7 @@ use super::chunks::ChunkStore;
 use super::dirty::{DirtySet, Names};
 use super::look::{Context, Look};
 use super::status::Shared;
-use super::{VolumeError, index::Index, tree::Tree};
+use super::{Journal, VolumeError, index::Index, tree::Tree};
 
 /// Freezes of one cut.
 const ROUNDS: u32 = 6;
@@ -49,6 +49,8 @@ pub struct Cutter<'a, 's> {
     pub shared: &'a Shared,
     /// Kept from cut to cut.
     pub suspects: &'s mut Suspects,
+    /// What sessions wrote down of suspects that are not in the index yet.
+    pub journal: &'a Journal,
 }
 
 /// Where a cut looks beyond what intents tell.
@@ -231,6 +233,7 @@ impl<'a> Cutter<'a, '_> {
         if before != *self.suspects {
             self.index.set_suspects(&before, self.suspects)?;
         }
+        self.journal.taken(self.suspects);
         for who in &work.stragglers {
             self.shared.count("stragglers", 1);
             tracing::warn!(%who, "a call was still inside the gate when the cut went on");

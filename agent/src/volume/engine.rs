@@ -18,7 +18,7 @@ use super::open::{self, Opened};
 use super::plan::{self, Plan};
 use super::status::{Mutex, Shared};
 use super::tree::Tree;
-use super::{DirtySet, Durability, VolumeError, VolumeOptions, VolumeStatus, audit};
+use super::{DirtySet, Durability, Journal, VolumeError, VolumeOptions, VolumeStatus, audit};
 use crate::blob::Blob;
 use crate::meta::records::{self, PackId, key};
 use crate::meta::{Batch, Head, Meta};
@@ -73,13 +73,14 @@ struct Threads {
 
 impl Volume {
     /// Opens a volume and starts its engine: populates the tree where it must, shows the mount ready, audits. Intents
-    /// come in through `sink` from before this call. Blocking.
+    /// come in through `sink` and `journal` from before this call. Blocking.
     pub fn open(
         options: VolumeOptions,
         meta: Arc<dyn Meta>,
         blob: Arc<dyn Blob>,
         shared: Arc<Shared>,
         sink: Sink,
+        journal: Arc<Journal>,
     ) -> Result<Arc<Self>, VolumeError> {
         let Opened { index, tree, head, adopt } = open::open(&options, &*meta, &*blob, &shared)?;
         let threads = |e: std::io::Error| VolumeError::Failed(format!("no thread could be started: {e}"));
@@ -87,7 +88,13 @@ impl Volume {
         count_files(&index, &shared)?;
         shared.set_seq(head.map_or(0, |h| h.seq));
         let (commands, inbox) = unbounded();
-        let suspects = index.suspects()?;
+        let known = index.suspects()?;
+        let mut suspects = known.clone();
+        for (ino, flags) in journal.entries() {
+            suspects.entry(ino).or_default().0 |= flags.0;
+        }
+        index.set_suspects(&known, &suspects)?;
+        journal.taken(&suspects);
         let mut engine = Engine {
             uploader: Arc::new(Uploader::start(&blob, &shared, options.upload_parallelism).map_err(threads)?),
             pipeline: Pipeline::start(meta, Arc::clone(&blob), Arc::clone(&index), Arc::clone(&shared))
@@ -99,6 +106,7 @@ impl Volume {
             shared: Arc::clone(&shared),
             sink: Arc::clone(&sink),
             suspects,
+            journal,
             troubled: Vec::new(),
             seq: head.map_or(0, |h| h.seq),
             next_cut: Instant::now(),
@@ -240,6 +248,7 @@ struct Engine {
     uploader: Arc<Uploader>,
     pipeline: Pipeline,
     suspects: Suspects,
+    journal: Arc<Journal>,
     /// What could not be read: no barrier succeeds until they can.
     troubled: Vec<Trouble>,
     /// Packs of earlier agents, to be deleted once.
@@ -403,6 +412,7 @@ impl Engine {
             sink: &self.sink,
             shared: &self.shared,
             suspects: &mut self.suspects,
+            journal: &self.journal,
         }
         .cut(audit, &mut chunks);
         let Cut { mut look, bytes, since, at, more } = match cut {

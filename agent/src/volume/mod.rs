@@ -15,6 +15,7 @@ mod cut;
 mod dirty;
 mod engine;
 mod index;
+mod journal;
 mod look;
 mod open;
 mod plan;
@@ -27,6 +28,7 @@ mod tree;
 
 pub use dirty::DirtySet;
 pub use engine::Volume;
+pub use journal::Journal;
 pub use status::Shared;
 
 use std::path::{Path, PathBuf};

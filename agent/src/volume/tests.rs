@@ -14,7 +14,7 @@ use storeshim_protocol::{Intent, MountState, OpenFlags};
 
 use super::*;
 use crate::blob::{Blob, Store, StoreOptions};
-use crate::session::{IntentSink, Reply};
+use crate::session::{self, IntentSink, Reply};
 
 /// What a test does at the instant when a gate opens, the last one first.
 type AtThaw = Arc<Mutex<Vec<Box<dyn FnOnce() + Send>>>>;
@@ -104,7 +104,8 @@ impl Node {
         let shared =
             Shared::new(Arc::new(OpenGate { at_thaw: Arc::clone(&self.at_thaw), ..OpenGate::default() }));
         let blob: Arc<dyn Blob> = Arc::new(store);
-        self.volume = Some(Volume::open(options, meta, blob, shared, Arc::clone(&self.sink))?);
+        let journal = Arc::new(Journal::open(&self.dir.path().join("state")));
+        self.volume = Some(Volume::open(options, meta, blob, shared, Arc::clone(&self.sink), journal)?);
         Ok(())
     }
 
@@ -517,6 +518,28 @@ fn the_last_store_through_a_mapping_is_committed() {
         assert_eq!(node.barrier(), 0);
     }
     node.volume().flush().unwrap();
+    same_elsewhere(&mut node);
+}
+
+#[test]
+fn a_mapping_that_only_a_session_of_the_last_agent_heard_of_is_known_to_the_next() {
+    let mut node = Node::new("memory:heard");
+    let path = node.tree().join("m");
+    fs::write(&path, vec![1; 8192]).unwrap();
+    let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    // SAFETY: nobody truncates the file while the mapping lives.
+    let mut mapping = unsafe { memmap2::MmapMut::map_mut(&file) }.unwrap();
+    mapping[0] = 2;
+    node.volume().flush().unwrap();
+    node.volume().shutdown();
+    node.volume = None;
+    let state = node.dir.path().join("state");
+    session::Journal::unseen(&Journal::open(&state), node.ino("m"), OpenFlags::MAPPED);
+    node.start().unwrap();
+    assert_eq!(node.barrier(), 0);
+    assert!(Journal::open(&state).entries().is_empty(), "the index knows it now");
+    mapping[0] = 3;
+    assert_eq!(node.barrier(), 0);
     same_elsewhere(&mut node);
 }
 

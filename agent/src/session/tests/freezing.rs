@@ -8,7 +8,7 @@ use storeshim_protocol::Intent;
 use storeshim_protocol::control::FREEZE_MAX_NS;
 
 use super::fake::{ChildClient, enter, push};
-use super::{Agent, Recorder, STRAGGLER_SLACK, entry, wait_until};
+use super::{Agent, Recorder, STRAGGLER_SLACK, entry, nowhere, wait_until};
 
 #[test]
 fn a_freeze_shows_itself_and_moves_the_interval() {
@@ -134,7 +134,8 @@ fn a_straggler_of_one_mount_does_not_hold_up_another() {
     let place = tempfile::tempdir().unwrap();
     let agent = Agent::new(place.path());
     let other = Default::default();
-    let second = agent.sessions.add_mount(entry("/second", &agent.tree), Arc::clone(&other) as _).unwrap();
+    let second =
+        agent.sessions.add_mount(entry("/second", &agent.tree), Arc::clone(&other) as _, nowhere()).unwrap();
     let client = agent.attach();
     client.enter(agent.mount);
     client.push(second, Intent::Attributes { ino: 5 });
@@ -194,8 +195,10 @@ fn volumes_may_freeze_with_their_sinks_locked() {
     let client = agent.attach();
     std::thread::scope(|scope| {
         for (number, sink) in sinks.iter().enumerate() {
-            let mount =
-                agent.sessions.add_mount(entry(&format!("/m{number}"), &agent.tree), sink.clone()).unwrap();
+            let mount = agent
+                .sessions
+                .add_mount(entry(&format!("/m{number}"), &agent.tree), sink.clone(), nowhere())
+                .unwrap();
             let (sessions, client) = (&agent.sessions, &client);
             scope.spawn(move || {
                 let (_, slot) = client.ring.claim(number as u64 + 2).unwrap();

@@ -11,7 +11,7 @@ use storeshim_protocol::{Intent, MAX_MOUNTS, MountState};
 
 use super::super::{SessionError, Sessions};
 use super::fake::ChildClient;
-use super::{Agent, Collector, Recorder, entry, start, wait_until};
+use super::{Agent, Collector, Recorder, entry, nowhere, start, wait_until};
 
 fn start_error(dir: &std::path::Path) -> SessionError {
     let (sender, _) = std::sync::mpsc::channel();
@@ -58,8 +58,8 @@ fn a_restarted_agent_finds_its_clients_and_they_tell_anew() {
     assert_ne!(client.control.heartbeat_ns.load(Ordering::Relaxed), 0);
     let (first, second) =
         (Arc::new(Mutex::new(Recorder::default())), Arc::new(Mutex::new(Recorder::default())));
-    let other = sessions.add_mount(entry("/other", &agent.tree), second).unwrap();
-    let index = sessions.add_mount(entry("/storage", &agent.tree), first.clone()).unwrap();
+    let other = sessions.add_mount(entry("/other", &agent.tree), second, nowhere()).unwrap();
+    let index = sessions.add_mount(entry("/storage", &agent.tree), first.clone(), nowhere()).unwrap();
     assert_eq!(index, agent.mount, "live clients hold the index");
     assert_ne!(other, index);
     assert_ne!(
@@ -86,7 +86,7 @@ fn entries_that_nobody_claims_are_retired() {
     assert_eq!(mount.state(), MountState::Absent);
     assert_eq!(client.wait(word), libc::EINVAL);
     let sink = Arc::new(Mutex::new(Recorder::default()));
-    assert_eq!(sessions.add_mount(entry("/storage", &agent.tree), sink).unwrap(), agent.mount);
+    assert_eq!(sessions.add_mount(entry("/storage", &agent.tree), sink, nowhere()).unwrap(), agent.mount);
     assert_eq!(mount.state(), MountState::Restoring);
 }
 
@@ -174,17 +174,23 @@ fn mounts_that_cannot_be_shown() {
     let sink = Arc::new(Mutex::new(Recorder::default()));
     let long = format!("/{}", "x".repeat(256));
     for prefix in ["", "/", "relative", "/a/", "/a/../b", "/a/./b", "//a", "/storage", &long] {
-        let error = agent.sessions.add_mount(entry(prefix, &agent.tree), sink.clone()).unwrap_err();
+        let error =
+            agent.sessions.add_mount(entry(prefix, &agent.tree), sink.clone(), nowhere()).unwrap_err();
         assert!(matches!(error, SessionError::Mount { .. }), "{prefix}: {error}");
     }
     let file = place.path().join("file");
     fs::write(&file, "").unwrap();
-    assert!(agent.sessions.add_mount(entry("/f", &file), sink.clone()).is_err());
-    assert!(agent.sessions.add_mount(entry("/n", &place.path().join("none")), sink.clone()).is_err());
+    assert!(agent.sessions.add_mount(entry("/f", &file), sink.clone(), nowhere()).is_err());
+    assert!(
+        agent.sessions.add_mount(entry("/n", &place.path().join("none")), sink.clone(), nowhere()).is_err()
+    );
     for number in 1..MAX_MOUNTS {
-        agent.sessions.add_mount(entry(&format!("/m{number}"), &agent.tree), sink.clone()).unwrap();
+        agent
+            .sessions
+            .add_mount(entry(&format!("/m{number}"), &agent.tree), sink.clone(), nowhere())
+            .unwrap();
     }
-    let error = agent.sessions.add_mount(entry("/more", &agent.tree), sink).unwrap_err();
+    let error = agent.sessions.add_mount(entry("/more", &agent.tree), sink, nowhere()).unwrap_err();
     assert!(error.to_string().contains('8'), "{error}");
 }
 
@@ -198,7 +204,7 @@ fn setters_show_in_the_control_page() {
     asked.local = true;
     asked.identity = true;
     asked.request_timeout = Duration::from_micros(1500);
-    let index = agent.sessions.add_mount(asked, sink).unwrap();
+    let index = agent.sessions.add_mount(asked, sink, nowhere()).unwrap();
     let mount = &client.control.mounts[index];
     let mut buffer = [0; 1024];
     let len = mount.prefix(&mut buffer).unwrap();

@@ -11,11 +11,12 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use storeshim_protocol::Intent;
 use storeshim_protocol::request::Request;
+use storeshim_protocol::{Intent, OpenFlags};
 
 use self::fake::FakeClient;
-use super::{IntentSink, MountEntry, Reply, RequestSink, Sessions};
+use super::feed::{Outbox, Sink};
+use super::{IntentSink, Journal, MountEntry, Reply, RequestSink, Sessions};
 
 /// A sink that remembers.
 #[derive(Debug, Default)]
@@ -44,6 +45,26 @@ impl IntentSink for Recorder {
     fn straggler(&mut self, subject: u64, _: &str) {
         self.stragglers.push(subject);
     }
+}
+
+/// A journal that a test can read.
+#[derive(Debug, Default)]
+pub(super) struct Written(pub(super) Mutex<Vec<u64>>);
+
+impl Journal for Written {
+    fn unseen(&self, ino: u64, _: OpenFlags) {
+        self.0.lock().unwrap().push(ino);
+    }
+}
+
+/// A journal that nobody reads.
+pub(super) fn nowhere() -> Arc<dyn Journal> {
+    Arc::new(Written::default())
+}
+
+/// An outbox with a journal that nobody reads.
+pub(super) fn outbox(sink: Sink) -> Outbox {
+    Outbox { sink, journal: nowhere() }
 }
 
 /// Requests as they come to the test.
@@ -93,7 +114,7 @@ impl Agent {
         std::fs::create_dir_all(&tree).unwrap();
         let (sessions, requests) = start(&dir);
         let sink = Arc::new(Mutex::new(Recorder::default()));
-        let mount = sessions.add_mount(entry("/storage", &tree), sink.clone()).unwrap();
+        let mount = sessions.add_mount(entry("/storage", &tree), sink.clone(), nowhere()).unwrap();
         Self { dir, tree, sessions, requests, sink, mount }
     }
 
