@@ -41,7 +41,8 @@ const TWIN: u64 = 1 << 11;
 const INO_SHIFT: u32 = 16;
 
 impl Known {
-    const UNKNOWN: Self = Self(0);
+    /// Nothing is known.
+    pub const UNKNOWN: Self = Self(0);
 
     /// A descriptor of a file in mount `index` opened with `flags`, whose inode is not known yet.
     pub fn opened(index: usize, flags: c_int) -> Self {

@@ -57,16 +57,19 @@ impl Class {
     }
 }
 
-/// 0 unknown, 1 outside, 2 above, 3 + index: the working directory's class.
+/// The working directory's class in the low byte: 0 unknown, 1 outside, 2 above, 3 + index. Above it how often it was
+/// forgotten.
 static CWD_CLASS: AtomicU32 = AtomicU32::new(0);
 
-/// To be called before and after the working directory changes.
+/// To be called before and after the working directory changes. An answer that another thread got from the kernel before
+/// the change is not remembered after it.
 pub fn forget_cwd() {
-    CWD_CLASS.store(0, Ordering::Relaxed);
+    let _ = CWD_CLASS
+        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |word| Some((word | 0xff).wrapping_add(1)));
 }
 
 fn cwd_class(table: &Table) -> Class {
-    match CWD_CLASS.load(Ordering::Relaxed) {
+    match CWD_CLASS.load(Ordering::Relaxed) & 0xff {
         0 => classify_cwd(table),
         1 => Class::Outside,
         2 => Class::Above,
@@ -76,6 +79,7 @@ fn cwd_class(table: &Table) -> Class {
 
 #[cold]
 fn classify_cwd(table: &Table) -> Class {
+    let before = CWD_CLASS.load(Ordering::SeqCst);
     let mut room = Bytes::new();
     let class = match sys::getcwd(&mut room) {
         Ok(path) => Class::of(table, path),
@@ -94,7 +98,13 @@ fn classify_cwd(table: &Table) -> Class {
             Class::Above => 2,
             Class::In(index) => index as u32 + 3,
         };
-        CWD_CLASS.store(word, Ordering::Relaxed);
+        // Only where it was not forgotten meanwhile.
+        let _ = CWD_CLASS.compare_exchange(
+            before & !0xff,
+            before & !0xff | word,
+            Ordering::SeqCst,
+            Ordering::Relaxed,
+        );
     }
     class
 }
@@ -120,7 +130,7 @@ pub fn mount_of(dirfd: c_int) -> Option<usize> {
 /// Whether a place outside every mount can lead into one by a symbolic link only: no `..` in it, and it does not start
 /// above a prefix.
 pub fn leads_in_by_link_only(place: Place) -> bool {
-    if place.mount.is_some() || place.path.is_null() {
+    if place.mount.is_some() || sys::leads_nowhere(place.path) {
         return false;
     }
     // SAFETY: as in `at`.

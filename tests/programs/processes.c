@@ -116,6 +116,23 @@ static void spawned_with_actions(void) {
     await(errno ? -1 : pid);
 }
 
+// What an action opens is named from where the action before it has gone.
+static void spawned_elsewhere(void) {
+    pid_t pid;
+    posix_spawn_file_actions_t actions;
+    char directory[4096], made[4096];
+    snprintf(directory, sizeof directory, "%s", file);
+    *strrchr(directory, '/') = 0;
+    snprintf(made, sizeof made, "%s.made", strrchr(file, '/') + 1);
+    char *arguments[] = {(char *)self, "-add", (char *)file, (char *)way, NULL};
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_addchdir_np(&actions, directory);
+    posix_spawn_file_actions_addopen(&actions, 9, made, O_WRONLY | O_CREAT, 0644);
+    check(chdir("/"), "chdir");
+    errno = posix_spawn(&pid, self, &actions, NULL, arguments, environ);
+    await(errno ? -1 : pid);
+}
+
 static void by_system(void) {
     char script[8192];
     snprintf(script, sizeof script, "echo %s >> %s; rm %s", way, file, old);
@@ -489,7 +506,8 @@ static void in_another_root(void) {
 #define WAY(name) {#name, name}
 static const struct { const char *name; void (*run)(void); } ways[] = {
     WAY(forked), WAY(forked_after_a_change), WAY(vforked), WAY(by_raw_clone), WAY(by_clone_like_fork), WAY(by_clone_like_vfork),
-    WAY(by_clone_with_shared_files), WAY(spawned), WAY(spawned_with_actions), WAY(by_system), WAY(by_popen),
+    WAY(by_clone_with_shared_files), WAY(spawned), WAY(spawned_with_actions), WAY(spawned_elsewhere),
+    WAY(by_system), WAY(by_popen),
     WAY(cleared_and_by_system), WAY(cleared_and_by_popen), WAY(cleared_and_spawned), WAY(without_preload_by_system),
     WAY(cleared_and_execl), WAY(by_execle), WAY(by_execve_of_nothing), WAY(by_fexecve), WAY(by_execvp_without_path),
     WAY(by_a_thread_that_exits), WAY(after_the_main_thread), WAY(after_cancelled_threads), WAY(by_exec_from_a_thread),

@@ -50,7 +50,7 @@ macro_rules! families {
     )+};
 }
 
-families!(names links back walk attributes);
+families!(names links back walk attributes nowhere);
 
 /// Directories for a run, made by the node's user.
 fn directory(node: &Node, path: &Path) -> PathBuf {

@@ -4,7 +4,7 @@
 use core::ffi::{c_int, c_long, c_uint, c_void};
 
 use crate::hook::{fail, hook, real};
-use crate::sys::{Answer, Errno, errno};
+use crate::sys::{self, Answer, Errno, errno};
 use crate::{control, fds};
 
 /// The beginning of both libcs' aiocb.
@@ -87,9 +87,12 @@ pub unsafe fn submitting(n: c_long, list: *const *const KernelControl) -> Answer
     const FDSYNC: u16 = 3;
     const PWRITEV: u16 = 8;
     const SYNCS: u32 = 2 | 4;
-    for at in 0..if list.is_null() { 0 } else { n.max(0) as usize } {
+    for at in 0..if sys::leads_nowhere(list) { 0 } else { n.max(0) as usize } {
         // SAFETY: the caller vouches for the list.
-        let Some(block) = (unsafe { (*list.add(at)).as_ref() }) else { continue };
+        let Some(block) = (unsafe { (*list.add(at)).as_ref() }).filter(|block| !sys::leads_nowhere(*block))
+        else {
+            continue;
+        };
         let refused = match block.operation {
             FSYNC | FDSYNC => remote(block.fd),
             PWRITE | PWRITEV => {

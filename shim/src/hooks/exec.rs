@@ -11,7 +11,7 @@ use super::script;
 use crate::hook::{fail, hook, real};
 use crate::loader::{self, get_errno};
 use crate::place::{self, CWD};
-use crate::sys::{Errno, PathBuf, errno};
+use crate::sys::{self, Errno, PathBuf, errno};
 use crate::{control, net};
 
 /// An array of C strings that ends with null, as exec takes them.
@@ -29,13 +29,30 @@ pub const LARGE: usize = 4096;
 /// # Safety
 /// `strings` must be null or such an array.
 pub unsafe fn entries(strings: Strings) -> impl Iterator<Item = *const c_char> {
-    let mut at = strings;
+    let mut at = if sys::leads_nowhere(strings) { core::ptr::null() } else { strings };
     core::iter::from_fn(move || {
         // SAFETY: the end has not come yet.
         let entry = if at.is_null() { core::ptr::null() } else { unsafe { *at } };
         at = at.wrapping_add(1);
         (!entry.is_null()).then_some(entry)
     })
+}
+
+/// Calls `fill` with room for `count` entries; `None` where that would be too much. The large room is on the stack only
+/// where it is needed: a thread's may be small.
+pub fn with_room(
+    count: usize,
+    fill: &mut dyn FnMut(&mut [MaybeUninit<*const c_char>]) -> c_int,
+) -> Option<c_int> {
+    #[inline(never)]
+    fn room<const N: usize>(fill: &mut dyn FnMut(&mut [MaybeUninit<*const c_char>]) -> c_int) -> c_int {
+        fill(&mut [const { MaybeUninit::uninit() }; N])
+    }
+    match count {
+        n if n <= SMALL => Some(room::<SMALL>(fill)),
+        n if n <= LARGE => Some(room::<LARGE>(fill)),
+        _ => None,
+    }
 }
 
 /// Whether a value of LD_PRELOAD names this library.
@@ -49,7 +66,7 @@ pub fn contains(value: &[u8], own: &[u8]) -> bool {
 /// `envp` must be null or an array of C strings.
 #[inline(always)]
 pub unsafe fn with_environment(envp: Strings, mut act: impl FnMut(Strings) -> c_int) -> c_int {
-    if control::known_control().is_none() {
+    if control::known_control().is_none() || !envp.is_null() && sys::leads_nowhere(envp) {
         return act(envp);
     }
     // SAFETY: as above.
@@ -168,7 +185,7 @@ hook! {
         let mut room = PathBuf::new();
         match place::at(dirfd, path, &mut room) {
             Ok(place) => with_environment(envp, |envp| {
-                crate::hook::answer(Err(crate::sys::execveat(place.dirfd, place.path, argv, envp, flags)))
+                crate::hook::answer(Err(sys::execveat(place.dirfd, place.path, argv, envp, flags)))
             }),
             Err(errno) => fail(errno),
         }
@@ -219,7 +236,7 @@ hook! {
         if control::known_control().is_none() && control::table().is_none() {
             return real!(execvpe)(file, argv, envp);
         }
-        if crate::sys::leads_nowhere(file) {
+        if sys::leads_nowhere(file) {
             return fail(Errno::of(errno::EFAULT));
         }
         let mut worst = Errno::of(errno::ENOENT);
@@ -294,20 +311,14 @@ impl Variadic {
     unsafe fn with_array(&self, act: impl Fn(Strings, usize) -> c_int) -> c_int {
         // SAFETY: the null has not come yet.
         let count = (0..).take_while(|at| unsafe { !self.get(*at).is_null() }).count();
-        let run = |array: &mut [MaybeUninit<*const c_char>]| {
+        let mut run = |array: &mut [MaybeUninit<*const c_char>]| {
             for (at, to) in array.iter_mut().enumerate().take(count + 1) {
                 // SAFETY: up to the null.
                 to.write(unsafe { self.get(at) });
             }
             act(array.as_ptr().cast(), count + 1)
         };
-        if count < SMALL {
-            run(&mut [const { MaybeUninit::uninit() }; SMALL])
-        } else if count < LARGE {
-            run(&mut [const { MaybeUninit::uninit() }; LARGE])
-        } else {
-            fail(Errno::of(errno::E2BIG))
-        }
+        with_room(count + 1, &mut run).unwrap_or_else(|| fail(Errno::of(errno::E2BIG)))
     }
 }
 

@@ -72,6 +72,10 @@ fn replace(old: c_int, new: c_int, act: impl FnOnce() -> c_int) -> c_int {
     if result >= 0 {
         closed(known);
         fds::duplicate(old, new);
+        if known != Known::UNKNOWN && loader::single_threaded() != Some(true) {
+            // Another thread may be about to write to the number, or look it up, and take it for the file before.
+            fds::tell_unseen(new);
+        }
     }
     result
 }
@@ -133,6 +137,9 @@ hook! {
     unsafe fn pidfd_getfd(process: c_int, fd: c_int, flags: u32) -> c_int => my_pidfd_getfd {
         let got = real!(pidfd_getfd)(process, fd, flags);
         fds::forget(got);
+        if streams::has(got) {
+            fds::tell_unseen(got);
+        }
         got
     }
 }
@@ -166,7 +173,11 @@ unsafe fn forget_received(message: *const Message) {
             let data = at.wrapping_byte_add(size_of::<ControlHeader>()).cast::<c_int>();
             for i in 0..(header.len - size_of::<ControlHeader>()) / size_of::<c_int>() {
                 // SAFETY: within the header's length, which was checked.
-                fds::forget(unsafe { data.add(i).read_unaligned() });
+                let fd = unsafe { data.add(i).read_unaligned() };
+                fds::forget(fd);
+                if streams::has(fd) {
+                    fds::tell_unseen(fd);
+                }
             }
         }
         let step = header.len.next_multiple_of(size_of::<usize>());
@@ -215,7 +226,11 @@ pub struct MultiMessage {
 
 hook! {
     unsafe fn recvmsg(socket: c_int, message: *mut Message, flags: c_int) -> isize => my_recvmsg {
-        let capacity = message.as_ref().map_or(0, |message| message.name_len);
+        if sys::leads_nowhere(message) {
+            // By the kernel: musl's looks into it.
+            return answer(sys::raw(k::__NR_recvmsg as usize, socket as usize, message as usize, flags as usize, 0, 0, 0));
+        }
+        let capacity = (*message).name_len;
         let result = real!(recvmsg)(socket, message, flags);
         if result >= 0 && let Some(message) = message.as_mut() {
             if message.control_len != 0 {
@@ -232,7 +247,7 @@ hook! {
         -> c_int => my_recvmmsg {
         // Senders of further messages keep the names that the kernel gives them.
         let mut capacities = [0u32; 64];
-        for (at, capacity) in capacities.iter_mut().enumerate().take(if messages.is_null() { 0 } else { count as usize }) {
+        for (at, capacity) in capacities.iter_mut().enumerate().take(if sys::leads_nowhere(messages) { 0 } else { count as usize }) {
             *capacity = (*messages.add(at)).header.name_len;
         }
         let result = real!(recvmmsg)(socket, messages, count, flags, timeout);

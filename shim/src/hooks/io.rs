@@ -67,7 +67,7 @@ unsafe fn write_vectors(
         _ => Position::At((offset as u64).saturating_add(done as u64)),
     };
     let here = |done: usize| if offset == -1 { -1 } else { offset.wrapping_add(done as i64) };
-    if count > COUNT_MAX || vectors.is_null() {
+    if count > COUNT_MAX || sys::leads_nowhere(vectors) {
         return sys::writev_at(fd, vectors, count, offset, flags);
     }
     // SAFETY: the caller vouches for the vectors.

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 
 use super::syscall::Words;
 use crate::hook::{answer, hook, real};
-use crate::sys::{Answer, k};
+use crate::sys::{self, Answer, k};
 use crate::{attach, control, fds, net};
 
 /// The numbers that [`routed`] has; clone and clone3 are asked about by [`clones`] first.
@@ -46,10 +46,11 @@ unsafe fn asked(w: &Words) -> (u64, u64) {
     }
     // SAFETY: the argument is a structure of at least 64 bytes; the stack lies within.
     unsafe {
-        match w.get::<*const Clone3>(0).as_ref().filter(|_| w.get::<usize>(1) >= 64) {
-            Some(clone) => (clone.flags, clone.stack),
-            None => (0, 0),
+        let clone = w.get::<*const Clone3>(0);
+        if sys::leads_nowhere(clone) || w.get::<usize>(1) < 64 {
+            return (0, 0);
         }
+        ((*clone).flags, (*clone).stack)
     }
 }
 
@@ -59,9 +60,9 @@ pub fn shares(flags: u64) {
     if !has(k::CLONE_VM) {
         return;
     }
-    if !has(k::CLONE_FILES) {
-        // Its descriptors are its own, so nothing can be remembered of a number any more; for good, because nobody
-        // tells when it ends.
+    if !has(k::CLONE_FILES) || !has(k::CLONE_FS) {
+        // Its descriptors or its directory are its own, so nothing can be remembered of a number, or of where the process
+        // stands, any more; for good, because nobody tells when it ends.
         fds::BORROWED.fetch_add(1, Ordering::SeqCst);
     }
     if !has(k::CLONE_SETTLS) && !has(k::CLONE_VFORK) {

@@ -13,7 +13,7 @@ use crate::sys::{self, Answer, Bytes, PathBuf};
 /// # Safety
 /// `out` must have room for `size` bytes.
 unsafe fn turned_link(place: Place, out: *mut c_char, size: usize) -> Option<Answer> {
-    if !control::table()?.translates || size == 0 || out.is_null() {
+    if !control::table()?.translates || size == 0 || sys::leads_nowhere(out) {
         return None;
     }
     let mut bytes = Bytes::new();

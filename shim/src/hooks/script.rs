@@ -5,7 +5,7 @@
 use core::ffi::{c_char, c_int};
 use core::mem::MaybeUninit;
 
-use super::exec::{LARGE, SMALL, Strings, entries};
+use super::exec::{Strings, entries, with_room};
 use crate::control;
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, PathBuf, k};
@@ -89,11 +89,8 @@ pub unsafe fn with_head(
         act(array.as_ptr().cast())
     };
     // SAFETY: as above.
-    match unsafe { entries(arguments) }.count() + 4 {
-        n if n <= SMALL => Some(fill(&mut [const { MaybeUninit::uninit() }; SMALL])),
-        n if n <= LARGE => Some(fill(&mut [const { MaybeUninit::uninit() }; LARGE])),
-        _ => None,
-    }
+    let count = unsafe { entries(arguments) }.count() + 4;
+    with_room(count, &mut fill)
 }
 
 /// Calls `act` with the program and the arguments that running `path`, which lies at `place`, comes to.

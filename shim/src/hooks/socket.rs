@@ -34,7 +34,7 @@ unsafe fn path_of(address: *const Address, length: u32, path: &mut PathBuf) -> O
     // SAFETY: as above; the family lies within the length, which was checked.
     let (family, name) = unsafe {
         let bytes = address.cast::<u8>();
-        if bytes.is_null() {
+        if sys::leads_nowhere(bytes) {
             return None;
         }
         (bytes.cast::<u16>().read_unaligned(), core::slice::from_raw_parts(bytes.add(head), n))
@@ -145,7 +145,10 @@ unsafe fn to_address<R: Reply>(
 ) -> R {
     // Most sockets have no path: they are not kept waiting.
     // SAFETY: as above.
-    if address.is_null() || length < 3 || unsafe { address.cast::<u16>().read_unaligned() } != AF_UNIX {
+    if sys::leads_nowhere(address)
+        || length < 3
+        || unsafe { address.cast::<u16>().read_unaligned() } != AF_UNIX
+    {
         return act(address, length);
     }
     let word = |address: *const Address, length: u32| replied(act(address, length).word());
@@ -195,9 +198,14 @@ hook! {
 
 hook! {
     unsafe fn sendmsg(socket: c_int, message: *const Message, flags: c_int) -> isize => my_sendmsg {
-        let Some(given) = message.as_ref().filter(|message| !message.name.is_null()) else {
+        if sys::leads_nowhere(message) {
+            // By the kernel: musl's looks into it.
+            return answer(sys::raw(k::__NR_sendmsg as usize, socket as usize, message as usize, flags as usize, 0, 0, 0));
+        }
+        if (*message).name.is_null() {
             return real!(sendmsg)(socket, message, flags);
-        };
+        }
+        let given = &*message;
         to_address(given.name.cast_const().cast(), given.name_len, |address, length| {
             let sent = Message { name: address.cast_mut().cast(), name_len: length, ..*given };
             real!(sendmsg)(socket, &raw const sent, flags)
@@ -208,7 +216,7 @@ hook! {
 hook! {
     unsafe fn sendmmsg(socket: c_int, messages: *mut MultiMessage, count: u32, flags: c_int) -> c_int => my_sendmmsg {
         let translates = control::table().is_some_and(|table| table.translates);
-        if !translates || messages.is_null() || (*messages).header.name.is_null() {
+        if !translates || sys::leads_nowhere(messages) || (*messages).header.name.is_null() {
             return real!(sendmmsg)(socket, messages, count, flags);
         }
         // One by one, as the kernel does it: the first failure ends it, and counts where nothing was sent.
@@ -252,7 +260,10 @@ unsafe fn from_address<R: Reply>(
     length: *mut u32,
     act: impl Fn(*mut Address, *mut u32) -> R,
 ) -> R {
-    if address.is_null() || length.is_null() || !control::table().is_some_and(|table| table.translates) {
+    if sys::leads_nowhere(address)
+        || sys::leads_nowhere(length)
+        || !control::table().is_some_and(|table| table.translates)
+    {
         return act(address, length);
     }
     // SAFETY: as above.
@@ -315,7 +326,7 @@ unsafe fn give_logical(
 /// # Safety
 /// `message` must be what recvmsg(2) filled in.
 pub unsafe fn turn_sender(message: &mut Message, capacity: u32) {
-    if message.name.is_null()
+    if sys::leads_nowhere(message.name)
         || message.name_len < 3
         || !control::table().is_some_and(|table| table.translates)
     {

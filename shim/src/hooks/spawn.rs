@@ -229,9 +229,11 @@ hook! {
     /// the open has created or emptied is looked for.
     unsafe fn posix_spawn_file_actions_addopen(actions: *mut c_void, fd: c_int, path: *const c_char, flags: c_int,
         mode: u32) -> c_int => my_addopen {
+        // What a relative path starts from is not known: an action before this one may change the directory.
+        let relative = !sys::leads_nowhere(path) && *path as u8 != b'/';
         let mut room = PathBuf::new();
         if flags as u32 & (k::O_CREAT | k::O_TRUNC) != 0
-            && place::entry(CWD, path, &mut room).is_ok_and(|place| place.mount.is_some())
+            && (relative || place::entry(CWD, path, &mut room).is_ok_and(|place| place.mount.is_some()))
         {
             OPENS.store(true, Ordering::Relaxed);
         }

@@ -218,7 +218,11 @@ unsafe fn attributes(w: Words, flags: c_int) -> c_int {
 /// # Safety
 /// `out` must have room for `size` bytes.
 unsafe fn getcwd(out: *mut c_char, size: usize) -> c_long {
-    if out.is_null() {
+    // The kernel asks for room first.
+    if size == 0 {
+        return fail(Errno::of(errno::ERANGE));
+    }
+    if crate::sys::leads_nowhere(out) {
         return fail(Errno::of(errno::EFAULT));
     }
     // SAFETY: as above; the result is a C string.
