@@ -1,14 +1,107 @@
 //! Paths whose `..` crosses the border of a mount that is translated. There the kernel cannot walk alone: a tree's
 //! parent is not the directory that the logical prefix stands in, and the prefix itself does not exist.
 //!
-//! Nothing is resolved lexically: the kernel is asked where the part before each such `..` leads.
+//! Nothing is resolved lexically: the kernel is asked where the part before each such `..` leads. The same for a symbolic link
+//! that was made without the shim, in an image say, and names the prefix: the kernel does not find it, and we do.
 
-use core::ffi::c_int;
+use core::ffi::{CStr, c_char, c_int};
 
-use crate::control::{Entry, Table};
+use crate::act::Act;
+use crate::control::{self, Entry, Table};
+use crate::hook::Reply;
+use crate::loader::{get_errno, set_errno};
 use crate::paths::{self, Match};
 use crate::place::{CWD, Class, Place};
-use crate::sys::{self, Bytes, Errno, PathBuf, k};
+use crate::sys::{self, Bytes, Errno, PathBuf, errno, k};
+
+/// Links on the way of a path that are followed, as the kernel does.
+const LINKS: usize = 40;
+
+/// After a call has not found `place`, which lies outside every mount: where a symbolic link on its way names a path below
+/// a translated prefix, `again` is called with the path that this makes; its answer.
+#[inline(always)]
+pub fn by_link<R: Reply>(place: Place, mut again: impl FnMut(*const c_char) -> R) -> Option<R> {
+    // One copy of the code for all the calls there are.
+    by_link_then(place, Act::new(&mut |path| again(path).word())).map(R::good)
+}
+
+#[cold]
+#[inline(never)]
+fn by_link_then(place: Place, mut again: Act<'_, *const c_char, usize>) -> Option<usize> {
+    let missing = Errno::of(errno::ENOENT);
+    if place.mount.is_some() || get_errno() != missing || sys::leads_nowhere(place.path) {
+        return None;
+    }
+    let mut path = PathBuf::new();
+    let found = follow(place, &mut path);
+    if found.is_none() {
+        set_errno(missing);
+    }
+    found.map(|()| again.run(path.c_str()))
+}
+
+/// As [`by_link`], where no call has failed yet but the kernel was asked: the path is put into `path`.
+#[cold]
+#[inline(never)]
+pub fn follow(place: Place, path: &mut PathBuf) -> Option<()> {
+    let table = control::table().filter(|table| table.translates)?;
+    let how = k::open_how {
+        flags: u64::from(k::O_PATH | k::O_CLOEXEC),
+        mode: 0,
+        resolve: u64::from(k::RESOLVE_NO_SYMLINKS),
+    };
+    // One call says whether there is a link at all: most of what is missing is just missing.
+    match sys::openat2(place.dirfd, place.path, &raw const how, size_of::<k::open_how>()) {
+        Err(e) if e == Errno::of(errno::ELOOP) => {}
+        Ok(fd) => {
+            sys::close(fd as c_int);
+            return None;
+        }
+        Err(_) => return None,
+    }
+    path.clear();
+    // SAFETY: the app handed a C string.
+    path.push(unsafe { CStr::from_ptr(place.path) }.to_bytes()).ok()?;
+    let mut dirfd = place.dirfd;
+    for _ in 0..LINKS {
+        let mut bytes = Bytes::new();
+        let (start, end, target) = first_link(dirfd, path, &mut bytes)?;
+        let mut whole = PathBuf::new();
+        if target.starts_with(b"/") {
+            dirfd = CWD;
+        } else {
+            whole.push(path.bytes().get(..start)?).ok()?;
+        }
+        whole.push(target).and_then(|()| whole.push(path.bytes().get(end..).unwrap_or(&[]))).ok()?;
+        path.clear();
+        path.push(whole.bytes()).ok()?;
+        let below = |entry: &Entry| matches!(paths::below(entry.prefix(), target), Match::Below(_));
+        if table.mounts().any(|(_, entry)| !entry.identity && below(entry)) {
+            return Some(());
+        }
+    }
+    None
+}
+
+/// The first part of the path that is a symbolic link: where it begins and ends, and its target.
+fn first_link<'b>(
+    dirfd: c_int,
+    path: &mut PathBuf,
+    bytes: &'b mut Bytes,
+) -> Option<(usize, usize, &'b [u8])> {
+    let mut end = 0;
+    loop {
+        let rest = path.bytes().get(end..)?;
+        let start = end + rest.iter().position(|byte| *byte != b'/')?;
+        let rest = path.bytes().get(start..)?;
+        end = start + rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
+        match path.with_head(end, |head| sys::readlink_at(dirfd, head, bytes).map(<[u8]>::len)) {
+            Ok(n) => return Some((start, end, bytes.filled(n))),
+            Err(e) if e == Errno::of(errno::EINVAL) => {}
+            Err(_) => return None,
+        }
+    }
+}
 
 /// Where an absolute path with `..` lies; `same` is the answer where nothing is to be translated.
 #[cold]

@@ -8,8 +8,8 @@
 use core::ffi::{CStr, c_char, c_int, c_void};
 
 use crate::loader::{Real, set_errno};
-use crate::place;
 use crate::sys::{Answer, Errno, PathBuf};
+use crate::{detour, place};
 
 /// What a libc function answers: a value, or its way of saying "failed, see errno".
 pub trait Reply: Sized {
@@ -136,35 +136,51 @@ macro_rules! export {
 /// The contract of the function.
 #[inline(never)]
 pub unsafe fn translated(real: &Real, name: &CStr, arguments: &[usize], path: usize, dirfd: bool) -> usize {
-    let mut words = [0usize; 6];
-    for (to, from) in words.iter_mut().zip(arguments) {
-        *to = *from;
-    }
+    let mut words = arguments_of(arguments);
     let mut room = PathBuf::new();
     let from = path.checked_sub(1).filter(|_| dirfd).and_then(|at| words.get_mut(at));
     let start = from.as_ref().map_or(place::CWD, |word| **word as c_int);
     let app = arguments.get(path).copied().unwrap_or(0) as *const c_char;
-    match place::at(start, app, &mut room) {
-        Ok(place) => {
-            if let Some(word) = from {
-                *word = place.dirfd as usize;
-            }
-            if let Some(word) = words.get_mut(path) {
-                *word = place.path as usize;
-            }
-        }
+    let lies = match place::at(start, app, &mut room) {
+        Ok(place) => place,
         Err(errno) => {
             set_errno(errno);
             return usize::MAX;
         }
+    };
+    if let Some(word) = from {
+        *word = lies.dirfd as usize;
     }
-    let [a, b, c, d, e, f] = words;
+    if let Some(word) = words.get_mut(path) {
+        *word = lies.path as usize;
+    }
     // SAFETY: a C function of at most six words; those that it does not take are in registers that it does not read.
-    unsafe {
-        let function: unsafe extern "C" fn(usize, usize, usize, usize, usize, usize) -> usize =
-            core::mem::transmute(real.address(name));
-        function(a, b, c, d, e, f)
+    let function: unsafe extern "C" fn(usize, usize, usize, usize, usize, usize) -> usize =
+        unsafe { core::mem::transmute(real.address(name)) };
+    let [a, b, c, d, e, f] = words;
+    // SAFETY: as above.
+    let result = unsafe { function(a, b, c, d, e, f) };
+    // As an int: what a function of one leaves above it is nothing.
+    if result as c_int == -1 && lies.mount.is_none() {
+        let again = detour::by_link(lies, |inside| {
+            let mut words = arguments_of(arguments);
+            if let Some(word) = words.get_mut(path) {
+                *word = inside as usize;
+            }
+            // SAFETY: the contract of the function, with another path.
+            unsafe { translated(real, name, &words, path, dirfd) as isize }
+        });
+        return again.map_or(result, |again| again as usize);
     }
+    result
+}
+
+fn arguments_of(arguments: &[usize]) -> [usize; 6] {
+    let mut words = [0; 6];
+    for (to, from) in words.iter_mut().zip(arguments) {
+        *to = *from;
+    }
+    words
 }
 
 /// Declares a hook that translates `path` (below `@dirfd` where there is one) and calls the function behind.

@@ -295,12 +295,46 @@ pub fn entry(dirfd: c_int, path: *const c_char, room: &mut PathBuf) -> Result<Pl
     }
     let index = room.with_head(start, |head| really(table, place.dirfd, head, true));
     match index {
-        Some(index) => {
+        Ok(Some(index)) => {
             control::wait_restored(index)?;
             Ok(Place { mount: Some(index), dirfd: place.dirfd, path: room.c_str() })
         }
+        Err(e) if e == Errno::of(errno::ENOENT) => entry_by_link(place, start, room),
+        _ => Ok(place),
+    }
+}
+
+/// As [`entry`], where the directory of the name that begins at `start` in `room` was not found.
+#[cold]
+#[inline(never)]
+fn entry_by_link(place: Place, start: usize, room: &mut PathBuf) -> Result<Place, Errno> {
+    let mut path = PathBuf::new();
+    let followed = room.with_head(start, |head| detour::follow(Place { path: head, ..place }, &mut path));
+    if followed.is_none() || path.push(room.bytes().get(start..).unwrap_or(&[])).is_err() {
+        return Ok(place);
+    }
+    entry(CWD, path.c_str(), room).and_then(|found| kept(found, &path, room))
+}
+
+/// As [`target`], where nothing was found.
+#[cold]
+#[inline(never)]
+fn target_by_link(place: Place, room: &mut PathBuf) -> Result<Place, Errno> {
+    let mut path = PathBuf::new();
+    match detour::follow(place, &mut path) {
+        Some(()) => at(CWD, path.c_str(), room).and_then(|found| kept(found, &path, room)),
         None => Ok(place),
     }
+}
+
+/// A place whose path may be `path`, which is about to go: then it stands in `room`.
+fn kept(found: Place, path: &PathBuf, room: &mut PathBuf) -> Result<Place, Errno> {
+    if !core::ptr::eq(found.path, path.c_str()) {
+        return Ok(found);
+    }
+    room.clear();
+    room.push(path.bytes())?;
+    Ok(Place { path: room.c_str(), ..found })
 }
 
 /// As [`at`], for a call that changes what `path` names (behind a symbolic link too, where `follow` says so): also finds
@@ -310,7 +344,11 @@ pub fn target(dirfd: c_int, path: *const c_char, follow: bool, room: &mut PathBu
     let Some(table) = control::table().filter(|_| place.mount.is_none() && !sys::leads_nowhere(path)) else {
         return Ok(place);
     };
-    let mount = really(table, place.dirfd, place.path, follow);
+    let mount = match really(table, place.dirfd, place.path, follow) {
+        Ok(mount) => mount,
+        Err(e) if e == Errno::of(errno::ENOENT) => return target_by_link(place, room),
+        Err(_) => None,
+    };
     if let Some(index) = mount {
         control::wait_restored(index)?;
     }
@@ -330,31 +368,29 @@ pub fn by_links(place: Place, follow: Option<bool>) -> Place {
 #[cold]
 #[inline(never)]
 fn seek(table: &Table, place: Place, follow: Option<bool>) -> Place {
-    let itself = follow.and_then(|follow| really(table, place.dirfd, place.path, follow));
+    let itself = follow.and_then(|follow| really(table, place.dirfd, place.path, follow).ok().flatten());
     let found = itself.or_else(|| {
         let mut path = PathBuf::new();
         // SAFETY: a place in a mount has a C string.
         path.push(unsafe { CStr::from_ptr(place.path) }.to_bytes()).ok()?;
         let (start, _) = paths::last_component(path.bytes());
         // What lies right in a directory was classed by that directory's real path.
-        (start != 0).then(|| path.with_head(start, |head| really(table, place.dirfd, head, true)))?
+        (start != 0)
+            .then(|| path.with_head(start, |head| really(table, place.dirfd, head, true)).ok().flatten())?
     });
     Place { mount: found.or(place.mount), ..place }
 }
 
 /// The mount that the kernel finds `path` in. One look where nothing on that device is a tree, or where the same was
-/// found outside lately.
+/// found outside lately. Errors: the kernel's, where it does not find it.
 #[inline(never)]
-fn really(table: &Table, dirfd: c_int, path: *const c_char, follow: bool) -> Option<usize> {
+fn really(table: &Table, dirfd: c_int, path: *const c_char, follow: bool) -> Result<Option<usize>, Errno> {
     let now = outside::now(table);
     let nofollow = if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
-    let stat = sys::stat_at(dirfd, path, nofollow).ok()?;
-    let (device, _) = table.mounts().find(|(_, entry)| entry.dev == stat.st_dev)?;
-    if outside::is_known(device, stat.st_ino, now) {
-        None
-    } else {
-        ask(table, dirfd, path, follow, device, now)
-    }
+    let stat = sys::stat_at(dirfd, path, nofollow)?;
+    let device = table.mounts().find(|(_, entry)| entry.dev == stat.st_dev).map(|(device, _)| device);
+    let device = device.filter(|device| !outside::is_known(*device, stat.st_ino, now));
+    Ok(device.and_then(|device| ask(table, dirfd, path, follow, device, now)))
 }
 
 #[cold]

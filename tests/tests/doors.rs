@@ -251,3 +251,55 @@ fn a_link_from_one_mount_into_another() {
     let real = std::fs::read_link(second.tree().join("link")).unwrap();
     assert_eq!(real, place.path().join("tree/d").canonicalize().unwrap());
 }
+
+/// Links that an image brings: from an ordinary directory to below the prefix, made where there was no shim.
+fn links_that_were_there(setup: Setup) {
+    let node = Node::started(setup);
+    let place = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(place.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let link = |to: PathBuf, name: &str| std::os::unix::fs::symlink(to, place.path().join(name)).unwrap();
+    link(node.prefix().join("data"), "link");
+    link(node.prefix().join("data/new"), "file");
+    link("link".into(), "again");
+    link("circle".into(), "circle");
+    let script = format!(
+        "here={}
+         mkdir -p data/sub && echo hello > data/f
+         cat $here/link/f $here/again/f; ls $here/link; ls $here/again/
+         echo one > $here/file && echo two >> $here/link/new && cat data/new
+         mkdir $here/link/made && mv $here/again/new $here/link/made/moved && cat data/made/moved
+         ln -s ../f $here/link/sub/up && cat $here/again/sub/up && readlink $here/link/sub/up
+         chmod 600 $here/link/f && stat -c '%a %s' data/f && touch -d @7 $here/link/f && stat -c %Y data/f
+         truncate -s 2 $here/again/f && cat data/f && echo
+         (cd $here/link/sub && pwd -P && cat up | head -c 2) && realpath $here/again/f
+         cp /bin/true $here/link/prog && $here/again/prog && echo ran
+         python3 -c 'import os, sys; here = sys.argv[1] + \"/link/\"
+open(here + \"p\", \"a\").write(\"more\"); os.rename(here + \"p\", here + \"q\"); print(os.stat(here + \"q\").st_size, os.path.exists(here + \"none\"))
+import subprocess; subprocess.run([here + \"prog\"], check=True)' $here
+         rm $here/link/prog $here/again/made/moved && rmdir $here/link/made && find $here/link/ | sort | sed s:$here::
+         (cat $here/circle/x 2>&1 || true) | grep -o 'Too many levels'
+         (cat $here/none/x 2>&1 || true) | grep -o 'No such file'",
+        place.path().display()
+    );
+    let said = node.bash(&script);
+    let prefix = node.prefix().display().to_string();
+    let expected = format!(
+        "hello\nhello\nf\nsub\nf\nsub\none\ntwo\none\ntwo\nhello\n../f\n600 6\n7\nhe\n{prefix}/data/sub\nhe{prefix}/data/f\nran\n\
+         4 False\n/link/\n/link/f\n/link/q\n/link/sub\n/link/sub/up\nToo many levels\nNo such file\n"
+    );
+    assert_eq!(said.out, expected, "{}", said.err);
+    node.flush();
+    assert_eq!(missed(&node), 0, "{:#?}", untold(&node));
+}
+
+#[test]
+fn links_that_were_there_translated() {
+    let store = FileStore::new();
+    links_that_were_there(Setup::translated(store.url()));
+}
+
+#[test]
+fn links_that_were_there_identity() {
+    let store = FileStore::new();
+    links_that_were_there(Setup::identity(store.url()));
+}

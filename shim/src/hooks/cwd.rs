@@ -2,6 +2,7 @@
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 
+use crate::detour;
 use crate::hook::{fail, hook, real};
 use crate::loader::{get_errno, set_errno};
 use crate::place::{self, CWD};
@@ -143,6 +144,9 @@ hook! {
                 let result = real!(chdir)(place.path);
                 // Another thread may have looked in between.
                 place::forget_cwd();
+                if result != 0 {
+                    return detour::by_link(place, |inside| my_chdir(inside)).unwrap_or(result);
+                }
                 result
             }
             Err(errno) => fail(errno),
@@ -178,7 +182,7 @@ hook! {
 unsafe fn canonical(
     path: *const c_char,
     out: *mut c_char,
-    call: impl FnOnce(*const c_char, *mut c_char) -> *mut c_char,
+    call: &dyn Fn(*const c_char, *mut c_char) -> *mut c_char,
 ) -> *mut c_char {
     let mut room = PathBuf::new();
     let place = match place::at(CWD, path, &mut room) {
@@ -187,6 +191,12 @@ unsafe fn canonical(
     };
     let mut found = [0 as c_char; sys::PATH_MAX];
     let good = !call(place.path, found.as_mut_ptr()).is_null();
+    if !good {
+        // SAFETY: the caller vouches for `out`.
+        if let Some(done) = detour::by_link(place, |inside| unsafe { canonical(inside, out, call) }) {
+            return done;
+        }
+    }
     // SAFETY: realpath has filled it with a C string, or left it empty.
     let found = unsafe { CStr::from_ptr(found.as_ptr()) }.to_bytes();
     let mut turned = PathBuf::new();
@@ -208,7 +218,7 @@ unsafe fn canonical(
 
 hook! {
     unsafe fn realpath(path: *const c_char, out: *mut c_char) -> *mut c_char => my_realpath {
-        canonical(path, out, |path, room| real!(realpath)(path, room))
+        canonical(path, out, &|path, room| real!(realpath)(path, room))
     }
 }
 
@@ -218,12 +228,12 @@ hook! {
             // Ends the program, as the check demands.
             return real!(__realpath_chk)(path, out, size);
         }
-        canonical(path, out, |path, room| realpath::real()(path, room))
+        canonical(path, out, &|path, room| realpath::real()(path, room))
     }
 }
 
 hook! {
     unsafe fn canonicalize_file_name(path: *const c_char) -> *mut c_char => my_canonicalize_file_name {
-        canonical(path, core::ptr::null_mut(), |path, room| realpath::real()(path, room))
+        canonical(path, core::ptr::null_mut(), &|path, room| realpath::real()(path, room))
     }
 }

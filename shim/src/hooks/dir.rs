@@ -2,10 +2,10 @@
 
 use core::ffi::{c_char, c_int, c_uint, c_void};
 
-use crate::fds;
 use crate::hook::{fail, hook, path_hook, real};
 use crate::place::{self, CWD};
 use crate::sys::PathBuf;
+use crate::{detour, fds};
 
 path_hook! { fn scandir | scandir64(path, list: *mut c_void, filter: *const c_void, order: *const c_void) -> c_int => my_scandir }
 path_hook! {
@@ -22,9 +22,10 @@ hook! {
         match place::at(CWD, path, &mut room) {
             Ok(place) => {
                 let stream = real!(opendir)(place.path);
-                if !stream.is_null() {
-                    fds::forget(dirfd(stream));
+                if stream.is_null() {
+                    return detour::by_link(place, |inside| my_opendir(inside)).unwrap_or(stream);
                 }
+                fds::forget(dirfd(stream));
                 stream
             }
             Err(errno) => fail(errno),

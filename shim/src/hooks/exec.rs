@@ -12,7 +12,7 @@ use crate::hook::{fail, hook, real};
 use crate::loader::{self, get_errno};
 use crate::place::{self, CWD};
 use crate::sys::{self, Errno, PathBuf, errno};
-use crate::{control, net};
+use crate::{control, detour, net};
 
 /// An array of C strings that ends with null, as exec takes them.
 pub type Strings = *const *const c_char;
@@ -165,9 +165,12 @@ hook! {
     unsafe fn execve(path: *const c_char, argv: Strings, envp: Strings) -> c_int => my_execve {
         let mut room = PathBuf::new();
         match place::at(CWD, path, &mut room) {
-            Ok(place) => script::run(path, &place, argv, &mut |path, argv| {
-                with_environment(envp, |envp| real!(execve)(path, argv, envp))
-            }),
+            Ok(place) => {
+                let failed = script::run(path, &place, argv, &mut |path, argv| {
+                    with_environment(envp, |envp| real!(execve)(path, argv, envp))
+                });
+                detour::by_link(place, |inside| my_execve(inside, argv, envp)).unwrap_or(failed)
+            }
             Err(errno) => fail(errno),
         }
     }

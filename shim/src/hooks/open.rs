@@ -12,7 +12,7 @@ use crate::hook::{fail, hook, real};
 use crate::names::{self, Entry};
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, Answer, Errno, PathBuf, Stat, errno, k};
-use crate::{control, streams, tell};
+use crate::{control, detour, streams, tell};
 
 /// The last file that was opened with O_CREAT was not there before.
 static CREATES: AtomicBool = AtomicBool::new(true);
@@ -262,11 +262,21 @@ fn open_at(
             let fd = real(place);
             if fd >= 0 {
                 to_read(place, fd, flags);
+            } else if place.mount.is_none() {
+                return detour::by_link(place, |inside| my_open_again(inside, flags, mode)).unwrap_or(fd);
             }
             fd
         }
         Err(errno) => fail(errno),
     }
+}
+
+/// An open by the path that a link from outside amounts to.
+#[cold]
+#[inline(never)]
+fn my_open_again(path: *const c_char, flags: c_int, mode: u32) -> c_int {
+    // SAFETY: a C string of ours.
+    unsafe { my_open(path, flags, mode) }
 }
 
 /// After an open to read.
@@ -306,9 +316,14 @@ fn open_to_change(
             let changes = (creates || flags as u32 & k::O_TRUNC != 0) && (mode != 0 || !creates);
             match changes.then(|| unled(place, flags, mode)).flatten() {
                 Some(Ok(fd)) => fd as c_int,
+                // It has met no link on its way, so none has led it astray.
                 Some(Err(errno)) => fail(errno),
                 None => {
                     let fd = real(place);
+                    if fd < 0 {
+                        return detour::by_link(place, |inside| my_open_again(inside, flags, mode))
+                            .unwrap_or(fd);
+                    }
                     led(fd, flags);
                     fd
                 }

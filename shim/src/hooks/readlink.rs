@@ -3,10 +3,10 @@
 
 use core::ffi::{c_char, c_int};
 
-use crate::control;
 use crate::hook::{answer, fail, hook, real};
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, Answer, Bytes, PathBuf};
+use crate::{control, detour};
 
 /// Reads the link, turned round; `None` where no mount is translated.
 ///
@@ -39,11 +39,18 @@ unsafe fn read(
 ) -> isize {
     let mut room = PathBuf::new();
     match place::at(dirfd, path, &mut room) {
-        // SAFETY: the caller vouches for `out`.
-        Ok(place) => match unsafe { turned_link(place, out, size) } {
-            Some(done) => answer(done),
-            None => otherwise(place),
-        },
+        Ok(place) => {
+            // SAFETY: the caller vouches for `out`.
+            let done = match unsafe { turned_link(place, out, size) } {
+                Some(done) => answer(done),
+                None => otherwise(place),
+            };
+            if done >= 0 {
+                return done;
+            }
+            // SAFETY: as above.
+            detour::by_link(place, |inside| unsafe { my_readlink(inside, out, size) }).unwrap_or(done)
+        }
         Err(errno) => fail(errno),
     }
 }

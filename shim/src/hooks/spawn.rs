@@ -7,14 +7,14 @@ use storeshim_protocol::names;
 
 use super::exec::{Strings, along_path, contains, with_environment};
 use super::script;
-use crate::control;
 use crate::fds;
 use crate::hook::{hook, real};
-use crate::loader;
+use crate::loader::{self, set_errno};
 use crate::net;
 use crate::place::{self, CWD};
-use crate::sys::{self, Errno, PathBuf, k};
+use crate::sys::{self, Errno, PathBuf, errno, k};
 use crate::tell;
+use crate::{control, detour};
 
 /// Some file action creates or empties a file of a mount.
 static OPENS: AtomicBool = AtomicBool::new(false);
@@ -58,7 +58,13 @@ unsafe fn spawn(
             // The child may stand elsewhere by then: what is a script there is not known here.
             return act(place.path, argv);
         }
-        script::run(path, &place, argv, &mut act)
+        let failed = script::run(path, &place, argv, &mut act);
+        let missing = Errno::of(errno::ENOENT);
+        if failed != missing.0 || place.mount.is_some() {
+            return failed;
+        }
+        set_errno(missing);
+        detour::by_link(place, |inside| spawn(inside, actions, argv, envp, start)).unwrap_or(failed)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use core::ffi::{c_char, c_int, c_long, c_void};
 
+use crate::detour;
 use crate::hook::{answer, fail, hook, path_hook, real};
 use crate::place::{self, CWD};
 use crate::respell::{self, Stat};
@@ -26,6 +27,11 @@ macro_rules! link_hook {
                 let done = real!($name)($($pre,)* $($dirfd,)? place.path, out $(, $post)*);
                 if done == 0 {
                     respell::correct_size(place.dirfd, place.path, out);
+                } else if let Some(done) = detour::by_link(place, |path| {
+                    $(let $dirfd = CWD;)?
+                    $mine($($pre,)* $($dirfd,)? path, out $(, $post)*)
+                }) {
+                    return done;
                 }
                 done
             }
@@ -54,6 +60,8 @@ hook! {
         };
         if done == 0 {
             respell::correct_statx(place.dirfd, place.path, out);
+        } else if let Some(done) = detour::by_link(place, |path| my_statx(CWD, path, flags, mask, out)) {
+            return done;
         }
         done
     }

@@ -4,7 +4,6 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 
 use storeshim_protocol::{Intent, OpenFlags};
 
-use crate::fds;
 use crate::gate;
 use crate::hook::{fail, hook, real};
 use crate::hooks::fd::{closed, my_close};
@@ -13,6 +12,7 @@ use crate::loader::Real;
 use crate::names::{self, Entry};
 use crate::place::{self, CWD};
 use crate::sys::{self, PathBuf, k};
+use crate::{detour, fds};
 use crate::{streams, tell};
 
 unsafe extern "C" {
@@ -105,9 +105,10 @@ hook! {
             return match place::at(CWD, path, &mut room) {
                 Ok(place) => {
                     let stream = real!(fopen)(place.path, mode);
-                    if !stream.is_null() {
-                        to_read(place, fileno(stream), flags as c_int);
+                    if stream.is_null() {
+                        return detour::by_link(place, |inside| my_fopen(inside, mode)).unwrap_or(stream);
                     }
+                    to_read(place, fileno(stream), flags as c_int);
                     stream
                 }
                 Err(errno) => fail(errno),
@@ -131,12 +132,13 @@ hook! {
                     };
                 }
                 let stream = real!(fopen)(place.path, mode);
-                if !stream.is_null() {
-                    let fd = fileno(stream);
-                    fds::forget(fd);
-                    // A link outside may have led into a mount.
-                    tell_unseen(fd, flags);
+                if stream.is_null() {
+                    return detour::by_link(place, |inside| my_fopen(inside, mode)).unwrap_or(stream);
                 }
+                let fd = fileno(stream);
+                fds::forget(fd);
+                // A link outside may have led into a mount.
+                tell_unseen(fd, flags);
                 stream
             }
         }
