@@ -174,6 +174,18 @@ static void by_scm_rights(void) {
     await(pid);
 }
 
+static void stdout_by_scm_rights(void) {
+    int pair[2];
+    check(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), "socketpair");
+    int fd = opened(O_WRONLY | O_APPEND);
+    send_descriptor(pair[1], fd);
+    close(fd);
+    close(1);
+    // It takes the lowest number.
+    if (receive_descriptor(pair[0]) != 1) errx(1, "%s: another number", way);
+    print(stdout);
+}
+
 static void by_pidfd_getfd(void) {
     int ready[2], done[2];
     check(pipe(ready), "pipe");
@@ -349,16 +361,27 @@ static void own_descriptors_of_a_thread(void) {
     pthread_join(thread, NULL);
 }
 
+// What has no contents has attributes.
+static void of_a_fifo(void) {
+    char fifo[4096];
+    snprintf(fifo, sizeof fifo, "%s.fifo", file);
+    check(mkfifo(fifo, 0644), "mkfifo");
+    int fd = check(open(fifo, O_RDWR), "open a FIFO");
+    add(opened(O_WRONLY | O_APPEND));
+    check(fchmod(fd, 0600), "fchmod");
+}
+
 #define WAY(name) {#name, name}
 static const struct { const char *name; void (*run)(void); } ways[] = {
     WAY(by_dup), WAY(by_dup2), WAY(by_dup3), WAY(by_f_dupfd), WAY(by_f_dupfd_cloexec), WAY(above_the_table),
     WAY(stdout_by_dup2), WAY(stdout_by_close_and_open), WAY(stdout_by_close_and_dup), WAY(stdout_by_freopen),
     WAY(stream_by_dup2), WAY(stream_by_close_and_open), WAY(stream_by_close_and_dup), WAY(by_fopen), WAY(by_fdopen),
-    WAY(reopened_for_writing), WAY(proc_self_fd), WAY(dev_fd), WAY(dev_fd_of_a_writer), WAY(by_scm_rights),
+    WAY(reopened_for_writing), WAY(proc_self_fd), WAY(dev_fd), WAY(dev_fd_of_a_writer), WAY(by_scm_rights), WAY(stdout_by_scm_rights),
     WAY(by_pidfd_getfd), WAY(inherited), WAY(inherited_stream), WAY(inherited_dprintf), WAY(inherited_writev),
     WAY(inherited_pwrite), WAY(inherited_map), WAY(inherited_sendfile), WAY(inherited_splice), WAY(inherited_copy),
     WAY(inherited_aio), WAY(inherited_allocate), WAY(after_a_close_loop), WAY(after_close_range),
     WAY(after_a_vfork_that_closes), WAY(closed_by_another_thread), WAY(own_descriptors_of_a_thread),
+    WAY(of_a_fifo),
 };
 
 int main(int argc, char **argv) {
