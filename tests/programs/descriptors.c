@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/sendfile.h>
@@ -371,6 +372,20 @@ static void of_a_fifo(void) {
     check(fchmod(fd, 0600), "fchmod");
 }
 
+// A hole, made by fallocate's older name.
+static void hole_by_ioctl(void) {
+    struct { short type, whence; long long start, length; int system; unsigned pid; int pad[4]; } all = {0, 0, 0, 65536, 0, 0, {0}};
+    static char data[65536];
+    char name[4096];
+    snprintf(name, sizeof name, "%s.hole", file);
+    int fd = check(open(name, O_RDWR | O_CREAT, 0644), "create");
+    memset(data, 'x', sizeof data);
+    if (write(fd, data, sizeof data) != sizeof data) err(1, "%s: write", way);
+    add(opened(O_WRONLY | O_APPEND));
+    // FS_IOC_UNRESVSP64
+    if (ioctl(fd, 0x4030582b, &all) && errno != EOPNOTSUPP && errno != ENOTTY) err(1, "%s: ioctl", way);
+}
+
 #define WAY(name) {#name, name}
 static const struct { const char *name; void (*run)(void); } ways[] = {
     WAY(by_dup), WAY(by_dup2), WAY(by_dup3), WAY(by_f_dupfd), WAY(by_f_dupfd_cloexec), WAY(above_the_table),
@@ -381,7 +396,7 @@ static const struct { const char *name; void (*run)(void); } ways[] = {
     WAY(inherited_pwrite), WAY(inherited_map), WAY(inherited_sendfile), WAY(inherited_splice), WAY(inherited_copy),
     WAY(inherited_aio), WAY(inherited_allocate), WAY(after_a_close_loop), WAY(after_close_range),
     WAY(after_a_vfork_that_closes), WAY(closed_by_another_thread), WAY(own_descriptors_of_a_thread),
-    WAY(of_a_fifo),
+    WAY(of_a_fifo), WAY(hole_by_ioctl),
 };
 
 int main(int argc, char **argv) {
