@@ -317,6 +317,25 @@ pub fn file(fd: c_int) -> Option<File> {
     }
 }
 
+/// As [`file`], also for a FIFO or a device, which is not remembered: its attributes are all that an agent wants to know.
+pub fn file_of_any_kind(fd: c_int) -> Option<File> {
+    file(fd).or_else(|| special(fd))
+}
+
+#[cold]
+#[inline(never)]
+fn special(fd: c_int) -> Option<File> {
+    let stat = sys::fstat(fd).ok().filter(|stat| !sys::is_regular(stat) && !sys::is_directory(stat))?;
+    let table = control::table()?;
+    match class_of_file(table, fd, &stat) {
+        Class::In(mount) => {
+            let known = Known::opened(mount, 0).with_ino(stat.st_ino);
+            Some(File { mount, ino: stat.st_ino, known })
+        }
+        _ => None,
+    }
+}
+
 /// The first use of a descriptor that was opened by a name in a mount: the name may have led elsewhere.
 #[cold]
 fn find_ino(fd: c_int, mount: usize, known: Known) -> Option<File> {

@@ -179,6 +179,11 @@ fn change_two_by(
     if kind == Kind::Rename && (place::is_root(from.room.bytes()) || place::is_root(to.room.bytes())) {
         return Ok(Err(Errno::of(errno::EBUSY)));
     }
+    if !same_directory(a, from.room, b, to.room)
+        && (leads_out(index, a, from.room) || leads_out(index, b, to.room))
+    {
+        return Ok(Err(across(kind, a, b)));
+    }
     let mut inside = match gate::enter(index, 0) {
         Ok(inside) => inside,
         Err(errno) => return Ok(Err(errno)),
@@ -214,6 +219,34 @@ fn change_two_by(
     }
     settle(new, answer);
     Ok(answer)
+}
+
+/// Whether two entries are spelled as ones of the same directory.
+fn same_directory(a: Place, one: &PathBuf, b: Place, other: &PathBuf) -> bool {
+    let head = |path: &'_ PathBuf| paths::last_component(path.bytes()).0;
+    a.dirfd == b.dirfd && one.bytes().get(..head(one)) == other.bytes().get(..head(other))
+}
+
+/// Whether a symbolic link leads to the entry's directory out of every mount, to another place of the same device: what is
+/// moved from there comes with descriptors and directories that are known as ones outside.
+#[inline(never)]
+fn leads_out(index: usize, place: Place, room: &mut PathBuf) -> bool {
+    let (start, end) = paths::last_component(room.bytes());
+    // A descriptor by an empty path or a link of its own is looked at as what it is, and the working directory was
+    // classed by its real path.
+    if end == 0 || start == 0 && place.dirfd == place::CWD || !core::ptr::eq(place.path, room.c_str()) {
+        return false;
+    }
+    let dev = control::table().and_then(|table| table.get(index)).map(|entry| entry.dev);
+    let outside = |dirfd, head| {
+        sys::stat_at(dirfd, head, 0).is_ok_and(|stat| Some(stat.st_dev) == dev)
+            && place::is_outside(dirfd, head)
+    };
+    if start == 0 {
+        outside(place.dirfd, c".".as_ptr())
+    } else {
+        room.with_head(start, |head| outside(place.dirfd, head))
+    }
 }
 
 /// What the kernel says of a rename or a link from one file system to another.

@@ -381,6 +381,11 @@ fn seek(table: &Table, place: Place, follow: Option<bool>) -> Place {
     Place { mount: found.or(place.mount), ..place }
 }
 
+/// Whether the kernel finds `path`, which lies on the device of some tree, outside of every mount.
+pub fn is_outside(dirfd: c_int, path: *const c_char) -> bool {
+    control::table().is_some_and(|table| really(table, dirfd, path, true).is_none())
+}
+
 /// The mount that the kernel finds `path` in. One look where nothing on that device is a tree, or where the same was
 /// found outside lately. Errors: the kernel's, where it does not find it.
 #[inline(never)]

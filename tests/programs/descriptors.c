@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/sendfile.h>
@@ -172,6 +173,18 @@ static void by_scm_rights(void) {
     send_descriptor(pair[1], fd);
     close(fd);
     await(pid);
+}
+
+static void stdout_by_scm_rights(void) {
+    int pair[2];
+    check(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), "socketpair");
+    int fd = opened(O_WRONLY | O_APPEND);
+    send_descriptor(pair[1], fd);
+    close(fd);
+    close(1);
+    // It takes the lowest number.
+    if (receive_descriptor(pair[0]) != 1) errx(1, "%s: another number", way);
+    print(stdout);
 }
 
 static void by_pidfd_getfd(void) {
@@ -349,16 +362,41 @@ static void own_descriptors_of_a_thread(void) {
     pthread_join(thread, NULL);
 }
 
+// What has no contents has attributes.
+static void of_a_fifo(void) {
+    char fifo[4096];
+    snprintf(fifo, sizeof fifo, "%s.fifo", file);
+    check(mkfifo(fifo, 0644), "mkfifo");
+    int fd = check(open(fifo, O_RDWR), "open a FIFO");
+    add(opened(O_WRONLY | O_APPEND));
+    check(fchmod(fd, 0600), "fchmod");
+}
+
+// A hole, made by fallocate's older name.
+static void hole_by_ioctl(void) {
+    struct { short type, whence; long long start, length; int system; unsigned pid; int pad[4]; } all = {0, 0, 0, 65536, 0, 0, {0}};
+    static char data[65536];
+    char name[4096];
+    snprintf(name, sizeof name, "%s.hole", file);
+    int fd = check(open(name, O_RDWR | O_CREAT, 0644), "create");
+    memset(data, 'x', sizeof data);
+    if (write(fd, data, sizeof data) != sizeof data) err(1, "%s: write", way);
+    add(opened(O_WRONLY | O_APPEND));
+    // FS_IOC_UNRESVSP64
+    if (ioctl(fd, 0x4030582b, &all) && errno != EOPNOTSUPP && errno != ENOTTY) err(1, "%s: ioctl", way);
+}
+
 #define WAY(name) {#name, name}
 static const struct { const char *name; void (*run)(void); } ways[] = {
     WAY(by_dup), WAY(by_dup2), WAY(by_dup3), WAY(by_f_dupfd), WAY(by_f_dupfd_cloexec), WAY(above_the_table),
     WAY(stdout_by_dup2), WAY(stdout_by_close_and_open), WAY(stdout_by_close_and_dup), WAY(stdout_by_freopen),
     WAY(stream_by_dup2), WAY(stream_by_close_and_open), WAY(stream_by_close_and_dup), WAY(by_fopen), WAY(by_fdopen),
-    WAY(reopened_for_writing), WAY(proc_self_fd), WAY(dev_fd), WAY(dev_fd_of_a_writer), WAY(by_scm_rights),
+    WAY(reopened_for_writing), WAY(proc_self_fd), WAY(dev_fd), WAY(dev_fd_of_a_writer), WAY(by_scm_rights), WAY(stdout_by_scm_rights),
     WAY(by_pidfd_getfd), WAY(inherited), WAY(inherited_stream), WAY(inherited_dprintf), WAY(inherited_writev),
     WAY(inherited_pwrite), WAY(inherited_map), WAY(inherited_sendfile), WAY(inherited_splice), WAY(inherited_copy),
     WAY(inherited_aio), WAY(inherited_allocate), WAY(after_a_close_loop), WAY(after_close_range),
     WAY(after_a_vfork_that_closes), WAY(closed_by_another_thread), WAY(own_descriptors_of_a_thread),
+    WAY(of_a_fifo), WAY(hole_by_ioctl),
 };
 
 int main(int argc, char **argv) {

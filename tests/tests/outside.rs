@@ -35,3 +35,45 @@ fn changes_through_a_link_are_told() {
         node.survives("changes from outside");
     }
 }
+
+/// A link to another place of the same device is no way across a mount's border: what was opened or entered outside is not
+/// known as the mount's when it has been moved in.
+#[test]
+fn nothing_is_moved_in_by_a_link() {
+    require("python3");
+    for setup in [Setup::translated, Setup::identity] {
+        let store = FileStore::new();
+        let setup = setup(store.url());
+        if setup.reference {
+            return;
+        }
+        let node = Node::started(setup);
+        let outside = node.outside().join("beside");
+        let mut command = node.app_without_shim("mkdir");
+        command.arg(&outside);
+        node.run_to_end(command, Duration::from_secs(120)).succeeded();
+        let said = node.python(&format!(
+            "import errno
+os.mkdir('d')
+os.symlink({outside:?}, 'link')
+open('d/in', 'w').close()
+open('link/out', 'w').close()
+beside = os.open('link', os.O_RDONLY)
+for act in os.rename, os.link:
+    for old, new, options in (
+        ('link/out', 'here', {{}}), ('link/out', 'd/here', {{}}), ('d/in', 'link/there', {{}}),
+        ('out', 'here', dict(src_dir_fd=beside)),
+    ):
+        try:
+            act(old, new, **options)
+            print(act.__name__, old, new, 'done')
+        except OSError as e:
+            assert e.errno == errno.EXDEV, e
+os.rename('link/out', 'link/still')
+os.symlink('d', 'inner')
+os.rename('inner/in', 'moved')
+print(os.listdir({outside:?}), os.path.exists('moved'))"
+        ));
+        assert_eq!(said.trim(), "['still'] True");
+    }
+}

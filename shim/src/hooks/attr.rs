@@ -62,7 +62,7 @@ pub fn by_fd(fd: c_int, mut act: impl FnMut() -> c_int) -> c_int {
 
 #[inline(never)]
 fn by_fd_of(fd: c_int, mut act: Act<'_, (), c_int>) -> c_int {
-    let Some(file) = fds::file(fd) else { return act.run(()) };
+    let Some(file) = fds::file_of_any_kind(fd) else { return act.run(()) };
     let mut inside = match gate::enter(file.mount, file.ino) {
         Ok(inside) => inside,
         Err(errno) => return fail(errno),

@@ -193,8 +193,16 @@ hook! {
 
 hook! {
     unsafe fn ioctl(fd: c_int, request: u64, argument: usize) -> c_int => my_ioctl {
+        // What fallocate(2) does, by its older name: FS_IOC_UNRESVSP, FS_IOC_UNRESVSP64, FS_IOC_ZERO_RANGE, and the two that
+        // may make a file longer.
+        const RESERVE: u32 = 0x4030_5828;
+        const RESERVE_64: u32 = 0x4030_582a;
+        const PUNCH: u32 = 0x4030_5829;
+        const PUNCH_64: u32 = 0x4030_582b;
+        const ZERO: u32 = 0x4030_5839;
         match request as u32 {
-            linux_raw_sys::ioctl::FICLONE | linux_raw_sys::ioctl::FICLONERANGE => {
+            linux_raw_sys::ioctl::FICLONE | linux_raw_sys::ioctl::FICLONERANGE | RESERVE | RESERVE_64 | PUNCH
+            | PUNCH_64 | ZERO => {
                 match change_from(fd, 0, || sys::ioctl(fd, request, argument)) {
                     Some(done) => answer(done),
                     None => real!(ioctl)(fd, request, argument),

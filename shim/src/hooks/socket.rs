@@ -145,10 +145,8 @@ unsafe fn to_address<R: Reply>(
 ) -> R {
     // Most sockets have no path: they are not kept waiting.
     // SAFETY: as above.
-    if sys::leads_nowhere(address)
-        || length < 3
-        || unsafe { address.cast::<u16>().read_unaligned() } != AF_UNIX
-    {
+    let family = |address: *const Address| unsafe { address.cast::<u16>().read_unaligned() };
+    if sys::leads_nowhere(address) || length < 3 || family(address) != AF_UNIX {
         return act(address, length);
     }
     let word = |address: *const Address, length: u32| replied(act(address, length).word());

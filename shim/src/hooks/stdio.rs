@@ -8,7 +8,7 @@ use crate::gate;
 use crate::hook::{fail, hook, real};
 use crate::hooks::fd::{closed, my_close};
 use crate::hooks::open::{Open, my_open, to_read, unled};
-use crate::loader::Real;
+use crate::loader::{self, Real};
 use crate::names::{self, Entry};
 use crate::place::{self, CWD};
 use crate::sys::{self, PathBuf, k};
@@ -72,7 +72,11 @@ fn unseen(flags: u32) -> OpenFlags {
 ///
 /// # Safety
 /// `mode` must be a C string.
-unsafe fn stream_of(fd: c_int, mode: *const c_char) -> *mut c_void {
+unsafe fn stream_of(fd: c_int, mode: *const c_char, flags: u32) -> *mut c_void {
+    if flags & (k::O_APPEND | k::O_ACCMODE) == k::O_APPEND | k::O_WRONLY && loader::is_glibc() {
+        // Where glibc's fopen leaves it: programs ask ftell whether a file that they append to is a new one.
+        let _ = sys::lseek(fd, 0, k::SEEK_END);
+    }
     // SAFETY: as above.
     let stream = unsafe { fdopen::real()(fd, mode) };
     if stream.is_null() {
@@ -120,14 +124,14 @@ hook! {
             call: &|dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, 0o666),
         };
         match open.run(CWD, path, &mut room) {
-            Ok(Ok(fd)) => stream_of(fd as c_int, mode),
+            Ok(Ok(fd)) => stream_of(fd as c_int, mode, flags),
             Ok(Err(errno)) => fail(errno),
             Err(place) => {
                 if flags & k::O_CREAT != 0
                     && let Some(opened) = unled(place, flags as c_int, 0o666)
                 {
                     return match opened {
-                        Ok(fd) => stream_of(fd as c_int, mode),
+                        Ok(fd) => stream_of(fd as c_int, mode, flags),
                         Err(errno) => fail(errno),
                     };
                 }

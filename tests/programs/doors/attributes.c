@@ -159,6 +159,14 @@ static void streams(void)
 	while (table && (read_back = getmntent(table)))
 		say("  %s on %s", read_back->mnt_fsname, read_back->mnt_dir);
 	say("setmntent of nothing: %d", setmntent(at("/none"), "r") != NULL);
+	/* Where a stream begins: by that programs know a new file from an old one. */
+	const char *modes[] = {"r", "r+", "a", "a+", "ae", "ab+"};
+	file(at("/begun"), "some text");
+	for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
+		FILE *begun = fopen(at("/begun"), modes[i]);
+		say("%s: begins at %ld, %ld", modes[i], ftell(begun), (long)lseek(fileno(begun), 0, SEEK_CUR));
+		fclose(begun);
+	}
 	FILE *stream = fopen(at("/stream"), "w+");
 	fputs("hello", stream);
 	stream = freopen(at("/stream2"), "w", stream);
