@@ -383,7 +383,7 @@ fn seek(table: &Table, place: Place, follow: Option<bool>) -> Place {
 
 /// Whether the kernel finds `path`, which lies on the device of some tree, outside of every mount.
 pub fn is_outside(dirfd: c_int, path: *const c_char) -> bool {
-    control::table().is_some_and(|table| really(table, dirfd, path, true).is_none())
+    control::table().is_some_and(|table| matches!(really(table, dirfd, path, true), Ok(None) | Err(_)))
 }
 
 /// The mount that the kernel finds `path` in. One look where nothing on that device is a tree, or where the same was
