@@ -245,7 +245,8 @@ fn a_link_from_one_mount_into_another() {
     first.flush();
     drop(first);
     let (second, place) = machine();
-    let text = second.sh("readlink link");
+    // Whoever touches the other mount waits until it is restored.
+    let text = second.sh(&format!("ls {}/d > /dev/null; readlink link", elsewhere.display()));
     assert_eq!(text.trim(), elsewhere.join("d").display().to_string());
     // On that machine's disk it leads where that machine has the other volume.
     let real = std::fs::read_link(second.tree().join("link")).unwrap();
