@@ -1,5 +1,7 @@
 //! The engine as a whole, over a real tree and an in-memory backend: what is committed is what was there.
 
+mod names;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -339,41 +341,6 @@ fn what_no_intent_tells_is_found_by_the_audit() {
     fs::write(node.tree().join("untold"), "u").unwrap();
     node.volume().flush().unwrap();
     assert_ne!(missed(&node), 0);
-}
-
-#[test]
-fn what_is_told_of_one_name_is_told_of_the_file() {
-    let mut node = Node::new("memory:one-name");
-    let tree = node.tree();
-    for (name, other) in [("a", "b"), ("c", "d"), ("e", "f")] {
-        fs::write(tree.join(name), name).unwrap();
-        fs::hard_link(tree.join(name), tree.join(other)).unwrap();
-    }
-    fs::write(tree.join("g"), "g").unwrap();
-    node.volume().flush().unwrap();
-    let before = missed(&node);
-    // Each moves ctime of the file behind the other name; by the audit of a later cut, and by that of the same.
-    for barrier in [true, false] {
-        let (gone, over, source) = if barrier { ("a", "c", "e") } else { ("b", "d", "f") };
-        fs::remove_file(tree.join(gone)).unwrap();
-        node.tell_name(gone);
-        fs::rename(tree.join("g"), tree.join(over)).unwrap();
-        node.tell_name("g");
-        node.tell_name(over);
-        fs::rename(tree.join(source), tree.join("g")).unwrap();
-        node.tell_name(source);
-        node.tell_name("g");
-        if barrier {
-            assert_eq!(node.barrier(), 0);
-        }
-        node.volume().flush().unwrap();
-        assert_eq!(missed(&node), before);
-    }
-    // Not told of any name, though every byte is as it was.
-    fs::hard_link(tree.join("g"), tree.join("h")).unwrap();
-    node.volume().flush().unwrap();
-    assert_ne!(missed(&node), before);
-    same_elsewhere(&mut node);
 }
 
 #[test]
