@@ -567,6 +567,7 @@ enum Op {
     Rmdir(u8),
     Chmod(u8, u16),
     Barrier,
+    Audit,
     Restart,
 }
 
@@ -585,6 +586,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => name.clone().prop_map(Op::Rmdir),
         1 => (name, 0u16..0o777).prop_map(|(n, m)| Op::Chmod(n, m | 0o600)),
         3 => Just(Op::Barrier),
+        1 => Just(Op::Audit),
         1 => Just(Op::Restart),
     ]
 }
@@ -642,6 +644,10 @@ fn apply(node: &mut Node, op: &Op) {
             }
         }
         Op::Barrier => assert_eq!(node.barrier(), 0),
+        Op::Audit => {
+            node.volume().flush().unwrap();
+            assert_eq!(missed(node), 0);
+        }
         Op::Restart => {
             node.volume().shutdown();
             node.start().unwrap();
