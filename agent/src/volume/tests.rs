@@ -1,5 +1,6 @@
 //! The engine as a whole, over a real tree and an in-memory backend: what is committed is what was there.
 
+mod mapped;
 mod names;
 
 use std::collections::BTreeMap;
@@ -459,54 +460,6 @@ fn what_was_told_of_a_file_that_moves_meanwhile_is_not_forgotten() {
     assert_eq!(node.barrier(), 0);
     assert!(node.at_thaw.lock().unwrap().is_empty());
     node.volume().flush().unwrap();
-    same_elsewhere(&mut node);
-}
-
-#[test]
-fn the_last_store_through_a_mapping_is_committed() {
-    let mut node = Node::new("memory:mapped");
-    let path = node.tree().join("m");
-    fs::write(&path, vec![1; 8192]).unwrap();
-    node.tell_name("m");
-    let ino = node.ino("m");
-    node.tell(Intent::Opened { ino, flags: OpenFlags::MAPPED });
-    let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
-    // SAFETY: nobody truncates the file while the mapping lives.
-    let mut mapping = unsafe { memmap2::MmapMut::map_mut(&file) }.unwrap();
-    mapping[0] = 2;
-    assert_eq!(node.barrier(), 0);
-    assert_eq!(node.barrier(), 0);
-    assert_eq!(node.barrier(), 0);
-    node.at_thaw.lock().unwrap().push(Box::new(move || {
-        mapping[0] = 3;
-        drop((mapping, file));
-    }));
-    for _ in 0..6 {
-        assert_eq!(node.barrier(), 0);
-    }
-    node.volume().flush().unwrap();
-    same_elsewhere(&mut node);
-}
-
-#[test]
-fn a_mapping_that_only_a_session_of_the_last_agent_heard_of_is_known_to_the_next() {
-    let mut node = Node::new("memory:heard");
-    let path = node.tree().join("m");
-    fs::write(&path, vec![1; 8192]).unwrap();
-    let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
-    // SAFETY: nobody truncates the file while the mapping lives.
-    let mut mapping = unsafe { memmap2::MmapMut::map_mut(&file) }.unwrap();
-    mapping[0] = 2;
-    node.volume().flush().unwrap();
-    node.volume().shutdown();
-    node.volume = None;
-    let state = node.dir.path().join("state");
-    session::Journal::unseen(&Journal::open(&state), node.ino("m"), OpenFlags::MAPPED);
-    node.start().unwrap();
-    assert_eq!(node.barrier(), 0);
-    assert!(Journal::open(&state).entries().is_empty(), "the index knows it now");
-    mapping[0] = 3;
-    assert_eq!(node.barrier(), 0);
     same_elsewhere(&mut node);
 }
 
