@@ -361,14 +361,15 @@ impl Told {
     fn behind_names(&self, look: &Look<'_>) -> Result<HashSet<u64>, VolumeError> {
         let mut inodes = HashSet::new();
         for (ino, names) in &self.names {
-            let Some(dir) = look.known(*ino)? else { continue };
-            match names {
-                Names::Some(names) => {
-                    for name in names {
-                        inodes.extend(look.behind(dir, name)?);
+            for dir in look.all_known(*ino)? {
+                match names {
+                    Names::Some(names) => {
+                        for name in names {
+                            inodes.extend(look.behind(dir, name)?);
+                        }
                     }
+                    Names::All => inodes.extend(look.all_behind(dir)?),
                 }
-                Names::All => inodes.extend(look.all_behind(dir)?),
             }
         }
         Ok(inodes)

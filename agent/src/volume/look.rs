@@ -74,6 +74,8 @@ pub struct Look<'a> {
     ids: HashMap<u64, FileId>,
     /// Were not to be found where they were looked for: what was told of them is still to be looked at.
     missed: HashSet<u64>,
+    /// Directories that were nowhere to be found, and what was told in them: moved since, if they were not deleted.
+    unreached: Vec<(u64, Names)>,
     /// Names that intents meant by naming a symbolic link to them, by directory.
     through: HashSet<(u64, Box<[u8]>)>,
     first_new: u64,
@@ -120,6 +122,7 @@ impl<'a> Look<'a> {
             shallow: false,
             ids: HashMap::new(),
             missed: HashSet::new(),
+            unreached: Vec::new(),
             through: HashSet::new(),
             first_new: next_inode,
         })
@@ -134,11 +137,11 @@ impl<'a> Look<'a> {
     pub fn take(&mut self, work: &DirtySet, sink: &mut dyn PieceSink) -> Result<()> {
         let mut todo = Todo::default();
         for (kino, names) in &work.names {
-            if let Some(dir) = self.known(*kino)? {
-                todo.dirs.push((dir, names.clone()));
-            } else {
+            let mut known = self.all_known(*kino)?.peekable();
+            if known.peek().is_none() {
                 todo.unknown.push((*kino, names.clone()));
             }
+            todo.dirs.extend(known.map(|dir| (dir, names.clone())));
         }
         self.look_dirs(&mut todo)?;
         for (kino, dirty) in &work.inodes {
@@ -216,11 +219,23 @@ impl<'a> Look<'a> {
         Ok(self.cx.index.kernel(kino)?.map(|k| k.inode))
     }
 
+    /// The volume inodes that a kernel inode number may mean: it may stand for a new one while intents still tell of the
+    /// old one, which was deleted.
+    pub fn all_known(
+        &self,
+        kino: u64,
+    ) -> std::result::Result<impl Iterator<Item = u64> + use<>, VolumeError> {
+        let new = self.kernel.get(&kino).map(|k| k.inode);
+        let old = self.cx.index.kernel(kino)?.map(|k| k.inode);
+        Ok(new.into_iter().chain(old.filter(|old| new != Some(*old))))
+    }
+
     /// Looks at all listed directories. One may be reachable only once the look at another has found where it is
     /// now, so this goes on while it gets anywhere. A directory that stays unreachable was deleted (its names are
-    /// looked at once more, in case that was not told), or is new and was listed as a whole from its parent.
+    /// looked at once more, in case that was not told), or is new and was listed as a whole from its parent, or moves at
+    /// this very time.
     fn look_dirs(&mut self, todo: &mut Todo) -> Result<()> {
-        let (mut rechecked, mut followed) = (HashSet::new(), HashSet::new());
+        let (mut rechecked, mut followed, mut tried) = (HashSet::new(), HashSet::new(), HashSet::new());
         loop {
             let mut progress = false;
             let mut later = Vec::new();
@@ -246,7 +261,12 @@ impl<'a> Look<'a> {
                     }
                 }
                 if todo.dirs.is_empty() {
-                    return Ok(());
+                    self.forsake(std::mem::take(&mut later), todo)?;
+                    self.follow_names(todo, &mut followed)?;
+                    todo.dirs.extend(self.come_back(&mut tried)?);
+                    if todo.dirs.is_empty() {
+                        return Ok(());
+                    }
                 }
             }
             todo.dirs.append(&mut later);

@@ -86,6 +86,50 @@ impl Look<'_> {
         Ok(())
     }
 
+    /// Takes what was told in directories that no name leads to any more as they were deleted: empty. What was in them may
+    /// have other names, or be elsewhere.
+    pub(super) fn forsake(&mut self, dirs: Vec<(u64, Names)>, todo: &mut Todo) -> Result<()> {
+        let mut gone = HashSet::new();
+        for (dir, _) in &dirs {
+            if self.path_of(*dir)?.is_none() {
+                gone.insert(*dir);
+            }
+        }
+        for (dir, names) in dirs {
+            let told: Vec<Vec<u8>> = match &names {
+                _ if !gone.contains(&dir) => Vec::new(),
+                Names::Some(names) => names.iter().map(|name| name.to_vec()).collect(),
+                Names::All => {
+                    let known = self.cx.index.children(dir)?.into_iter().collect();
+                    self.children(dir, known).into_keys().collect()
+                }
+            };
+            for name in told {
+                if let Some(child) = self.child(dir, &name)? {
+                    self.set_dentry(dir, &name, None)?;
+                    todo.lost.insert(child);
+                }
+            }
+            self.unreached.push((dir, names));
+        }
+        Ok(())
+    }
+
+    /// What was told in directories that were nowhere to be found and to which a name leads now: it was only a move,
+    /// whose other half this round told, or they have another way. Each of `tried` has been tried.
+    pub(super) fn come_back(&mut self, tried: &mut HashSet<u64>) -> Result<Vec<(u64, Names)>> {
+        let mut back = Vec::new();
+        for (dir, names) in std::mem::take(&mut self.unreached) {
+            if !tried.contains(&dir) && self.path_of(dir)?.is_some() {
+                back.push((dir, names));
+            } else {
+                self.unreached.push((dir, names));
+            }
+        }
+        tried.extend(back.iter().map(|(dir, _)| *dir));
+        Ok(back)
+    }
+
     pub(super) fn child(&self, dir: u64, name: &[u8]) -> Result<Option<u64>> {
         match self.dentries.get(&(dir, name.to_vec())) {
             Some(child) => Ok(*child),
