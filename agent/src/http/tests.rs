@@ -50,6 +50,7 @@ fn status() -> AgentStatus {
             volume,
         }],
         sessions: vec![SessionInfo { pid: 9, comm: "app".into(), uid: 1000, threads: 2 }],
+        past_libc: vec!["9 app: openat (in /bin/app)".into()],
     }
 }
 
