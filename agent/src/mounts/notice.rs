@@ -19,7 +19,7 @@ use crate::doctor::raw::is_name_of_libc;
 /// Between two looks at the list of processes.
 const PAUSE: Duration = Duration::from_millis(250);
 /// A look at the list is followed by a rest this many times as long as it took.
-const REST: u32 = 20;
+const REST: u32 = 50;
 /// When a process is looked at after it was seen first: its loader has not mapped everything then, and what is loaded
 /// later (plugins) comes later.
 const LOOKS: [Duration; 4] =
@@ -28,6 +28,8 @@ const LOOKS: [Duration; 4] =
 const READ_REST_MAX: Duration = Duration::from_secs(5);
 /// Files that are remembered. Beyond, all are forgotten and looked through again.
 const KNOWN_MAX: usize = 8192;
+/// Files of one process that are open at a time; what is left is for the next look.
+const OPEN_MAX: usize = 100;
 /// Programs that are named. Further ones are only counted.
 const NAMED_MAX: usize = 256;
 
@@ -64,9 +66,10 @@ impl Notice {
         thread.spawn(move || watch.run(&notice)).map(drop)
     }
 
-    fn name(&self, process: &Process, who: (FileId, FileId), file: &Path, past: &PastLibc) {
+    fn name(&self, who: &Who, id: FileId, file: &Path, past: &PastLibc) {
+        let both = (who.program, id);
         let mut named = self.named();
-        if named.programs.iter().any(|(known, _)| *known == who) {
+        if named.programs.iter().any(|(known, _)| *known == both) {
             return;
         }
         if named.programs.len() >= NAMED_MAX {
@@ -77,11 +80,11 @@ impl Notice {
             }
             return;
         }
-        let (comm, calls, file) = (process.comm(), past.words(), plain(&file.to_string_lossy()));
-        named.programs.push((who, format!("{} {comm}: {calls} (in {file})", process.pid)));
+        let (Who { pid, comm, .. }, calls, file) = (who, past.words(), plain(&file.to_string_lossy()));
+        named.programs.push((both, format!("{pid} {comm}: {calls} (in {file})")));
         drop(named);
         tracing::warn!(
-            pid = process.pid,
+            pid,
             program = comm,
             calls,
             file,
@@ -93,6 +96,13 @@ impl Notice {
     fn named(&self) -> MutexGuard<'_, Named> {
         self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A process, as it was when it was looked at.
+struct Who {
+    pid: u32,
+    comm: String,
+    program: FileId,
 }
 
 /// A process that was met.
@@ -160,21 +170,40 @@ impl Watch {
         if process.has_net() {
             return;
         }
-        if let Some(file) = process.open_program() {
-            self.judge(notice, process, program, &process.path(), file);
-        }
+        let who = Who { pid: process.pid, comm: process.comm(), program };
+        // All is opened before the first is read: it may have ended by then.
+        let mut files = Vec::new();
+        files.extend(process.open_program().map(|file| (process.path(), file)));
         for library in libraries {
             let name = library.path.file_name().unwrap_or_default().to_string_lossy();
             if is_name_of_libc(&name) {
                 continue;
             }
-            if let Some(file) = process.open_library(&library) {
-                self.judge(notice, process, program, &library.path, file);
+            let Some(file) = process.open_library(&library) else { continue };
+            if self.is_harmless(&file) {
+                continue;
             }
+            files.push((library.path, file));
+            if files.len() >= OPEN_MAX {
+                break;
+            }
+        }
+        // What was opened may be of another program, which the process has become: that is met in the next round.
+        if process.program().is_some_and(|now| now != program) {
+            return;
+        }
+        for (path, file) in files {
+            self.judge(notice, &who, &path, file);
         }
     }
 
-    fn judge(&mut self, notice: &Notice, process: &Process, program: FileId, path: &Path, file: File) {
+    /// Whether a library is known, and nothing is to be told of it.
+    fn is_harmless(&self, file: &File) -> bool {
+        let meta = file.metadata();
+        meta.is_ok_and(|meta| self.known.get(&FileId::of(&meta)).is_some_and(|past| !past.tells(false)))
+    }
+
+    fn judge(&mut self, notice: &Notice, who: &Who, path: &Path, file: File) {
         let Ok(meta) = file.metadata() else { return };
         let id = FileId::of(&meta);
         if !self.known.contains_key(&id) {
@@ -189,8 +218,8 @@ impl Watch {
             self.known.insert(id, past);
             std::thread::sleep(began.elapsed().min(READ_REST_MAX));
         }
-        if let Some(past) = self.known.get(&id).filter(|past| past.tells(id == program)) {
-            notice.name(process, (program, id), path, past);
+        if let Some(past) = self.known.get(&id).filter(|past| past.tells(id == who.program)) {
+            notice.name(who, id, path, past);
         }
     }
 }

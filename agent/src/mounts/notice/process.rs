@@ -36,6 +36,11 @@ impl FileId {
             modified: (meta.mtime(), meta.mtime_nsec()),
         }
     }
+
+    #[cfg(test)]
+    pub(super) fn made_up(number: usize) -> Self {
+        Self { dev: 0, ino: number as u64, size: 0, modified: (0, 0) }
+    }
 }
 
 /// Where the agent serves.
