@@ -110,17 +110,21 @@ fn programs_that_pass_by_libc_are_named_at_once() {
         rustix(false),
     );
     let stay = Path::new("stay");
-    let innocent =
-        [start(plain, &[Path::new("600")], false), start(&rustix(true), &[node.prefix(), stay], false)];
-    let netted = start(&rust, &[node.prefix(), stay], true);
+    node.sh("mkdir innocent netted raw");
+    let folder = |name: &str| node.prefix().join(name);
+    let mut apps = [
+        start(plain, &[Path::new("600")], false),
+        start(&rustix(true), &[&folder("innocent"), stay], false),
+        start(&rust, &[&folder("netted"), stay], true),
+    ];
     // Long enough for every one of them to be looked at.
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(named(&node.status(), None), [] as [String; 0], "{}", node.log());
-    drop((innocent, netted));
-    std::fs::remove_dir_all(node.tree().join("rx")).unwrap();
+    assert!(apps.iter_mut().all(|app| app.ended().is_none()), "a program that has ended shows nothing");
+    drop(apps);
 
     let raws = [start(&raw, &[stay], false), start(&raw, &[stay], false), start(&musl, &[stay], false)];
-    let rusts = start(&rust, &[node.prefix(), stay], false);
+    let rusts = start(&rust, &[&folder("raw"), stay], false);
     let began = std::time::Instant::now();
     node.await_status("the programs' names", |status| named(status, None).len() >= 3);
     assert!(began.elapsed() < Duration::from_secs(30), "at once is not {:?}", began.elapsed());
