@@ -190,6 +190,7 @@ fn metrics_are_prometheus_text() {
         "storeshim_commits_total{mount=\"/sto\\\"rage\"} 41",
         "storeshim_cut_pause_seconds{mount=\"/sto\\\"rage\",quantile=\"0.99\"} 0.002",
         "storeshim_sessions 1",
+        "storeshim_past_libc_programs 1",
         "storeshim_uptime_seconds 2.5",
     ] {
         assert!(text.lines().any(|got| got == line), "{line} is missing in\n{text}");
