@@ -2,6 +2,7 @@
 //
 //   raw_calls DIR          everything, in directories of its own below DIR; says what went wrong and fails
 //   raw_calls scene DIR    one scene: what each of them does
+//   raw_calls stay         nothing, until it is killed
 //   raw_calls time         what a call costs, in nanoseconds
 #define _GNU_SOURCE
 #include <errno.h>
@@ -303,6 +304,7 @@ int main(int argc, char **argv) {
                per_call(20000, number_call), per_call(20000, raw_call), per_call(20000, raw_hooked));
         return 0;
     }
+    if (argc == 2 && !strcmp(argv[1], "stay")) return pause();
     if (argc == 3 && !strcmp(argv[1], "scene")) return scene(argv[2]);
     MUST(argc == 2);
     base = argv[1];

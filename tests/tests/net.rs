@@ -82,6 +82,70 @@ fn without_the_net_inline_calls_are_found_by_the_audit() {
     node.survives("inline calls without the net");
 }
 
+/// What the status says of programs that make calls past libc, of the process `pid` if one is given.
+fn named(status: &serde_json::Value, pid: Option<&str>) -> Vec<String> {
+    let list = find(status, "past_libc").and_then(serde_json::Value::as_array).cloned().unwrap_or_default();
+    let words = list.iter().filter_map(serde_json::Value::as_str).map(str::to_owned);
+    words.filter(|words| pid.is_none_or(|pid| words.split(' ').next() == Some(pid))).collect()
+}
+
+/// Such a program is named soon after its start, each program once, also one that never attaches; one that uses libc, or
+/// that runs under the net, is not.
+#[test]
+fn programs_that_pass_by_libc_are_named_at_once() {
+    let store = FileStore::new();
+    let Some(mut node) = node(Setup::identity(store.url())) else { return };
+    if std::env::var_os("STORESHIM_E2E_NET").is_some() {
+        return; // All programs run under the net then.
+    }
+    let start = |program: &Path, arguments: &[&Path], net: bool| {
+        let mut command = app(&node, program, net);
+        command.args(arguments);
+        node.spawn(command)
+    };
+    let (plain, raw, musl, rust) = (
+        Path::new("/bin/sleep"),
+        compiled("raw_calls"),
+        built(Language::MuslC, &crate_dir().join("programs/raw_calls.c")),
+        rustix(false),
+    );
+    let stay = Path::new("stay");
+    node.sh("mkdir innocent netted raw");
+    let folder = |name: &str| node.prefix().join(name);
+    let mut apps = [
+        start(plain, &[Path::new("600")], false),
+        start(&rustix(true), &[&folder("innocent"), stay], false),
+        start(&rust, &[&folder("netted"), stay], true),
+    ];
+    // Long enough for every one of them to be looked at.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(named(&node.status(), None), [] as [String; 0], "{}", node.log());
+    assert!(apps.iter_mut().all(|app| app.ended().is_none()), "a program that has ended shows nothing");
+    drop(apps);
+
+    let raws = [start(&raw, &[stay], false), start(&raw, &[stay], false), start(&musl, &[stay], false)];
+    let rusts = start(&rust, &[&folder("raw"), stay], false);
+    let began = std::time::Instant::now();
+    node.await_status("the programs' names", |status| named(status, None).len() >= 3);
+    assert!(began.elapsed() < Duration::from_secs(30), "at once is not {:?}", began.elapsed());
+    let status = node.status();
+    assert_eq!(named(&status, None).len(), 3, "{status:#}");
+    let said = named(&status, Some(&rusts.pid().to_string())).join("");
+    assert!(
+        said.contains("whose number cannot be told (in ") && said.contains(rust.to_str().unwrap()),
+        "{said}"
+    );
+    let said = named(&status, Some(&raws[2].pid().to_string())).join("");
+    assert!(said.contains("renameat") || said.contains("whose number cannot be told"), "{said}");
+    assert!(said.contains(musl.to_str().unwrap()), "{said}");
+    assert_eq!(node.log().matches("a program makes system calls past libc").count(), 3, "{}", node.log());
+    let mut human = node.agent_command("status");
+    let human = String::from_utf8(human.output().unwrap().stdout).unwrap();
+    assert!(human.contains("--net=sud") && human.contains(&said), "{human}");
+    drop((raws, rusts));
+    node.survives("programs that were named");
+}
+
 /// rustix is what Rust programs (cargo, uutils) make inline calls with.
 #[test]
 fn a_rustix_program_is_caught() {

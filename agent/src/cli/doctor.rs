@@ -11,7 +11,7 @@ use super::{FAILED, Failure, Settings};
 use crate::doctor::coverage::{Coverage, Row};
 use crate::doctor::program::{self, Nets};
 use crate::doctor::report::Report;
-use crate::doctor::{machine, selftest};
+use crate::doctor::{aside, machine, selftest};
 
 /// Arguments of `storeshim doctor`.
 #[derive(Args)]
@@ -37,6 +37,9 @@ pub(super) struct Arguments {
     /// The self-test's own part, which runs under the shim.
     #[arg(long = selftest::STEPS_FLAG.trim_start_matches('-'), value_name = "DIR", hide = true)]
     self_test_in: Option<PathBuf>,
+    /// The agent's question about a program, which is standard input.
+    #[arg(long = aside::FLAG.trim_start_matches('-'), hide = true)]
+    past_libc: bool,
     /// The program, and its arguments, which are not looked at.
     #[arg(trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -46,6 +49,11 @@ pub(super) struct Arguments {
 pub(super) fn main(arguments: &Arguments) -> Result<u8, Failure> {
     if let Some(dir) = &arguments.self_test_in {
         return selftest::steps::run(dir).map(|()| 0).map_err(|error| Failure::new(FAILED, error));
+    }
+    if arguments.past_libc {
+        let answer = aside::answer().map_err(|error| Failure::new(FAILED, error))?;
+        println!("{answer}");
+        return Ok(0);
     }
     let shim = find_shim();
     if !arguments.libcs.is_empty() {

@@ -75,6 +75,15 @@ fn table(status: &AgentStatus) -> String {
             let _ = writeln!(out, "    {note}");
         }
     }
+    if !status.past_libc.is_empty() {
+        let _ = writeln!(
+            out,
+            "system calls past libc: start these with `storeshim run --net=sud`, or their changes wait for the audit"
+        );
+        for program in &status.past_libc {
+            let _ = writeln!(out, "    {program}");
+        }
+    }
     out
 }
 
@@ -140,6 +149,13 @@ MOUNT     STATE   NOT IN BACKEND      COMMIT  FILES  SIZE  VOLUME
     backend: connection refused
     programs without the shim: 17 busybox
 ";
-        assert_eq!(table(&status(mounts)), expected);
+        let mut status = status(mounts);
+        assert_eq!(table(&status), expected);
+        status.past_libc = vec!["9 mv: renameat (in /bin/mv)".into()];
+        let told = "\
+system calls past libc: start these with `storeshim run --net=sud`, or their changes wait for the audit
+    9 mv: renameat (in /bin/mv)
+";
+        assert_eq!(table(&status), format!("{expected}{told}"));
     }
 }

@@ -25,6 +25,7 @@ pub(crate) fn status(mounts: Vec<MountStatus>) -> AgentStatus {
         holds: 0,
         mounts,
         sessions: Vec::new(),
+        past_libc: Vec::new(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What of a program or a libc the shim will see, and what not: analysis of ELF files and machine code, and trials. It
 //! must not know volumes or the command line.
 
+pub mod aside;
 pub mod code;
 pub mod coverage;
 pub mod elf;

@@ -78,7 +78,13 @@ impl Raw {
 
 /// Whether a library is a part of libc, whose system calls are behind functions that are hooked.
 pub fn is_part_of_libc(elf: &Elf) -> bool {
-    const PARTS: [&str; 17] = [
+    let file = elf.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    elf.soname().is_some_and(is_name_of_libc) || is_name_of_libc(&file)
+}
+
+/// Whether parts of libc, or the shim, are called so.
+pub fn is_name_of_libc(name: &str) -> bool {
+    const PARTS: [&str; 18] = [
         "libc.so",
         "libc.musl",
         "ld-linux",
@@ -96,8 +102,7 @@ pub fn is_part_of_libc(elf: &Elf) -> bool {
         "libthread_db",
         "libBrokenLocale",
         "ld.so",
+        "libstoreshim.so",
     ];
-    let file = elf.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let name = elf.soname().unwrap_or(&file);
-    PARTS.iter().any(|part| name.starts_with(part) || file.starts_with(part))
+    PARTS.iter().any(|part| name.starts_with(part))
 }

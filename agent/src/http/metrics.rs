@@ -52,6 +52,8 @@ pub fn render(status: &AgentStatus) -> String {
     let mut out = String::new();
     gauge(&mut out, "uptime_seconds", "Time since the agent started", status.uptime_ms as f64 / 1e3);
     gauge(&mut out, "sessions", "Attached processes", status.sessions.len() as f64);
+    let past_libc = "Programs named since the agent's start because they make system calls past libc";
+    gauge(&mut out, "past_libc_programs", past_libc, status.past_libc.len() as f64);
     for metric in &GAUGES {
         header(&mut out, metric.name, metric.help, "gauge");
         for mount in &status.mounts {

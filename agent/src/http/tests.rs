@@ -50,6 +50,7 @@ fn status() -> AgentStatus {
             volume,
         }],
         sessions: vec![SessionInfo { pid: 9, comm: "app".into(), uid: 1000, threads: 2 }],
+        past_libc: vec!["9 app: openat (in /bin/app)".into()],
     }
 }
 
@@ -189,6 +190,7 @@ fn metrics_are_prometheus_text() {
         "storeshim_commits_total{mount=\"/sto\\\"rage\"} 41",
         "storeshim_cut_pause_seconds{mount=\"/sto\\\"rage\",quantile=\"0.99\"} 0.002",
         "storeshim_sessions 1",
+        "storeshim_past_libc_programs 1",
         "storeshim_uptime_seconds 2.5",
     ] {
         assert!(text.lines().any(|got| got == line), "{line} is missing in\n{text}");

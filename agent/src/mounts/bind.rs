@@ -9,6 +9,7 @@ use super::ports::{Engine, EngineFactory, NewMount, OpenError, PendingVolume, Se
 use super::{Mounts, MountsError};
 use crate::blob::{Store, StoreError, StoreOptions};
 use crate::config::{self, Config};
+use crate::doctor::aside;
 use crate::meta::{self, MetaError};
 use crate::session::{self, Freeze, IntentSink, MountEntry, Reply, RequestSink, SessionInfo, Sessions};
 use crate::volume::{
@@ -17,7 +18,10 @@ use crate::volume::{
 
 /// Opens all mounts of `config`; see [`Mounts::open`].
 pub fn open(config: &Config) -> Result<Arc<Mounts>, MountsError> {
-    Mounts::open(config, &start_sessions, &Volumes)
+    let mounts = Mounts::open(config, &start_sessions, &Volumes)?;
+    let watched = mounts.notice.watch(&config.run_dir, Box::new(aside::examine));
+    watched.map_err(|error| MountsError::Unusable(format!("cannot start a thread: {error}")))?;
+    Ok(mounts)
 }
 
 fn start_sessions(run_dir: &Path, requests: Arc<dyn RequestSink>) -> Result<Arc<dyn SessionPort>, String> {

@@ -3,6 +3,7 @@
 
 mod bind;
 mod gate;
+mod notice;
 mod place;
 mod ports;
 mod router;
@@ -20,6 +21,7 @@ use crate::session::RequestSink;
 use crate::volume::{Durability, Neighbours, VolumeError, VolumeOptions, VolumeStatus};
 pub use bind::open;
 use gate::MountGate;
+use notice::Notice;
 use place::Place;
 pub use ports::{Engine, EngineFactory, NewMount, OpenError, PendingVolume, SessionPort, SharedSink};
 pub use router::Router;
@@ -57,6 +59,7 @@ pub struct Mounts {
     router: Arc<Router>,
     mounts: Vec<Arc<OneMount>>,
     life: Mutex<Life>,
+    notice: Arc<Notice>,
 }
 
 /// What decides when the agent ends.
@@ -143,6 +146,7 @@ impl Mounts {
             router,
             mounts,
             life: Mutex::default(),
+            notice: Arc::default(),
         }))
     }
 
@@ -160,6 +164,7 @@ impl Mounts {
             holds,
             mounts: self.mounts.iter().map(|one| one.status()).collect(),
             sessions: self.sessions.list(),
+            past_libc: self.notice.list(),
         }
     }
 

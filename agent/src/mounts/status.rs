@@ -27,6 +27,10 @@ pub struct AgentStatus {
     pub mounts: Vec<MountStatus>,
     /// The attached processes.
     pub sessions: Vec<SessionInfo>,
+    /// Programs under the shim that make system calls past libc and run without the second net, as they were met since
+    /// the agent's start: "pid name: calls (in file)".
+    #[serde(default)]
+    pub past_libc: Vec<String>,
 }
 
 /// A mount.

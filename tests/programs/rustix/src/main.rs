@@ -1,4 +1,4 @@
-//! What programs do through rustix with files below the first argument, by absolute paths.
+//! What programs do through rustix with files below the first argument, by absolute paths. With `stay` after it, it does not end.
 use rustix::fs::{self, AtFlags, CWD, Dir, Mode, OFlags};
 use rustix::io;
 use std::path::PathBuf;
@@ -37,5 +37,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fs::unlink(at("rx/hard"))?;
     fs::mkdirat(&dir, "gone", folder)?;
     fs::rmdir(at("rx/gone"))?;
+    if std::env::args_os().nth(2).is_some_and(|word| word == "stay") {
+        std::thread::sleep(std::time::Duration::from_secs(600));
+    }
     Ok(())
 }
