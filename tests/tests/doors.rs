@@ -275,7 +275,9 @@ fn links_that_were_there(setup: Setup) {
          (cd $here/link/sub && pwd -P && cat up | head -c 2) && realpath $here/again/f
          cp /bin/true $here/link/prog && $here/again/prog && echo ran
          python3 -c 'import os, sys; here = sys.argv[1] + \"/link/\"
-open(here + \"p\", \"a\").write(\"more\"); os.rename(here + \"p\", here + \"q\"); print(os.stat(here + \"q\").st_size, os.path.exists(here + \"none\"))
+open(here + \"p\", \"a\").write(\"more\")
+os.rename(here + \"p\", here + \"q\")
+print(os.stat(here + \"q\").st_size, os.path.exists(here + \"none\"))
 import subprocess; subprocess.run([here + \"prog\"], check=True)' $here
          rm $here/link/prog $here/again/made/moved && rmdir $here/link/made && find $here/link/ | sort | sed s:$here::
          (cat $here/circle/x 2>&1 || true) | grep -o 'Too many levels'
