@@ -20,6 +20,8 @@ use super::{Journal, VolumeError, index::Index, tree::Tree};
 
 /// Freezes of one cut.
 const ROUNDS: u32 = 6;
+/// Freezes of one cut after which, where intents are lost in each of them, the whole tree is looked at in the last.
+const ROUNDS_MAX: u32 = 2 * ROUNDS;
 /// From this round on writers are held up, so that the last freeze has little to look at.
 const CROWDED: u32 = 4;
 /// Names and inodes from which a cut is made without waiting for the lag, and within a cut writers are held up: the
@@ -124,7 +126,6 @@ impl<'a> Cutter<'a, '_> {
         let (mut round, mut entries) = (0, 0u64);
         let at = loop {
             round += 1;
-            let last = round >= ROUNDS;
             if (round == CROWDED || entries >= 2 * CROWD) && !self.shared.crowded.load(Ordering::Relaxed) {
                 // They write faster than we read: the throttle is open again after the cut.
                 self.shared.crowded.store(true, Ordering::Relaxed);
@@ -147,6 +148,8 @@ impl<'a> Cutter<'a, '_> {
                 tracing::info!(%why, "looking at the whole tree");
                 (everywhere, blamed) = (true, false);
             }
+            // What was lost is looked for outside of a freeze, in a round more; where that has no end, inside.
+            let last = round >= if everywhere { ROUNDS_MAX } else { ROUNDS };
             if let Some(mut found) = found.take() {
                 // Hooked writers at work: the ranges that they told are all that there is.
                 for (ino, dirty) in &mut found.inodes {
@@ -164,21 +167,25 @@ impl<'a> Cutter<'a, '_> {
                 && mapped <= FREEZE_BYTES_MAX
                 && work.entries() <= FREEZE_ENTRIES
                 && work.bytes <= FREEZE_BYTES;
-            if !small && !last {
+            let frozen = if small || last {
+                Some(frozen)
+            } else {
                 drop(frozen);
                 self.shared.paused(closed.elapsed());
-                if everywhere {
-                    everywhere = false;
-                    let findings =
-                        audit::scan(self.index, self.tree, limit, &mut || self.shared.failure().is_none())?;
-                    more = findings.more;
-                    told.found(&findings.dirty);
-                    work.merge(findings.dirty);
-                    self.shared.count("audits", 1);
-                }
+                None
+            };
+            if std::mem::take(&mut everywhere) {
+                let findings =
+                    audit::scan(self.index, self.tree, limit, &mut || self.shared.failure().is_none())?;
+                more = findings.more;
+                told.found(&findings.dirty);
+                work.merge(findings.dirty);
+                self.shared.count("audits", 1);
+            }
+            let Some(frozen) = frozen else {
                 look.take(&work, store)?;
                 continue;
-            }
+            };
             let limit = if last { None } else { Some(frozen.deadline().min(closed + FREEZE_TIME)) };
             look.deadline = limit;
             let mut keep = Keep { room: if last { u64::MAX } else { FREEZE_BYTES_MAX } };

@@ -19,7 +19,7 @@ use super::*;
 use crate::blob::{Blob, Store, StoreOptions};
 use crate::session::{self, IntentSink, Reply};
 
-/// What a test does at the instant when a gate opens, the last one first.
+/// What a test does at the instant when a gate opens, or is about to close, the last one first.
 type AtThaw = Arc<Mutex<Vec<Box<dyn FnOnce() + Send>>>>;
 
 /// A gate without anybody behind it: intents are put into the sink by the test.
@@ -28,6 +28,7 @@ struct OpenGate {
     state: AtomicU32,
     space: Mutex<Space>,
     at_thaw: AtThaw,
+    at_freeze: AtThaw,
 }
 
 struct Open(AtThaw);
@@ -47,6 +48,10 @@ impl Drop for Open {
 
 impl Gatekeeper for OpenGate {
     fn freeze<'a>(&'a self, _: &mut dyn IntentSink) -> Box<dyn Frozen + 'a> {
+        let act = self.at_freeze.lock().unwrap().pop();
+        if let Some(act) = act {
+            act();
+        }
         Box::new(Open(Arc::clone(&self.at_thaw)))
     }
     fn drain(&self, _: &mut dyn IntentSink) {}
@@ -76,6 +81,7 @@ struct Node {
     volume: Option<Arc<Volume>>,
     url: String,
     at_thaw: AtThaw,
+    at_freeze: AtThaw,
 }
 
 impl Node {
@@ -83,8 +89,14 @@ impl Node {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("tree")).unwrap();
         fs::create_dir_all(dir.path().join("state")).unwrap();
-        let mut node =
-            Self { dir, sink: Arc::default(), volume: None, url: url.into(), at_thaw: AtThaw::default() };
+        let mut node = Self {
+            dir,
+            sink: Arc::default(),
+            volume: None,
+            url: url.into(),
+            at_thaw: AtThaw::default(),
+            at_freeze: AtThaw::default(),
+        };
         node.start().unwrap();
         node
     }
@@ -104,8 +116,11 @@ impl Node {
             audit_interval: Duration::from_secs(3600),
             upload_parallelism: 2,
         };
-        let shared =
-            Shared::new(Arc::new(OpenGate { at_thaw: Arc::clone(&self.at_thaw), ..OpenGate::default() }));
+        let shared = Shared::new(Arc::new(OpenGate {
+            at_thaw: Arc::clone(&self.at_thaw),
+            at_freeze: Arc::clone(&self.at_freeze),
+            ..OpenGate::default()
+        }));
         let blob: Arc<dyn Blob> = Arc::new(store);
         let journal = Arc::new(Journal::open(&self.dir.path().join("state")));
         self.volume = Some(Volume::open(options, meta, blob, shared, Arc::clone(&self.sink), journal)?);

@@ -114,3 +114,28 @@ fn what_was_told_in_a_directory_that_moves_meanwhile_is_not_forgotten() {
     assert_eq!(missed(&node), 0);
     same_elsewhere(&mut node);
 }
+
+/// Something is lost right before each freeze of a cut, the last one, too: no barrier may be answered before it is found.
+#[test]
+fn what_is_lost_in_the_last_round_of_a_cut_is_looked_for() {
+    for rounds in [1, 5, 6, 7, 11, 12, 20] {
+        let mut node = Node::new(&format!("memory:lost-{rounds}"));
+        let tree = node.tree();
+        (0..rounds).for_each(|i| fs::write(tree.join(format!("f{i}")), "before").unwrap());
+        node.volume().flush().unwrap();
+        let sink = Arc::clone(&node.sink);
+        let lose = move |i: usize| {
+            fs::write(tree.join(format!("f{i}")), format!("after {i}")).unwrap();
+            sink.lock().unwrap().look_everywhere("a ring was full");
+        };
+        node.at_freeze.lock().unwrap().extend((0..rounds).map(|i| {
+            let lose = lose.clone();
+            Box::new(move || lose(i)) as Box<dyn FnOnce() + Send>
+        }));
+        // The one that is answered when nothing is lost any more covers all.
+        while !node.at_freeze.lock().unwrap().is_empty() {
+            assert_eq!(node.barrier(), 0);
+        }
+        same_elsewhere(&mut node);
+    }
+}
