@@ -24,6 +24,7 @@ use loom::thread;
 use crate::control::Mount;
 use crate::intent::{Intent, NAME_MAX, decode, encode_short};
 use crate::request::{Request, RequestCell};
+use crate::residency::{Residency, places_of};
 use crate::ring::{ENTRIES, Full, Slot};
 
 fn model(body: impl Fn() + Send + Sync + 'static) {
@@ -203,6 +204,80 @@ fn request_carries_both_ways() {
         if cell.take_reply() == Some(0) {
             assert_eq!(answered.load(Ordering::Relaxed), 8);
         }
+        agent.join().unwrap();
+    });
+}
+
+/// A reader never believes the zeros of an eviction, however often a piece goes and comes while it reads.
+fn never_zeros(slot: bool) {
+    model(move || {
+        struct World {
+            residency: Box<Residency>,
+            /// The piece on the disk; 0 is a hole.
+            disk: AtomicU64,
+        }
+        const INO: u64 = 1;
+        let world = Arc::new(World { residency: Residency::new(), disk: AtomicU64::new(7) });
+        if slot {
+            world.residency.set_absent(INO);
+            let place = places_of(INO).next().unwrap();
+            assert!(world.residency.give(place, INO, 1, 0) && world.residency.set_piece(INO, 0, true));
+        }
+        let agent = thread::spawn({
+            let world = Arc::clone(&world);
+            move || {
+                let World { residency, disk } = &*world;
+                residency.evicting(INO);
+                residency.set_piece(INO, 0, false);
+                // The kernel's locks order a hole after what its maker did before.
+                fence(Ordering::Release);
+                disk.store(0, Ordering::Relaxed);
+                disk.store(7, Ordering::Release);
+                if slot {
+                    residency.set_piece(INO, 0, true);
+                } else {
+                    residency.set_whole(INO);
+                }
+            }
+        });
+        let World { residency, disk } = &*world;
+        if let Some(stamp) = residency.check(INO, 0, 1) {
+            let read = disk.load(Ordering::Relaxed);
+            if residency.still(stamp) {
+                assert_eq!(read, 7, "a reader took a hole for data");
+            }
+        }
+        agent.join().unwrap();
+    });
+}
+
+#[test]
+fn never_zeros_of_a_whole_file() {
+    never_zeros(false);
+}
+
+#[test]
+fn never_zeros_of_a_file_in_part() {
+    never_zeros(true);
+}
+
+/// A slot that changes hands never answers for the file that it was given to with the bits of another one.
+#[test]
+fn slots_change_hands() {
+    model(|| {
+        let residency = Arc::new(Residency::new());
+        let place = places_of(1).next().unwrap();
+        residency.set_absent(1);
+        residency.set_absent(2);
+        assert!(residency.give(place, 1, 1, 0));
+        let agent = thread::spawn({
+            let residency = Arc::clone(&residency);
+            move || {
+                // Both inodes may stand in either of the model's two slots.
+                assert!(residency.give(place, 2, 1, 0) && residency.set_piece(2, 0, true));
+            }
+        });
+        assert_eq!(residency.check(1, 0, 1), None, "nothing of it was ever here");
         agent.join().unwrap();
     });
 }
