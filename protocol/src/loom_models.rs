@@ -23,7 +23,7 @@ use loom::thread;
 
 use crate::control::Mount;
 use crate::intent::{Intent, NAME_MAX, decode, encode_short};
-use crate::request::{Request, RequestCell};
+use crate::request::{Answer, Ask, Request, RequestCell};
 use crate::residency::{Residency, places_of};
 use crate::ring::{ENTRIES, Full, Slot};
 
@@ -154,7 +154,7 @@ fn request_abandoned_and_asked_anew() {
             move || {
                 let mut held = Vec::new();
                 for _ in 0..2 {
-                    if let Some((ticket, Ok(Request::Barrier { mount, ino }))) = cell.pending() {
+                    if let Some((ticket, Ok(Request { mount, ask: Ask::Barrier { ino } }))) = cell.pending() {
                         assert_eq!(u64::from(mount), ino, "half of one request and half of another");
                         held.push((ticket, ino));
                     }
@@ -162,22 +162,22 @@ fn request_abandoned_and_asked_anew() {
                 }
                 // Answered late and in the order of asking: the stale one first.
                 for (ticket, ino) in held {
-                    cell.reply(ticket, ino as i32);
+                    cell.reply(ticket, Answer { errno: ino as i32, value: ino });
                 }
             }
         });
-        let ask = |ino: u64| cell.post(Request::Barrier { mount: ino as u8, ino });
+        let ask = |ino: u64| cell.post(Request { mount: ino as u8, ask: Ask::Barrier { ino } });
         let first = ask(1);
         let answer = cell.abandon();
-        assert!(answer.is_none_or(|errno| errno == 1));
+        assert!(answer.is_none_or(|answer| answer == Answer { errno: 1, value: 1 }));
         let second = ask(2);
         assert_ne!(first, second);
-        if let Some(errno) = cell.take_reply() {
-            assert_eq!(errno, 2, "the answer to a request that was given up");
+        if let Some(answer) = cell.take_reply() {
+            assert_eq!(answer, Answer { errno: 2, value: 2 }, "the answer to a request that was given up");
         }
         agent.join().unwrap();
-        if let Some(errno) = cell.take_reply() {
-            assert_eq!(errno, 2);
+        if let Some(answer) = cell.take_reply() {
+            assert_eq!(answer, Answer { errno: 2, value: 2 });
         }
     });
 }
@@ -194,14 +194,15 @@ fn request_carries_both_ways() {
                 if let Some((ticket, _)) = cell.pending() {
                     assert_eq!(asked.load(Ordering::Relaxed), 7);
                     answered.store(8, Ordering::Relaxed);
-                    assert!(cell.reply(ticket, 0));
+                    assert!(cell.reply(ticket, Answer { errno: 0, value: 9 }));
                 }
             }
         });
         let (cell, asked, answered) = &*shared;
         asked.store(7, Ordering::Relaxed);
-        let _ = cell.post(Request::Barrier { mount: 0, ino: 0 });
-        if cell.take_reply() == Some(0) {
+        let _ = cell.post(Request { mount: 0, ask: Ask::Barrier { ino: 0 } });
+        if let Some(answer) = cell.take_reply() {
+            assert_eq!(answer.value, 9);
             assert_eq!(answered.load(Ordering::Relaxed), 8);
         }
         agent.join().unwrap();
