@@ -3,6 +3,7 @@
 
 use crate::gate::Gate;
 use crate::intent::{ENTRIES_MAX, NAME_MAX, decode};
+use crate::request::Answer;
 use crate::ring::{ENTRIES, Slot};
 
 /// Takes `bytes` as a client's doings: three bytes of place and width, then a word, again and again; looks at the slot
@@ -52,9 +53,9 @@ fn look(slot: &Slot, word: u64) {
     assert!(drained.is_err() || slot.waiting() == 0);
     assert_eq!(slot.waiting(), 0, "after a drain the ring is empty, whatever was in it");
     if let Some((ticket, _)) = slot.request().pending() {
-        assert!(slot.request().reply(ticket, word as i32));
+        assert!(slot.request().reply(ticket, Answer { errno: word as i32, value: word }));
         assert!(slot.request().pending().is_none());
-        assert!(slot.request().take_reply().is_some_and(|errno| (0..4096).contains(&errno)));
+        assert!(slot.request().take_reply().is_some_and(|answer| (0..4096).contains(&answer.errno)));
     }
     assert!(Gate::new(word).look().inside().is_none_or(|mount| mount < 255));
 }

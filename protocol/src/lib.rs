@@ -17,6 +17,7 @@ pub mod gate;
 pub mod hostile;
 pub mod intent;
 pub mod request;
+pub mod residency;
 pub mod ring;
 mod sync;
 

@@ -23,7 +23,8 @@ use loom::thread;
 
 use crate::control::Mount;
 use crate::intent::{Intent, NAME_MAX, decode, encode_short};
-use crate::request::{Request, RequestCell};
+use crate::request::{Answer, Ask, Request, RequestCell};
+use crate::residency::{Residency, places_of};
 use crate::ring::{ENTRIES, Full, Slot};
 
 fn model(body: impl Fn() + Send + Sync + 'static) {
@@ -153,7 +154,7 @@ fn request_abandoned_and_asked_anew() {
             move || {
                 let mut held = Vec::new();
                 for _ in 0..2 {
-                    if let Some((ticket, Ok(Request::Barrier { mount, ino }))) = cell.pending() {
+                    if let Some((ticket, Ok(Request { mount, ask: Ask::Barrier { ino } }))) = cell.pending() {
                         assert_eq!(u64::from(mount), ino, "half of one request and half of another");
                         held.push((ticket, ino));
                     }
@@ -161,22 +162,22 @@ fn request_abandoned_and_asked_anew() {
                 }
                 // Answered late and in the order of asking: the stale one first.
                 for (ticket, ino) in held {
-                    cell.reply(ticket, ino as i32);
+                    cell.reply(ticket, Answer { errno: ino as i32, value: ino });
                 }
             }
         });
-        let ask = |ino: u64| cell.post(Request::Barrier { mount: ino as u8, ino });
+        let ask = |ino: u64| cell.post(Request { mount: ino as u8, ask: Ask::Barrier { ino } });
         let first = ask(1);
         let answer = cell.abandon();
-        assert!(answer.is_none_or(|errno| errno == 1));
+        assert!(answer.is_none_or(|answer| answer == Answer { errno: 1, value: 1 }));
         let second = ask(2);
         assert_ne!(first, second);
-        if let Some(errno) = cell.take_reply() {
-            assert_eq!(errno, 2, "the answer to a request that was given up");
+        if let Some(answer) = cell.take_reply() {
+            assert_eq!(answer, Answer { errno: 2, value: 2 }, "the answer to a request that was given up");
         }
         agent.join().unwrap();
-        if let Some(errno) = cell.take_reply() {
-            assert_eq!(errno, 2);
+        if let Some(answer) = cell.take_reply() {
+            assert_eq!(answer, Answer { errno: 2, value: 2 });
         }
     });
 }
@@ -193,16 +194,91 @@ fn request_carries_both_ways() {
                 if let Some((ticket, _)) = cell.pending() {
                     assert_eq!(asked.load(Ordering::Relaxed), 7);
                     answered.store(8, Ordering::Relaxed);
-                    assert!(cell.reply(ticket, 0));
+                    assert!(cell.reply(ticket, Answer { errno: 0, value: 9 }));
                 }
             }
         });
         let (cell, asked, answered) = &*shared;
         asked.store(7, Ordering::Relaxed);
-        let _ = cell.post(Request::Barrier { mount: 0, ino: 0 });
-        if cell.take_reply() == Some(0) {
+        let _ = cell.post(Request { mount: 0, ask: Ask::Barrier { ino: 0 } });
+        if let Some(answer) = cell.take_reply() {
+            assert_eq!(answer.value, 9);
             assert_eq!(answered.load(Ordering::Relaxed), 8);
         }
+        agent.join().unwrap();
+    });
+}
+
+/// A reader never believes the zeros of an eviction, however often a piece goes and comes while it reads.
+fn never_zeros(slot: bool) {
+    model(move || {
+        struct World {
+            residency: Box<Residency>,
+            /// The piece on the disk; 0 is a hole.
+            disk: AtomicU64,
+        }
+        const INO: u64 = 1;
+        let world = Arc::new(World { residency: Residency::new(), disk: AtomicU64::new(7) });
+        if slot {
+            world.residency.set_absent(INO);
+            let place = places_of(INO).next().unwrap();
+            assert!(world.residency.give(place, INO, 1, 0) && world.residency.set_piece(INO, 0, true));
+        }
+        let agent = thread::spawn({
+            let world = Arc::clone(&world);
+            move || {
+                let World { residency, disk } = &*world;
+                residency.evicting(INO);
+                residency.set_piece(INO, 0, false);
+                // The kernel's locks order a hole after what its maker did before.
+                fence(Ordering::Release);
+                disk.store(0, Ordering::Relaxed);
+                disk.store(7, Ordering::Release);
+                if slot {
+                    residency.set_piece(INO, 0, true);
+                } else {
+                    residency.set_whole(INO);
+                }
+            }
+        });
+        let World { residency, disk } = &*world;
+        if let Some(stamp) = residency.check(INO, 0, 1) {
+            let read = disk.load(Ordering::Relaxed);
+            if residency.still(stamp) {
+                assert_eq!(read, 7, "a reader took a hole for data");
+            }
+        }
+        agent.join().unwrap();
+    });
+}
+
+#[test]
+fn never_zeros_of_a_whole_file() {
+    never_zeros(false);
+}
+
+#[test]
+fn never_zeros_of_a_file_in_part() {
+    never_zeros(true);
+}
+
+/// A slot that changes hands never answers for the file that it was given to with the bits of another one.
+#[test]
+fn slots_change_hands() {
+    model(|| {
+        let residency = Arc::new(Residency::new());
+        let place = places_of(1).next().unwrap();
+        residency.set_absent(1);
+        residency.set_absent(2);
+        assert!(residency.give(place, 1, 1, 0));
+        let agent = thread::spawn({
+            let residency = Arc::clone(&residency);
+            move || {
+                // Both inodes may stand in either of the model's two slots.
+                assert!(residency.give(place, 2, 1, 0) && residency.set_piece(2, 0, true));
+            }
+        });
+        assert_eq!(residency.check(1, 0, 1), None, "nothing of it was ever here");
         agent.join().unwrap();
     });
 }

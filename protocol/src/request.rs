@@ -25,15 +25,78 @@ const NUMBER_SHIFT: u32 = 14;
 /// EIO: what an answer that is no errno turns into.
 const EIO: u32 = 5;
 
-/// What is asked.
+/// A question about one mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub struct Request {
+    /// Mount index.
+    pub mount: u8,
+    /// What is asked.
+    pub ask: Ask,
+}
+
+/// What is asked. Inodes are kernel inode numbers of the tree's filesystem, so that a rename in between changes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
     /// Answer when all that was done on this mount before is durable at the mount's level.
     Barrier {
-        /// Mount index.
-        mount: u8,
         /// The inode that fsync was called on, 0 for all: a hint for mappings, never a limit of what is covered.
         ino: u64,
+    },
+    /// Answer when all entries of a directory are there.
+    Populate {
+        /// The directory.
+        ino: u64,
+    },
+    /// Answer when bytes of a file are on this disk.
+    Hydrate {
+        /// The file.
+        ino: u64,
+        /// First byte.
+        start: u64,
+        /// One past the last byte; `u64::MAX` for the end of the file.
+        end: u64,
+        /// They stay for as long as anybody has the file open or mapped: it will be read where no hook sees it.
+        pin: bool,
+    },
+    /// Answer when a file may be cut or grown to `size`: nothing is brought in beyond it any more, and what lies before it
+    /// in the same piece is here.
+    Resize {
+        /// The file.
+        ino: u64,
+        /// Its coming size in bytes.
+        size: u64,
+    },
+    /// A name of a file is about to go, perhaps its last one, while somebody may have it open.
+    Unlink {
+        /// The file.
+        ino: u64,
+    },
+    /// Where data or a hole begins (lseek(2), SEEK_DATA and SEEK_HOLE), as the volume has it. The value is the offset;
+    /// ENXIO as there.
+    Seek {
+        /// The file.
+        ino: u64,
+        /// From this byte on.
+        start: u64,
+        /// A hole is sought, not data.
+        hole: bool,
+    },
+    /// The value is the number of 512-byte blocks that the file would take (stat(2), st_blocks).
+    Blocks {
+        /// The file.
+        ino: u64,
+    },
+    /// This disk has no room: answer when `bytes` may be written, or ENOSPC.
+    Room {
+        /// How much.
+        bytes: u64,
+    },
+    /// The volume is near its quota: answer 0 when it may grow by so much, EDQUOT or ENOSPC when not.
+    Grow {
+        /// By so many bytes.
+        bytes: u64,
+        /// And by so many inodes.
+        inodes: u64,
     },
 }
 
@@ -44,7 +107,18 @@ pub struct RequestCell {
     state: AtomicU32,
     reserved: AtomicU32,
     head: AtomicU64,
-    ino: AtomicU64,
+    body: [AtomicU64; 3],
+    /// Of an answer that has one: written by the agent before the phase becomes DONE.
+    value: AtomicU64,
+}
+
+/// An answer: 0 or an errno, and a value where the question asks for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// 0 or an errno.
+    pub errno: i32,
+    /// See [`Ask`]; 0 where nothing was asked for.
+    pub value: u64,
 }
 
 /// Names one posting of a request: what an answer is addressed to.
@@ -52,6 +126,53 @@ pub struct RequestCell {
 pub struct Ticket(u32);
 
 const BARRIER: u8 = 1;
+const POPULATE: u8 = 2;
+const HYDRATE: u8 = 3;
+const RESIZE: u8 = 4;
+const UNLINK: u8 = 5;
+const SEEK: u8 = 6;
+const BLOCKS: u8 = 7;
+const ROOM: u8 = 8;
+const GROW: u8 = 9;
+
+impl Request {
+    fn encode(self) -> (u64, [u64; 3]) {
+        let (kind, flag, body) = match self.ask {
+            Ask::Barrier { ino } => (BARRIER, false, [ino, 0, 0]),
+            Ask::Populate { ino } => (POPULATE, false, [ino, 0, 0]),
+            Ask::Hydrate { ino, start, end, pin } => (HYDRATE, pin, [ino, start, end]),
+            Ask::Resize { ino, size } => (RESIZE, false, [ino, size, 0]),
+            Ask::Unlink { ino } => (UNLINK, false, [ino, 0, 0]),
+            Ask::Seek { ino, start, hole } => (SEEK, hole, [ino, start, 0]),
+            Ask::Blocks { ino } => (BLOCKS, false, [ino, 0, 0]),
+            Ask::Room { bytes } => (ROOM, false, [bytes, 0, 0]),
+            Ask::Grow { bytes, inodes } => (GROW, false, [bytes, inodes, 0]),
+        };
+        (u64::from(kind) | u64::from(self.mount) << 8 | u64::from(flag) << 16, body)
+    }
+
+    fn decode(head: u64, body: [u64; 3]) -> Result<Self, ()> {
+        let [first, second, third] = body;
+        let flag = match head >> 16 {
+            0 => false,
+            1 => true,
+            _ => return Err(()),
+        };
+        let ask = match (head as u8, flag) {
+            (BARRIER, false) => Ask::Barrier { ino: first },
+            (POPULATE, false) => Ask::Populate { ino: first },
+            (HYDRATE, pin) => Ask::Hydrate { ino: first, start: second, end: third, pin },
+            (RESIZE, false) => Ask::Resize { ino: first, size: second },
+            (UNLINK, false) => Ask::Unlink { ino: first },
+            (SEEK, hole) => Ask::Seek { ino: first, start: second, hole },
+            (BLOCKS, false) => Ask::Blocks { ino: first },
+            (ROOM, false) => Ask::Room { bytes: first },
+            (GROW, false) => Ask::Grow { bytes: first, inodes: second },
+            _ => return Err(()),
+        };
+        Ok(Self { mount: (head >> 8) as u8, ask })
+    }
+}
 
 impl RequestCell {
     /// Client: posts a request and returns the word to wait on: ring the doorbell, then wait on
@@ -62,9 +183,11 @@ impl RequestCell {
         // The phase leaves PENDING before the body changes: an agent that reads a changed body also sees that.
         self.state.store(number | IDLE, Ordering::Relaxed);
         fence(Ordering::Release);
-        let Request::Barrier { mount, ino } = request;
-        self.head.store(u64::from(BARRIER) | u64::from(mount) << 8, Ordering::Relaxed);
-        self.ino.store(ino, Ordering::Relaxed);
+        let (head, body) = request.encode();
+        self.head.store(head, Ordering::Relaxed);
+        for (word, value) in self.body.iter().zip(body) {
+            word.store(value, Ordering::Relaxed);
+        }
         self.state.store(number | PENDING, Ordering::Release);
         number | PENDING
     }
@@ -74,19 +197,20 @@ impl RequestCell {
         &self.state
     }
 
-    /// Client: the answer, once: 0 or an errno. `None` while it is out.
-    pub fn take_reply(&self) -> Option<i32> {
+    /// Client: the answer, once. `None` while it is out.
+    pub fn take_reply(&self) -> Option<Answer> {
         let state = self.state.load(Ordering::Acquire);
         if state & PHASE_MASK != DONE {
             return None;
         }
+        let value = self.value.load(Ordering::Relaxed);
         self.state.store(state >> NUMBER_SHIFT << NUMBER_SHIFT, Ordering::Relaxed);
-        Some((state >> ANSWER_SHIFT & ANSWER_MASK) as i32)
+        Some(Answer { errno: (state >> ANSWER_SHIFT & ANSWER_MASK) as i32, value })
     }
 
     /// Client: gives a request up (timeout). An answer that came just before is returned after all; one that
     /// comes later is dropped.
-    pub fn abandon(&self) -> Option<i32> {
+    pub fn abandon(&self) -> Option<Answer> {
         let state = self.state.load(Ordering::Relaxed);
         let idle = state >> NUMBER_SHIFT << NUMBER_SHIFT;
         if state & PHASE_MASK == PENDING
@@ -105,23 +229,27 @@ impl RequestCell {
             return None;
         }
         let head = self.head.load(Ordering::Relaxed);
-        let ino = self.ino.load(Ordering::Relaxed);
+        let body =
+            core::array::from_fn(|at| self.body.get(at).map_or(0, |word| word.load(Ordering::Relaxed)));
         fence(Ordering::Acquire);
         if self.state.load(Ordering::Relaxed) != state {
             // Given up while we read, perhaps with a new body half written: the next look finds what is posted.
             return None;
         }
-        let request = match head as u8 {
-            BARRIER => Ok(Request::Barrier { mount: (head >> 8) as u8, ino }),
-            _ => Err(()),
-        };
-        Some((Ticket(state), request))
+        Some((Ticket(state), Request::decode(head, body)))
     }
 
-    /// Agent: answers with 0 or an errno (anything that is neither becomes EIO). `true`: wake the futex now;
-    /// `false`: the client has given this request up, and nothing was changed.
-    pub fn reply(&self, ticket: Ticket, errno: i32) -> bool {
-        let answer = u32::try_from(errno).ok().filter(|e| *e <= ANSWER_MASK).unwrap_or(EIO);
+    /// Agent: answers (an errno that is none becomes EIO). `true`: wake the futex now; `false`: the client has given
+    /// this request up. Of one cell, one thread at a time may answer.
+    ///
+    /// A value is believed by who takes the answer that came with it: an answer that finds no taker leaves one that
+    /// nobody reads.
+    pub fn reply(&self, ticket: Ticket, answer: Answer) -> bool {
+        if self.state.load(Ordering::Relaxed) != ticket.0 {
+            return false;
+        }
+        self.value.store(answer.value, Ordering::Relaxed);
+        let answer = u32::try_from(answer.errno).ok().filter(|e| *e <= ANSWER_MASK).unwrap_or(EIO);
         let done = (ticket.0 & !PHASE_MASK) | DONE | answer << ANSWER_SHIFT;
         self.state.compare_exchange(ticket.0, done, Ordering::Release, Ordering::Relaxed).is_ok()
     }
@@ -134,7 +262,8 @@ impl RequestCell {
             state: AtomicU32::new(0),
             reserved: AtomicU32::new(0),
             head: AtomicU64::new(0),
-            ino: AtomicU64::new(0),
+            body: core::array::from_fn(|_| AtomicU64::new(0)),
+            value: AtomicU64::new(0),
         }
     }
 }
@@ -144,7 +273,38 @@ mod tests {
     use super::*;
 
     fn barrier(ino: u64) -> Request {
-        Request::Barrier { mount: 3, ino }
+        Request { mount: 3, ask: Ask::Barrier { ino } }
+    }
+
+    fn errno(errno: i32) -> Answer {
+        Answer { errno, value: 0 }
+    }
+
+    #[test]
+    fn every_question_arrives_as_it_was_asked() {
+        let (ino, start, end) = (u64::MAX, 1 << 40, u64::MAX);
+        let asks = [
+            Ask::Barrier { ino },
+            Ask::Populate { ino },
+            Ask::Hydrate { ino, start, end, pin: true },
+            Ask::Hydrate { ino, start, end, pin: false },
+            Ask::Resize { ino, size: 7 },
+            Ask::Unlink { ino },
+            Ask::Seek { ino, start, hole: true },
+            Ask::Seek { ino, start, hole: false },
+            Ask::Blocks { ino },
+            Ask::Room { bytes: 5 },
+            Ask::Grow { bytes: 5, inodes: 6 },
+        ];
+        let cell = RequestCell::new();
+        for ask in asks {
+            let request = Request { mount: 7, ask };
+            let _ = cell.post(request);
+            let (ticket, read) = cell.pending().unwrap();
+            assert_eq!(read, Ok(request));
+            assert!(cell.reply(ticket, Answer { errno: 0, value: u64::MAX }));
+            assert_eq!(cell.take_reply(), Some(Answer { errno: 0, value: u64::MAX }));
+        }
     }
 
     #[test]
@@ -157,10 +317,10 @@ mod tests {
         let (ticket, request) = cell.pending().unwrap();
         assert_eq!(request, Ok(barrier(9)));
         assert_eq!(cell.pending().unwrap().0, ticket, "it stays pending until it is answered");
-        assert!(cell.reply(ticket, 116));
+        assert!(cell.reply(ticket, errno(116)));
         assert_ne!(cell.word().load(Ordering::Relaxed), word);
-        assert!(!cell.reply(ticket, 0), "a second answer must change nothing");
-        assert_eq!(cell.take_reply(), Some(116));
+        assert!(!cell.reply(ticket, errno(0)), "a second answer must change nothing");
+        assert_eq!(cell.take_reply(), Some(errno(116)));
         assert_eq!(cell.take_reply(), None);
     }
 
@@ -170,15 +330,15 @@ mod tests {
         let first = cell.post(barrier(1));
         let (old, _) = cell.pending().unwrap();
         assert_eq!(cell.abandon(), None);
-        assert!(!cell.reply(old, 0));
+        assert!(!cell.reply(old, errno(0)));
         let second = cell.post(barrier(2));
         assert_ne!(first, second);
-        assert!(!cell.reply(old, 0));
+        assert!(!cell.reply(old, errno(0)));
         assert_eq!(cell.take_reply(), None);
         let (new, request) = cell.pending().unwrap();
         assert_eq!(request, Ok(barrier(2)));
-        assert!(cell.reply(new, 5));
-        assert_eq!(cell.abandon(), Some(5), "an answer that came first is not lost");
+        assert!(cell.reply(new, errno(5)));
+        assert_eq!(cell.abandon(), Some(errno(5)), "an answer that came first is not lost");
     }
 
     #[test]
@@ -187,8 +347,8 @@ mod tests {
             let cell = RequestCell::new();
             let _ = cell.post(barrier(0));
             let (ticket, _) = cell.pending().unwrap();
-            assert!(cell.reply(ticket, given));
-            assert_eq!(cell.take_reply(), Some(taken));
+            assert!(cell.reply(ticket, errno(given)));
+            assert_eq!(cell.take_reply(), Some(errno(taken)));
         }
     }
 
@@ -204,7 +364,9 @@ mod tests {
     fn an_unknown_request_is_pending_but_does_not_decode() {
         let cell = RequestCell::new();
         let _ = cell.post(barrier(0));
-        cell.head.store(77, Ordering::Relaxed);
-        assert_eq!(cell.pending().unwrap().1, Err(()));
+        for head in [77, 0, 1 << 16 | u64::from(BARRIER), 2 << 16 | u64::from(HYDRATE), u64::MAX] {
+            cell.head.store(head, Ordering::Relaxed);
+            assert_eq!(cell.pending().unwrap().1, Err(()));
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use storeshim_protocol::request::{Request, RequestCell};
+use storeshim_protocol::request::{self, Ask, Request, RequestCell};
 
 use crate::attach;
 use crate::control;
@@ -37,7 +37,7 @@ pub fn barrier(index: usize, ino: u64) -> Answer {
         },
     };
     seat.private.asking.store(here, Ordering::Relaxed);
-    let result = ask(seat.slot.request(), Request::Barrier { mount: index as u8, ino }, limit);
+    let result = ask(seat.slot.request(), Request { mount: index as u8, ask: Ask::Barrier { ino } }, limit);
     seat.private.asking.store(0, Ordering::Relaxed);
     seat.release();
     result
@@ -54,8 +54,8 @@ fn ask(cell: &RequestCell, request: Request, limit_ns: u64) -> Answer {
         // A signal or a spurious wake-up is no answer.
         let until = sys::now_ns().saturating_add(slice);
         loop {
-            if let Some(number) = cell.take_reply() {
-                return answer(number);
+            if let Some(reply) = cell.take_reply() {
+                return answer(reply);
             }
             let now = sys::now_ns();
             if now >= until {
@@ -70,6 +70,6 @@ fn ask(cell: &RequestCell, request: Request, limit_ns: u64) -> Answer {
     }
 }
 
-fn answer(number: i32) -> Answer {
-    if number == 0 { Ok(0) } else { Err(Errno(number)) }
+fn answer(reply: request::Answer) -> Answer {
+    if reply.errno == 0 { Ok(reply.value as usize) } else { Err(Errno(reply.errno)) }
 }

@@ -2,7 +2,7 @@
 //! without the volume's metadata. It must not know where packs are kept or what a chunk is used for.
 //!
 //! ```text
-//!  0            first chunk as stored (raw bytes, or one zstd frame)
+//!  0            first chunk as stored (raw bytes, or a zstd frame for each 128 KiB)
 //!  …            second chunk, and so on, without gaps
 //!  T            trailer: one entry of 48 bytes per chunk, in order of offset
 //!               ┌──────────────────┬──────────┬──────────┬────────────┬─────────┬──────────┐
@@ -19,9 +19,11 @@
 //! Numbers are little-endian. The hash in the footer covers all entries, the entry count and the version; each chunk is
 //! covered by its own name. Readers of single chunks need neither trailer nor footer.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
-use crate::meta::records::{Chunk, ChunkHash, Codec, Location, PackId};
+use crate::meta::records::{Chunk, ChunkHash, Codec, FRAME_SIZE, Frame, Location, PackId};
 
 /// Largest pack, in bytes, trailer included.
 pub const MAX_PACK: usize = 16 << 20;
@@ -67,14 +69,15 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The chunk's record, with `refs` extents that use it.
+    /// The chunk's record, with `refs` extents that use it. A pack does not know `frames`: they are [`Encoded`]'s.
     #[must_use]
-    pub fn record(&self, pack: PackId, refs: u32) -> Chunk {
+    pub fn record(&self, frames: Vec<Frame>, pack: PackId, refs: u32) -> Chunk {
         Chunk {
             refs,
             len: self.len,
             stored_len: self.stored_len,
             codec: self.codec,
+            frames,
             location: Location::Pack { pack, offset: self.offset },
         }
     }
@@ -89,6 +92,8 @@ pub struct Encoded {
     pub len: u32,
     /// How `stored` is to be read.
     pub codec: Codec,
+    /// Its parts, where it has more than one.
+    pub frames: Vec<Frame>,
     /// The stored bytes.
     pub stored: Vec<u8>,
 }
@@ -102,14 +107,46 @@ impl Encoded {
     pub fn new(hash: ChunkHash, bytes: &[u8]) -> Result<Self, PackError> {
         let len = u32::try_from(bytes.len()).ok().filter(|_| bytes.len() <= MAX_CHUNK);
         let len = len.ok_or(PackError::TooLarge(bytes.len()))?;
-        if bytes.len() >= WORTH_TRYING
-            && let Ok(packed) = zstd::bulk::compress(bytes, LEVEL)
-            && packed.len() <= bytes.len() - bytes.len() / 10
-        {
-            return Ok(Self { hash, len, codec: Codec::Zstd, stored: packed });
-        }
-        Ok(Self { hash, len, codec: Codec::Raw, stored: bytes.to_vec() })
+        let (codec, stored, ends) = compress(bytes).unwrap_or_else(|| {
+            let ends = bytes.chunks(FRAME_SIZE as usize).scan(0, |end, part| {
+                *end += part.len();
+                Some(*end)
+            });
+            (Codec::Raw, bytes.to_vec(), ends.collect())
+        });
+        let frames = if ends.len() > 1 { frames(bytes, &ends) } else { Vec::new() };
+        Ok(Self { hash, len, codec, frames, stored })
     }
+}
+
+/// The chunk as a zstd frame for each part, and where each ends; `None` where that saves less than a tenth.
+fn compress(bytes: &[u8]) -> Option<(Codec, Vec<u8>, Vec<usize>)> {
+    if bytes.len() < WORTH_TRYING {
+        return None;
+    }
+    let mut compressor = zstd::bulk::Compressor::new(LEVEL).ok()?;
+    let (mut stored, mut ends) = (Vec::with_capacity(bytes.len()), Vec::new());
+    for part in bytes.chunks(FRAME_SIZE as usize) {
+        stored.extend_from_slice(&compressor.compress(part).ok()?);
+        ends.push(stored.len());
+    }
+    (stored.len() <= bytes.len() - bytes.len() / 10).then_some((Codec::Zstd, stored, ends))
+}
+
+fn frames(bytes: &[u8], ends: &[usize]) -> Vec<Frame> {
+    let mut start = 0;
+    let parts = bytes.chunks(FRAME_SIZE as usize).zip(ends);
+    parts
+        .map(|(part, end)| {
+            // Below the chunk's length, which is below 4 MiB.
+            let stored_len = u32::try_from(end - std::mem::replace(&mut start, *end)).unwrap_or(u32::MAX);
+            Frame { stored_len, hash: frame_hash(part) }
+        })
+        .collect()
+}
+
+fn frame_hash(part: &[u8]) -> [u8; 16] {
+    blake3::hash(part).as_bytes().first_chunk().copied().unwrap_or_default()
 }
 
 /// Builds a pack.
@@ -232,6 +269,90 @@ pub fn read_chunk(
     }
     if blake3::hash(&bytes).as_bytes() != hash {
         return Err(damaged("its content does not match its name"));
+    }
+    Ok(bytes)
+}
+
+/// Which stored bytes of a chunk hold `wanted` (bytes of the chunk, within its length), and which bytes of the chunk
+/// they hold: whole frames around `wanted`.
+///
+/// # Errors
+/// [`PackError::Damaged`] where the record contradicts itself, or `wanted` is not within the chunk.
+pub fn frames_around(chunk: &Chunk, wanted: Range<u32>) -> Result<Part, PackError> {
+    let damaged =
+        || PackError::Damaged("a chunk's record contradicts itself; restore the backend from a copy".into());
+    if wanted.start > wanted.end || wanted.end > chunk.len || chunk.len as usize > MAX_CHUNK {
+        return Err(damaged());
+    }
+    if chunk.frames.is_empty() {
+        return Ok(Part { frames: 0..0, bytes: 0..chunk.len, stored: 0..chunk.stored_len });
+    }
+    if chunk.frames.len() != chunk.len.div_ceil(FRAME_SIZE) as usize {
+        return Err(damaged());
+    }
+    let frames = (wanted.start / FRAME_SIZE) as usize..wanted.end.div_ceil(FRAME_SIZE) as usize;
+    let stored_end = |count: usize| {
+        let lens = chunk.frames.iter().take(count).map(|f| u64::from(f.stored_len));
+        u32::try_from(lens.sum::<u64>()).map_err(|_| damaged())
+    };
+    if stored_end(chunk.frames.len())? != chunk.stored_len {
+        return Err(damaged());
+    }
+    let start = frames.start as u32 * FRAME_SIZE;
+    let end = (frames.end as u32 * FRAME_SIZE).min(chunk.len);
+    Ok(Part { stored: stored_end(frames.start)?..stored_end(frames.end)?, bytes: start..end, frames })
+}
+
+/// A part of a chunk: whole frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which frames; empty for a chunk without frames, which is read whole.
+    frames: Range<usize>,
+    /// Which bytes of the chunk.
+    pub bytes: Range<u32>,
+    /// Where they are, counted from the chunk's first stored byte.
+    pub stored: Range<u32>,
+}
+
+/// The bytes of a part from what is stored of it, each frame checked against its hash. `hash` is the chunk's name;
+/// `place` says where it was read.
+///
+/// # Errors
+/// [`PackError::Damaged`], naming chunk and place.
+pub fn read_part(
+    hash: &ChunkHash,
+    chunk: &Chunk,
+    part: &Part,
+    stored: &[u8],
+    place: &str,
+) -> Result<Vec<u8>, PackError> {
+    if part.frames.is_empty() {
+        return read_chunk(hash, chunk.len, chunk.codec, stored, place);
+    }
+    let damaged = |what: &str| {
+        PackError::Damaged(format!(
+            "the chunk {} in {place} is damaged ({what}); restore the object from a copy of the backend",
+            hex(hash)
+        ))
+    };
+    let mut bytes = Vec::with_capacity((part.bytes.end - part.bytes.start) as usize);
+    let mut rest = stored;
+    for (number, frame) in chunk.frames.iter().enumerate().take(part.frames.end).skip(part.frames.start) {
+        let (here, behind) =
+            rest.split_at_checked(frame.stored_len as usize).ok_or_else(|| damaged("it is too short"))?;
+        rest = behind;
+        let len = (chunk.len - number as u32 * FRAME_SIZE).min(FRAME_SIZE) as usize;
+        let from = bytes.len();
+        match chunk.codec {
+            Codec::Raw => bytes.extend_from_slice(here),
+            Codec::Zstd => bytes.extend_from_slice(
+                &zstd::bulk::decompress(here, len).map_err(|_| damaged("a frame does not decompress"))?,
+            ),
+        }
+        let read = bytes.get(from..).unwrap_or_default();
+        if read.len() != len || frame_hash(read) != frame.hash {
+            return Err(damaged("the content of a frame does not match its hash"));
+        }
     }
     Ok(bytes)
 }
@@ -377,6 +498,39 @@ mod tests {
             text_of(read_chunk(&chunk.hash, u32::MAX, Codec::Zstd, &bomb, "p"))
                 .contains("length is impossible")
         );
+    }
+
+    #[test]
+    fn a_part_of_a_chunk_is_read_and_checked_alone() {
+        let len = 5 * FRAME_SIZE as usize + 1000;
+        for bytes in [b"storeshim ".repeat(len / 10), noise(len)] {
+            let chunk = encode(&bytes);
+            let mut writer = PackWriter::new();
+            let entry = writer.append(&chunk).unwrap();
+            let record = entry.record(chunk.frames.clone(), [1; 16], 1);
+            assert_eq!(record.frames.len(), 6);
+            assert_eq!(read_chunk(&chunk.hash, chunk.len, chunk.codec, &chunk.stored, "p").unwrap(), bytes);
+            for wanted in [0..1, 100..300_000, 400_000..chunk.len, FRAME_SIZE..2 * FRAME_SIZE, 0..chunk.len] {
+                let part = frames_around(&record, wanted.clone()).unwrap();
+                assert!(part.bytes.start <= wanted.start && part.bytes.end >= wanted.end);
+                let stored = &chunk.stored[part.stored.start as usize..part.stored.end as usize];
+                let read = read_part(&chunk.hash, &record, &part, stored, "p").unwrap();
+                assert_eq!(read, bytes[part.bytes.start as usize..part.bytes.end as usize]);
+                let mut changed = stored.to_vec();
+                changed[stored.len() / 2] ^= 1;
+                assert!(read_part(&chunk.hash, &record, &part, &changed, "p").is_err());
+                assert!(read_part(&chunk.hash, &record, &part, &stored[1..], "p").is_err());
+            }
+            let one = frames_around(&record, 100..200).unwrap();
+            assert!(one.stored.end - one.stored.start <= FRAME_SIZE, "no more than a frame is read");
+            assert!(frames_around(&record, 0..chunk.len + 1).is_err());
+            let torn = Chunk { frames: record.frames[1..].to_vec(), ..record.clone() };
+            assert!(frames_around(&torn, 0..1).is_err());
+            let lying = Chunk { stored_len: record.stored_len + 1, ..record };
+            assert!(frames_around(&lying, 0..1).is_err());
+        }
+        let small = encode(&noise(FRAME_SIZE as usize));
+        assert!(small.frames.is_empty(), "what is one frame needs no list");
     }
 
     proptest! {

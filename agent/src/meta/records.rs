@@ -22,9 +22,11 @@ use serde::{Deserialize, Serialize};
 use super::{MetaError, Result};
 
 /// Version of everything in this module; a volume with another one is refused.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// Bytes of a file that one [`Block`] describes.
 pub const BLOCK_SIZE: u64 = 4 << 20;
+/// Bytes of a chunk that one [`Frame`] holds (fewer in the last one): the least that can be read and checked alone.
+pub const FRAME_SIZE: u32 = 128 << 10;
 /// The root directory's inode number.
 pub const ROOT_INODE: u64 = 1;
 
@@ -99,7 +101,7 @@ pub struct Block {
 pub enum Codec {
     /// As they are.
     Raw,
-    /// One zstd frame.
+    /// One zstd frame for each [`FRAME_SIZE`] bytes, one after another.
     Zstd,
 }
 
@@ -117,6 +119,15 @@ pub enum Location {
     },
 }
 
+/// A part of a stored chunk that can be read and checked without the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frame {
+    /// Length as stored; the frames of a chunk lie one after another.
+    pub stored_len: u32,
+    /// BLAKE3 of its uncompressed bytes, the first half.
+    pub hash: [u8; 16],
+}
+
 /// A stored chunk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunk {
@@ -128,6 +139,8 @@ pub struct Chunk {
     pub stored_len: u32,
     /// How it is stored.
     pub codec: Codec,
+    /// Its parts, in order; none where the chunk is not longer than [`FRAME_SIZE`] and so its own only part.
+    pub frames: Vec<Frame>,
     /// Where it is stored.
     pub location: Location,
 }

@@ -37,8 +37,8 @@ impl FakeReply {
 }
 
 impl Reply for FakeReply {
-    fn reply(self: Box<Self>, errno: i32) {
-        let before = self.0.lock().unwrap().replace(errno);
+    fn answer(self: Box<Self>, answer: storeshim_protocol::request::Answer) {
+        let before = self.0.lock().unwrap().replace(answer.errno);
         assert_eq!(before, None, "answered twice");
     }
 }

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use storeshim_protocol::MAX_MOUNTS;
-use storeshim_protocol::request::Request;
+use storeshim_protocol::request::{Ask, Request};
 
 use super::ports::Engine;
 use crate::session::{Reply, RequestSink};
@@ -86,7 +86,7 @@ impl Router {
 
 impl RequestSink for Router {
     fn request(&self, request: Request, reply: Box<dyn Reply>) {
-        let Request::Barrier { mount, ino } = request;
+        let Request { mount, ask: Ask::Barrier { ino } } = request else { return reply.reply(libc::ENOSYS) };
         let Some(route) = self.routes.get(usize::from(mount)) else { return reply.reply(libc::EINVAL) };
         // An engine is called with the lock held, so that after `hold` nothing is on its way to it.
         match &mut *route.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     fn barrier(mount: u8) -> Request {
-        Request::Barrier { mount, ino: 7 }
+        Request { mount, ask: Ask::Barrier { ino: 7 } }
     }
 
     #[test]

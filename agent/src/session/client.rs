@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use storeshim_protocol::gate::Seen;
 use storeshim_protocol::intent::{ENTRIES_MAX, ENTRY_WORDS, Entry, decode};
@@ -27,13 +27,15 @@ pub(super) struct Ring {
     pub(super) map: Mapping<RingFile>,
     /// Per slot, the number of the latest request that was handed on: an older answer is not for it.
     pub(super) latest: [AtomicU64; SLOTS],
+    /// Held while an answer is written.
+    pub(super) answering: Mutex<()>,
     file: File,
     uid: u32,
 }
 
 impl Ring {
     pub(super) fn new(map: Mapping<RingFile>, file: File, uid: u32) -> Self {
-        Self { map, latest: std::array::from_fn(|_| AtomicU64::new(0)), file, uid }
+        Self { map, latest: std::array::from_fn(|_| AtomicU64::new(0)), answering: Mutex::new(()), file, uid }
     }
 
     /// The slot of that index.

@@ -35,7 +35,7 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use storeshim_protocol::control::FLAG_COMPLETE;
-use storeshim_protocol::request::Request;
+use storeshim_protocol::request::{Answer, Request};
 use storeshim_protocol::{Intent, Mount, MountState, OpenFlags, Space};
 
 use self::discover::Discovery;
@@ -63,8 +63,13 @@ pub trait IntentSink {
 
 /// A request on its way: answer it exactly once, from any thread, at any later time.
 pub trait Reply: Send {
-    /// 0 or an errno.
-    fn reply(self: Box<Self>, errno: i32);
+    /// Answers.
+    fn answer(self: Box<Self>, answer: Answer);
+
+    /// Answers with 0 or an errno.
+    fn reply(self: Box<Self>, errno: i32) {
+        self.answer(Answer { errno, value: 0 });
+    }
 }
 
 /// Where requests go.

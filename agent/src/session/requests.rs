@@ -1,10 +1,10 @@
 //! Requests on their way: from a slot to the sink, and the answer back. An answer may be given long after the
 //! process, or the session table, is gone. It must not know what a request asks for.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 
-use storeshim_protocol::request::{Request, Ticket};
+use storeshim_protocol::request::{Answer, Request, Ticket};
 
 use super::client::Ring;
 use super::{Reply, RequestSink, sys};
@@ -50,14 +50,16 @@ struct SlotReply {
 }
 
 impl Reply for SlotReply {
-    fn reply(self: Box<Self>, errno: i32) {
+    fn answer(self: Box<Self>, answer: Answer) {
+        // Of a cell one thread at a time may answer.
+        let _one = self.ring.answering.lock().unwrap_or_else(PoisonError::into_inner);
         // The ticket tells requests apart until its few bits come round; the number goes further.
         let latest = self.ring.latest.get(self.slot).map(|latest| latest.load(Ordering::Relaxed));
         if latest != Some(self.number) {
             return;
         }
         if let Some(slot) = self.ring.slot(self.slot)
-            && slot.request().reply(self.ticket, errno)
+            && slot.request().reply(self.ticket, answer)
         {
             sys::futex_wake_all(slot.request().word());
         }

@@ -158,7 +158,7 @@ impl Table {
 
 fn claim_of(claims: &[Claim; MAX_MOUNTS], request: &Result<Request, ()>) -> Claim {
     match request {
-        Ok(Request::Barrier { mount, .. }) => claims.get(usize::from(*mount)).copied().unwrap_or_default(),
+        Ok(Request { mount, .. }) => claims.get(usize::from(*mount)).copied().unwrap_or_default(),
         Err(()) => Claim::None,
     }
 }

@@ -10,7 +10,7 @@ use super::commit::{Ticket, Uploader};
 use super::index::Index;
 use super::plan::NewChunks;
 use crate::blob::pack::{Encoded, PackError, PackWriter};
-use crate::meta::records::{Chunk, ChunkHash, Location, PackId};
+use crate::meta::records::{Chunk, ChunkHash, Frame, Location, PackId};
 
 /// New chunks of one cut that together take no more than this are kept in the metadata, in bytes as stored.
 const INLINE_MAX: usize = 192 << 10;
@@ -24,6 +24,8 @@ pub struct ChunkStore<'a> {
     loose_bytes: usize,
     packed: bool,
     pack: PackWriter,
+    /// Of each chunk of `pack`, in its order.
+    frames: Vec<Vec<Frame>>,
     new: HashMap<ChunkHash, Option<Chunk>>,
     packs: Vec<(PackId, u64)>,
     uploads: Vec<Ticket>,
@@ -47,6 +49,7 @@ impl<'a> ChunkStore<'a> {
             loose_bytes: 0,
             packed: false,
             pack: PackWriter::new(),
+            frames: Vec::new(),
             new: HashMap::new(),
             packs: Vec::new(),
             uploads: Vec::new(),
@@ -63,16 +66,17 @@ impl<'a> ChunkStore<'a> {
         self.packed = true;
         self.loose_bytes = 0;
         for chunk in std::mem::take(&mut self.loose) {
-            self.append(&chunk)?;
+            self.append(chunk)?;
         }
         Ok(())
     }
 
-    fn append(&mut self, chunk: &Encoded) -> Result<(), VolumeError> {
+    fn append(&mut self, chunk: Encoded) -> Result<(), VolumeError> {
         if !self.pack.fits(chunk.stored.len()) {
             self.send_pack();
         }
-        self.pack.append(chunk)?;
+        self.pack.append(&chunk)?;
+        self.frames.push(chunk.frames);
         Ok(())
     }
 
@@ -83,8 +87,8 @@ impl<'a> ChunkStore<'a> {
         }
         let id: PackId = rand::random();
         let (bytes, entries) = pack.finish();
-        for entry in entries {
-            self.new.insert(entry.hash, Some(entry.record(id, 0)));
+        for (entry, frames) in entries.iter().zip(std::mem::take(&mut self.frames)) {
+            self.new.insert(entry.hash, Some(entry.record(frames, id, 0)));
         }
         self.packs.push((id, bytes.len() as u64));
         self.uploads.push(self.uploader.send(id, bytes));
@@ -101,7 +105,7 @@ impl NewChunks for ChunkStore<'_> {
         let chunk = Encoded::new(hash, bytes)?;
         self.stored += chunk.stored.len() as u64;
         if self.packed {
-            self.append(&chunk)?;
+            self.append(chunk)?;
         } else {
             self.loose_bytes += chunk.stored.len();
             self.loose.push(chunk);
@@ -119,6 +123,7 @@ impl NewChunks for ChunkStore<'_> {
                 len: chunk.len,
                 stored_len: chunk.stored.len() as u32,
                 codec: chunk.codec,
+                frames: chunk.frames,
                 location: Location::Inline(chunk.stored),
             };
             self.new.insert(chunk.hash, Some(record));

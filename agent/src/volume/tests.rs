@@ -70,8 +70,8 @@ impl Gatekeeper for OpenGate {
 
 struct Answer(crossbeam::channel::Sender<i32>);
 impl Reply for Answer {
-    fn reply(self: Box<Self>, errno: i32) {
-        let _ = self.0.send(errno);
+    fn answer(self: Box<Self>, answer: storeshim_protocol::request::Answer) {
+        let _ = self.0.send(answer.errno);
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use storeshim_protocol::intent::encode;
-use storeshim_protocol::request::Request;
+use storeshim_protocol::request::{Ask, Request};
 use storeshim_protocol::{Control, Doorbell, Intent, RING_MAGIC, RingFile, Slot, VERSION};
 
 use super::super::mapping::Mapping;
@@ -98,7 +98,7 @@ impl FakeClient {
     }
 
     pub(super) fn post(&self, mount: usize) -> u32 {
-        let word = self.slot().request().post(Request::Barrier { mount: mount as u8, ino: 0 });
+        let word = self.slot().request().post(Request { mount: mount as u8, ask: Ask::Barrier { ino: 0 } });
         self.ring_doorbell();
         word
     }
@@ -109,7 +109,7 @@ impl FakeClient {
         let begun = Instant::now();
         loop {
             if let Some(answer) = cell.take_reply() {
-                return answer;
+                return answer.errno;
             }
             assert!(begun.elapsed() < Duration::from_secs(20), "no answer");
             let woken = sys::futex_wait(cell.word(), word, Duration::from_secs(1));

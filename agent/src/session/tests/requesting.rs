@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use storeshim_protocol::Intent;
-use storeshim_protocol::request::Request;
+use storeshim_protocol::request::{Ask, Request};
 
 use super::super::Reply;
 use super::{Agent, start, wait_until};
@@ -20,7 +20,7 @@ fn a_request_is_answered_and_handed_on_once() {
     for errno in [0, libc::ESTALE, libc::EIO] {
         let word = client.post(agent.mount);
         let (request, reply) = receive(&agent);
-        assert_eq!(request, Request::Barrier { mount: agent.mount as u8, ino: 0 });
+        assert_eq!(request, Request { mount: agent.mount as u8, ask: Ask::Barrier { ino: 0 } });
         std::thread::sleep(Duration::from_millis(20));
         assert!(agent.requests.try_recv().is_err(), "it was handed on twice");
         std::thread::scope(|scope| {
