@@ -8,6 +8,7 @@
 //! run/control    one [`Control`]   written by the agent, mapped read-only by clients
 //! run/doorbell   one [`Doorbell`]  the futex word that the agent sleeps on, mapped read-only by clients
 //! run/rings/*    one [`RingFile`]  created and owned by a client, mapped by both
+//! run/residency-N one [`residency::Residency`] for mount N: written by the agent, mapped read-only by clients
 //! ```
 #![cfg_attr(not(any(test, loom, fuzzing)), no_std)]
 
@@ -30,7 +31,7 @@ pub use ring::{RingFile, SLOTS, Slot};
 
 /// Layout version: a client and an agent talk only when theirs are equal. Any change to a layout, to the
 /// meaning of a field or to a record's encoding takes a new number.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// First word of `control` ("storeshC").
 pub const CONTROL_MAGIC: u64 = u64::from_le_bytes(*b"storeshC");
@@ -45,6 +46,8 @@ pub mod names {
     pub const DOORBELL: &str = "doorbell";
     /// The directory of ring files.
     pub const RINGS: &str = "rings";
+    /// Begins the names of the residency tables; the mount's index follows, in decimal.
+    pub const RESIDENCY: &str = "residency-";
     /// The unix socket of the agent's HTTP interface.
     pub const SOCKET: &str = "agent.sock";
     /// Environment variable that names the run directory to the shim.
@@ -63,8 +66,8 @@ mod layout {
     use super::*;
 
     #[test]
-    fn version_2() {
-        assert_eq!(VERSION, 2);
+    fn version_3() {
+        assert_eq!(VERSION, 3);
         assert_eq!(size_of::<Control>(), 12288);
         assert_eq!(offset_of!(Control, heartbeat_ns), 32);
         assert_eq!(offset_of!(Control, sleeping), 40);
@@ -77,6 +80,7 @@ mod layout {
         assert_eq!(size_of::<Slot>(), 69632);
         assert_eq!(offset_of!(Slot, gate), 8);
         assert_eq!(offset_of!(Slot, subject), 16);
+        assert_eq!(size_of::<residency::Residency>(), 4 * residency::CELLS + 32 * residency::SLOTS + 8 * residency::WORDS);
         assert_eq!(size_of::<RingFile>(), 4096 + SLOTS * size_of::<Slot>());
         assert_eq!(offset_of!(RingFile, comm), 32);
         assert_eq!(offset_of!(RingFile, slots_used), 48);

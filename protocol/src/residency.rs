@@ -21,7 +21,7 @@ pub const CELLS: usize = if cfg!(loom) { 2 } else { 1 << 20 };
 /// Slots of a mount.
 pub const SLOTS: usize = if cfg!(loom) { 2 } else { 1 << 15 };
 /// Words of bitmaps of a mount: 64 pieces each.
-pub const WORDS: usize = if cfg!(loom) { 2 } else { 1 << 20 };
+pub const WORDS: usize = if cfg!(loom) { 2 } else { 1 << 17 };
 /// Slots in which an inode may stand: those from its own one on, in a ring.
 pub const REACH: usize = if cfg!(loom) { 2 } else { 8 };
 

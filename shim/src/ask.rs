@@ -12,11 +12,16 @@ use crate::sys::{self, Answer, Errno, errno};
 /// nanoseconds.
 const SLICE_NS: u64 = 1_000_000_000;
 
-/// Waits until all that was done on mount `index` is durable in the backend.
+/// Waits until all that was done on mount `index` is durable in the backend. Errors: as [`request`].
+pub fn barrier(index: usize, ino: u64) -> Answer {
+    request(index, Ask::Barrier { ino })
+}
+
+/// Asks the agent and waits for its answer: the value that [`Ask`] names.
 ///
 /// Errors: what the agent answers (EIO, ESTALE); ETIMEDOUT after the mount's request timeout; EIO where this
 /// process cannot attach.
-pub fn barrier(index: usize, ino: u64) -> Answer {
+pub fn request(index: usize, what: Ask) -> Answer {
     let ring = attach::ring()?;
     let mount = control::mount(index).ok_or(Errno::of(errno::EIO))?;
     let limit = u64::from(mount.request_timeout_ms.load(Ordering::Relaxed)) * 1_000_000;
@@ -37,7 +42,7 @@ pub fn barrier(index: usize, ino: u64) -> Answer {
         },
     };
     seat.private.asking.store(here, Ordering::Relaxed);
-    let result = ask(seat.slot.request(), Request { mount: index as u8, ask: Ask::Barrier { ino } }, limit);
+    let result = ask(seat.slot.request(), Request { mount: index as u8, ask: what }, limit);
     seat.private.asking.store(0, Ordering::Relaxed);
     seat.release();
     result

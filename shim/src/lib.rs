@@ -29,6 +29,7 @@ mod net;
 mod outside;
 mod paths;
 mod place;
+mod residency;
 mod respell;
 mod room;
 mod start;

@@ -8,7 +8,7 @@ use storeshim_protocol::control::PREFIX_MAX;
 
 use super::units::{Size, Span};
 use super::{ConfigError, LogFormat, Placement};
-use crate::volume::Durability;
+use crate::volume::{Durability, Hydrate};
 
 /// Settings of one source. Field names are the keys of the file.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -62,6 +62,16 @@ pub struct MountLayer {
     pub audit_interval: Option<PositiveSpan>,
     /// See [`super::Mount::upload_parallelism`].
     pub upload_parallelism: Option<Parallelism>,
+    /// See [`super::Mount::hydrate`].
+    pub hydrate: Option<Hydrate>,
+    /// See [`super::Mount::cache_size`].
+    pub cache_size: Option<CacheSize>,
+    /// See [`super::Mount::patience`].
+    pub patience: Option<PositiveSpan>,
+    /// See [`crate::volume::Quota::bytes`].
+    pub quota_bytes: Option<Size>,
+    /// See [`crate::volume::Quota::inodes`].
+    pub quota_inodes: Option<Inodes>,
 }
 
 /// Makes a checked value type out of a plain one.
@@ -142,6 +152,23 @@ checked! {
         Err("must be at least 16MiB, the size of one pack".to_owned())
     } else {
         Ok(size)
+    }
+}
+
+checked! {
+    /// A cache size: room for a few packs, so that what is brought here is not gone before it is read.
+    CacheSize(Size => Size), |size| if size.0 < 64 << 20 {
+        Err("must be at least 64MiB, room for a few packs".to_owned())
+    } else {
+        Ok(size)
+    }
+}
+
+checked! {
+    /// A number of inodes.
+    Inodes(i64 => u64), |number| match u64::try_from(number) {
+        Ok(number @ 1..) => Ok(number),
+        _ => Err(format!("`{number}` is not a number of inodes; write one above zero, without a unit")),
     }
 }
 
@@ -231,9 +258,9 @@ impl MountLayer {
             let (key, text) = part
                 .split_once('=')
                 .ok_or_else(|| format!("mount `{spec}`: `{part}` is not KEY=VALUE; {form}"))?;
-            // The one number without a unit; whatever else it is, the check of its type says so.
+            // The numbers without a unit; whatever else it is, the check of its type says so.
             let value = match text.parse::<i64>() {
-                Ok(number) if key == "upload_parallelism" => toml::Value::Integer(number),
+                Ok(number) if matches!(key, "upload_parallelism" | "quota_inodes") => toml::Value::Integer(number),
                 _ => text.into(),
             };
             if table.insert(key.to_owned(), value).is_some() {
@@ -256,6 +283,11 @@ impl MountLayer {
             request_timeout,
             audit_interval,
             upload_parallelism,
+            hydrate,
+            cache_size,
+            patience,
+            quota_bytes,
+            quota_inodes,
         } = stronger;
         self.url = url;
         over(&mut self.tree, tree);
@@ -266,6 +298,11 @@ impl MountLayer {
         over(&mut self.request_timeout, request_timeout);
         over(&mut self.audit_interval, audit_interval);
         over(&mut self.upload_parallelism, upload_parallelism);
+        over(&mut self.hydrate, hydrate);
+        over(&mut self.cache_size, cache_size);
+        over(&mut self.patience, patience);
+        over(&mut self.quota_bytes, quota_bytes);
+        over(&mut self.quota_inodes, quota_inodes);
     }
 }
 

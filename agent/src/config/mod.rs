@@ -15,7 +15,7 @@ pub use layer::{AbsolutePath, Layer, LogLayer, LogLevel, MountLayer};
 pub use units::{Age, Bytes, Size, Span};
 
 use crate::blob::redact;
-use crate::volume::Durability;
+use crate::volume::{Durability, Hydrate, Quota};
 
 /// What is wrong with the settings: one sentence that names the place (file and line, variable or flag).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,6 +105,14 @@ pub struct Mount {
     pub audit_interval: Duration,
     /// Uploads in flight.
     pub upload_parallelism: usize,
+    /// When what is not on this disk is brought here.
+    pub hydrate: Hydrate,
+    /// Bytes of file data that may lie on this disk; `None`: 80 % of what its filesystem has free at the start.
+    pub cache_size: Option<u64>,
+    /// How long a read waits for data that cannot be fetched.
+    pub patience: Duration,
+    /// What the volume may grow to.
+    pub quota: Quota,
 }
 
 impl Mount {
@@ -211,6 +219,13 @@ fn resolve_mount(layer: MountLayer) -> Mount {
         request_timeout: layer.request_timeout.map_or(Duration::ZERO, |span| span.0),
         audit_interval: layer.audit_interval.map_or(Duration::from_secs(30), |span| span.0.0),
         upload_parallelism: layer.upload_parallelism.map_or(8, |number| number.0),
+        hydrate: layer.hydrate.unwrap_or_default(),
+        cache_size: layer.cache_size.map(|size| size.0.0),
+        patience: layer.patience.map_or(Duration::from_secs(60), |span| span.0.0),
+        quota: Quota {
+            bytes: layer.quota_bytes.map(|size| size.0),
+            inodes: layer.quota_inodes.map(|number| number.0),
+        },
     }
 }
 

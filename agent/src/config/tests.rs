@@ -36,6 +36,11 @@ fn a_full_file_is_read() {
         request_timeout = "30s"
         audit_interval = "1m"
         upload_parallelism = 4
+        hydrate = "on-open"
+        cache_size = "2GiB"
+        patience = "5s"
+        quota_bytes = "10GiB"
+        quota_inodes = 1000000
         "#,
     )
     .unwrap();
@@ -54,6 +59,10 @@ fn a_full_file_is_read() {
         request_timeout: Duration::from_secs(30),
         audit_interval: Duration::from_secs(60),
         upload_parallelism: 4,
+        hydrate: Hydrate::OnOpen,
+        cache_size: Some(2 << 30),
+        patience: Duration::from_secs(5),
+        quota: Quota { bytes: Some(10 << 30), inodes: Some(1_000_000) },
     };
     assert_eq!(config.mounts, [expected]);
 }

@@ -10,6 +10,7 @@
 //! c <hash:32>                      Chunk: where its bytes are, how many extents use it
 //! p <pack:16>                      Pack: size and live bytes
 //! g <pack:16>                      a pack without live bytes, to be deleted   (empty value)
+//! t                                Totals: what the volume holds, next inode  (every commit that changes them)
 //! 0x00                             reserved for the engine
 //! ```
 //! Numbers in keys are big-endian, so that ranges are in their order. Values are postcard, led by one byte of
@@ -152,6 +153,19 @@ pub struct Pack {
     pub size: u64,
     /// Bytes of chunks that are in use.
     pub live: u64,
+}
+
+/// What the volume holds, so that an agent knows it without reading every record. Absent in a volume without commits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// The next free inode number.
+    pub next_inode: u64,
+    /// Inodes of all kinds.
+    pub inodes: u64,
+    /// Regular files.
+    pub files: u64,
+    /// Bytes in regular files, as their sizes say.
+    pub bytes: u64,
 }
 
 /// The version byte that leads every value.

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use storeshim_protocol::request::Ask;
 use storeshim_protocol::{MountState, Space};
 
 use super::ports::{Engine, EngineFactory, NewMount, OpenError, PendingVolume, SessionPort, SharedSink};
@@ -11,7 +12,7 @@ use crate::blob::{Store, StoreError, StoreOptions};
 use crate::config::{self, Config};
 use crate::doctor::aside;
 use crate::meta::{self, MetaError};
-use crate::session::{self, Freeze, IntentSink, MountEntry, Reply, RequestSink, SessionInfo, Sessions};
+use crate::session::{self, Freeze, IntentSink, MountEntry, Reply, RequestSink, ResidencyTable, SessionInfo, Sessions};
 use crate::volume::{
     DirtySet, Frozen, Gatekeeper, Journal, Shared, Volume, VolumeError, VolumeOptions, VolumeStatus,
 };
@@ -66,6 +67,10 @@ impl SessionPort for Sessions {
 
     fn set_space(&self, mount: usize, space: &Space) {
         Sessions::set_space(self, mount, space);
+    }
+
+    fn residency(&self, mount: usize) -> Result<Arc<ResidencyTable>, String> {
+        Sessions::residency(self, mount).map_err(|error| error.to_string())
     }
 
     fn freeze<'a>(&'a self, mount: usize, sink: &mut dyn IntentSink) -> Box<dyn Frozen + 'a> {
@@ -177,8 +182,8 @@ struct Opened {
 }
 
 impl Engine for Opened {
-    fn barrier(&self, ino: u64, reply: Box<dyn Reply>) {
-        self.volume.barrier(ino, reply);
+    fn request(&self, ask: Ask, reply: Box<dyn Reply>) {
+        self.volume.request(ask, reply);
     }
 
     fn flush(&self) -> Result<u64, VolumeError> {

@@ -20,6 +20,10 @@ pub fn mount(prefix: &str, url: &str) -> Mount {
         request_timeout: Duration::ZERO,
         audit_interval: Duration::from_secs(30),
         upload_parallelism: 8,
+        hydrate: Default::default(),
+        cache_size: None,
+        patience: Duration::from_secs(60),
+        quota: Default::default(),
     }
 }
 
@@ -85,6 +89,10 @@ impl SessionPort for FakeSessions {
 
     fn set_space(&self, _: usize, _: &Space) {}
 
+    fn residency(&self, _: usize) -> Result<Arc<crate::session::ResidencyTable>, String> {
+        Ok(Arc::new(crate::session::ResidencyTable::anonymous().unwrap()))
+    }
+
     fn freeze<'a>(&'a self, _: usize, _: &mut dyn IntentSink) -> Box<dyn Frozen + 'a> {
         Box::new(Thawed)
     }
@@ -130,7 +138,7 @@ impl FakeEngine {
 }
 
 impl Engine for FakeEngine {
-    fn barrier(&self, _: u64, reply: Box<dyn Reply>) {
+    fn request(&self, _: storeshim_protocol::request::Ask, reply: Box<dyn Reply>) {
         reply.reply(0);
     }
 

@@ -6,7 +6,7 @@ use storeshim_protocol::{MountState, Space};
 
 use super::ports::SessionPort;
 use super::router::Router;
-use crate::session::IntentSink;
+use crate::session::{IntentSink, ResidencyTable};
 use crate::volume::{Frozen, Gatekeeper};
 
 /// The gate of mount `index`.
@@ -51,5 +51,9 @@ impl Gatekeeper for MountGate {
 
     fn set_space(&self, space: &Space) {
         self.sessions.set_space(self.index, space);
+    }
+
+    fn residency(&self) -> Result<Arc<ResidencyTable>, String> {
+        self.sessions.residency(self.index)
     }
 }

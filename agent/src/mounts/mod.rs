@@ -329,6 +329,10 @@ impl OneMount {
                 dirty_limit: mount.dirty_limit,
                 audit_interval: mount.audit_interval,
                 upload_parallelism: mount.upload_parallelism,
+                hydrate: mount.hydrate,
+                cache_size: mount.cache_size,
+                patience: mount.patience,
+                quota: mount.quota,
             },
         );
         let shown = NewMount {

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use storeshim_protocol::request::Ask;
 use storeshim_protocol::{MountState, Space};
 
 use crate::config;
-use crate::session::{IntentSink, Journal, Reply, SessionInfo};
+use crate::session::{IntentSink, Journal, Reply, ResidencyTable, SessionInfo};
 
 use crate::volume::{Frozen, Gatekeeper, VolumeError, VolumeOptions, VolumeStatus};
 
@@ -49,6 +50,8 @@ pub trait SessionPort: Send + Sync {
     fn set_throttle(&self, mount: usize, throttle: u32);
     /// Shows what the volume offers.
     fn set_space(&self, mount: usize, space: &Space);
+    /// What clients see of what is on this disk. Call it after [`SessionPort::add_mount`].
+    fn residency(&self, mount: usize) -> Result<Arc<ResidencyTable>, String>;
     /// See [`Gatekeeper::freeze`].
     fn freeze<'a>(&'a self, mount: usize, sink: &mut dyn IntentSink) -> Box<dyn Frozen + 'a>;
     /// See [`Gatekeeper::drain`].
@@ -90,8 +93,8 @@ pub trait PendingVolume: Send + Sync {
 
 /// An open volume. See the contract in [`crate::volume`].
 pub trait Engine: Send + Sync {
-    /// Answers `reply` when all that was done before is durable. Never blocks.
-    fn barrier(&self, ino: u64, reply: Box<dyn Reply>);
+    /// Answers a request of a client; see [`Ask`]. Never blocks.
+    fn request(&self, ask: Ask, reply: Box<dyn Reply>);
     /// Audits everything, commits, and waits until that is durable; the commit's number.
     fn flush(&self) -> Result<u64, VolumeError>;
     /// Cheap.

@@ -13,7 +13,7 @@ use crate::session::{Reply, RequestSink};
 enum Route {
     /// The volume is being opened, or closed. A request that is still here when the agent ends stays pending in its ring,
     /// where the next agent finds it.
-    Held(Vec<(u64, Box<dyn Reply>)>),
+    Held(Vec<(Ask, Box<dyn Reply>)>),
     /// To the volume.
     Open(Arc<dyn Engine>),
     /// Back, with this errno.
@@ -39,8 +39,8 @@ impl Router {
             Route::Held(_) => Some(Route::Open(engine.clone())),
             Route::Open(_) | Route::Refused(_) => None,
         });
-        for (ino, reply) in held {
-            engine.barrier(ino, reply);
+        for (ask, reply) in held {
+            engine.request(ask, reply);
         }
     }
 
@@ -73,7 +73,7 @@ impl Router {
         &self,
         index: usize,
         next: impl FnOnce(&Route) -> Option<Route>,
-    ) -> Vec<(u64, Box<dyn Reply>)> {
+    ) -> Vec<(Ask, Box<dyn Reply>)> {
         let Some(route) = self.routes.get(index) else { return Vec::new() };
         let mut route = route.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(next) = next(&route) else { return Vec::new() };
@@ -86,13 +86,13 @@ impl Router {
 
 impl RequestSink for Router {
     fn request(&self, request: Request, reply: Box<dyn Reply>) {
-        let Request { mount, ask: Ask::Barrier { ino } } = request else { return reply.reply(libc::ENOSYS) };
+        let Request { mount, ask } = request;
         let Some(route) = self.routes.get(usize::from(mount)) else { return reply.reply(libc::EINVAL) };
         // An engine is called with the lock held, so that after `hold` nothing is on its way to it.
         match &mut *route.lock().unwrap_or_else(PoisonError::into_inner) {
-            Route::Held(held) => held.push((ino, reply)),
+            Route::Held(held) => held.push((ask, reply)),
             Route::Refused(errno) => reply.reply(*errno),
-            Route::Open(engine) => engine.barrier(ino, reply),
+            Route::Open(engine) => engine.request(ask, reply),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 
 use memmap2::{MmapOptions, MmapRaw};
+use storeshim_protocol::residency::Residency;
 use storeshim_protocol::{Control, Doorbell, RingFile};
 
 use super::sigbus::Guard;
@@ -22,6 +23,8 @@ pub(super) unsafe trait Shared {}
 unsafe impl Shared for Control {}
 // SAFETY: as above.
 unsafe impl Shared for Doorbell {}
+// SAFETY: as above.
+unsafe impl Shared for Residency {}
 // SAFETY: as above.
 unsafe impl Shared for RingFile {}
 

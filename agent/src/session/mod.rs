@@ -18,6 +18,7 @@ mod mapping;
 mod mount_table;
 mod poll;
 mod requests;
+mod residency;
 mod run_dir;
 mod shared;
 mod sigbus;
@@ -40,6 +41,7 @@ use storeshim_protocol::{Intent, Mount, MountState, OpenFlags, Space};
 
 use self::discover::Discovery;
 pub use self::error::SessionError;
+pub use self::residency::ResidencyTable;
 pub use self::freeze::Freeze;
 use self::mount_table::retire_unclaimed;
 use self::run_dir::RunDir;
@@ -207,6 +209,14 @@ impl Sessions {
         if let Some(mount) = self.mount(mount) {
             mount.set_space(space);
         }
+    }
+
+    /// What clients see of what is on this disk.
+    ///
+    /// # Errors
+    /// Where the run directory has no room for it.
+    pub fn residency(&self, mount: usize) -> Result<Arc<ResidencyTable>, SessionError> {
+        self.shared.run.residency(mount).map(Arc::new)
     }
 
     /// Closes the mount's gate: returns when no hooked mutating call is inside (stragglers are named to `sink`) and

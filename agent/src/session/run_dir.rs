@@ -13,10 +13,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
+use storeshim_protocol::residency::Residency;
 use storeshim_protocol::{CONTROL_MAGIC, Control, Doorbell, MountState, VERSION, names};
 
 use super::error::SessionError;
 use super::mapping::Mapping;
+use super::residency::ResidencyTable;
 use super::sys;
 
 const LOCK: &str = "agent.lock";
@@ -28,6 +30,8 @@ pub(super) struct RunDir {
     pub(super) doorbell: Mapping<Doorbell>,
     /// The directory of ring files.
     pub(super) rings: PathBuf,
+    /// The directory itself.
+    dir: PathBuf,
     lock: Mutex<Option<Flock<File>>>,
 }
 
@@ -39,7 +43,19 @@ impl RunDir {
         let rings = prepare_rings(&dir)?;
         let doorbell = open_doorbell(&dir)?;
         let control = open_control(&dir)?;
-        Ok(Self { control, doorbell, rings, lock: Mutex::new(Some(lock)) })
+        Ok(Self { control, doorbell, rings, dir, lock: Mutex::new(Some(lock)) })
+    }
+
+    /// Maps the residency table of a mount: the former agent's, since clients keep theirs, or a new one.
+    pub(super) fn residency(&self, mount: usize) -> Result<ResidencyTable, SessionError> {
+        let path = self.dir.join(format!("{}{mount}", names::RESIDENCY));
+        let io = |what| SessionError::io(what, &path);
+        let file = open_own(&path, true).map_err(io("open"))?;
+        check_owner(&path, file.metadata().map_err(io("look at"))?.uid())?;
+        file.set_permissions(Permissions::from_mode(0o644)).map_err(io("set the mode of"))?;
+        let size = size_of::<Residency>();
+        file.set_len(size as u64).and_then(|()| sys::allocate(&file, size)).map_err(io("allocate"))?;
+        ResidencyTable::of_file(&file).map_err(io("map"))
     }
 
     /// Lets another agent have the directory.

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use storeshim_protocol::request::Ask;
 use storeshim_protocol::{MountState, OpenFlags};
 
 use super::chunks::ChunkStore;
@@ -16,6 +17,7 @@ use super::index::{Base, Index};
 use super::look::Trouble;
 use super::open::{self, Opened};
 use super::plan::{self, Plan};
+use super::residency::Residency;
 use super::status::{Mutex, Shared};
 use super::tree::Tree;
 use super::{DirtySet, Durability, Journal, VolumeError, VolumeOptions, VolumeStatus, audit};
@@ -61,6 +63,7 @@ pub struct Volume {
     shared: Arc<Shared>,
     sink: Sink,
     commands: Sender<Command>,
+    residency: Arc<Residency>,
     threads: Mutex<Option<Threads>>,
 }
 
@@ -124,19 +127,23 @@ impl Volume {
         shared.set_ready();
         shared.gate().set_complete(true);
         shared.gate().set_state(MountState::Ready);
+        let residency = Residency::start(&engine.index, &engine.tree, &blob, &shared, &engine.options);
         let (end, helpers) = engine.start_helpers(&blob, commands.clone()).map_err(threads)?;
         let thread = std::thread::Builder::new()
             .name("volume".into())
             .spawn(move || engine.run(&inbox, &blob))
             .map_err(threads)?;
         let threads = Mutex::new(Some(Threads { engine: thread, end, helpers }));
-        Ok(Arc::new(Self { shared, sink, commands, threads }))
+        Ok(Arc::new(Self { shared, sink, commands, residency, threads }))
     }
 
-    /// Answers when everything done before is durable in the backend. Never blocks. `ino` is the kernel inode that
-    /// the barrier was asked for, 0 for all: it is looked at whether or not an intent named it.
-    pub fn barrier(&self, ino: u64, reply: Box<dyn Reply>) {
-        self.send(Command::Barrier(ino, reply));
+    /// Answers a request of a client; see [`Ask`]. Never blocks. The inode of a barrier is looked at whether or not an
+    /// intent named it.
+    pub fn request(&self, ask: Ask, reply: Box<dyn Reply>) {
+        match ask {
+            Ask::Barrier { ino } => self.send(Command::Barrier(ino, reply)),
+            ask => self.residency.request(ask, reply),
+        }
     }
 
     /// Looks at the whole tree, commits, and waits until that is durable; the commit's number.

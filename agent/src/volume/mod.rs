@@ -19,6 +19,7 @@ mod journal;
 mod look;
 mod open;
 mod plan;
+pub mod residency;
 mod restore;
 mod space;
 mod status;
@@ -38,7 +39,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use storeshim_protocol::{MountState, Space};
 
-use crate::session::IntentSink;
+use crate::session::{IntentSink, ResidencyTable};
 
 /// What the engine needs of the sessions of its own mount (implemented over `session`, and by tests).
 pub trait Gatekeeper: Send + Sync {
@@ -57,6 +58,8 @@ pub trait Gatekeeper: Send + Sync {
     fn set_throttle(&self, throttle: u32);
     /// Shows clients what the volume offers (statfs(2)).
     fn set_space(&self, space: &Space);
+    /// What clients see of what is on this disk. To be called once; the error is a sentence.
+    fn residency(&self) -> std::result::Result<Arc<ResidencyTable>, String>;
 }
 
 /// A closed gate.
@@ -115,6 +118,37 @@ pub struct VolumeOptions {
     pub audit_interval: Duration,
     /// Uploads in flight.
     pub upload_parallelism: usize,
+    /// When what is not on this disk is brought here.
+    pub hydrate: Hydrate,
+    /// Bytes of file data that the tree may keep on this disk; `None`: 80 % of what the filesystem has free when the
+    /// volume is opened, and what the tree takes already.
+    pub cache_size: Option<u64>,
+    /// How long a reader waits for data that cannot be fetched before it gets EIO.
+    pub patience: Duration,
+    /// What the volume may grow to.
+    pub quota: Quota,
+}
+
+/// When what is not on this disk is brought here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hydrate {
+    /// A directory when it is first touched, a file piece by piece when it is first read; names also in the background.
+    #[default]
+    OnRead,
+    /// As `on-read`, and a file as a whole when it is opened.
+    OnOpen,
+    /// Everything, before the mount is ready: for programs that no hook sees.
+    Eager,
+}
+
+/// What a volume may grow to; `None` is without limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// Bytes in regular files.
+    pub bytes: Option<u64>,
+    /// Inodes of all kinds.
+    pub inodes: Option<u64>,
 }
 
 /// Progress of long work, for a progress bar.
@@ -161,6 +195,9 @@ pub struct VolumeStatus {
     pub foreign: Vec<String>,
     /// Long work under way.
     pub progress: Option<Progress>,
+    /// What of the volume is on this disk.
+    #[serde(default)]
+    pub residency: residency::Status,
 }
 
 /// Why a volume cannot be opened or has stopped.

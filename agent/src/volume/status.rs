@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use storeshim_protocol::MountState;
 use storeshim_protocol::control::{THROTTLE_BLOCK, THROTTLE_SLOW};
 
-use super::{Gatekeeper, Progress, VolumeError, VolumeStatus, space};
+use super::{Gatekeeper, Progress, VolumeError, VolumeStatus, residency, space};
 
 /// A lock whose holder cannot leave it poisoned in a way that matters: panics end the process.
 pub struct Mutex<T>(StdMutex<T>);
@@ -241,6 +241,7 @@ impl Shared {
                 .map(|(why, since)| format!("for {} s: {why}", since.elapsed().as_secs())),
             foreign: self.foreign.lock().clone(),
             progress: self.progress.lock().clone(),
+            residency: residency::Status::default(),
         }
     }
 }

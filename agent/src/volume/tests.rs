@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use storeshim_protocol::request::Ask;
 use storeshim_protocol::{Intent, MountState, OpenFlags};
 
 use super::*;
@@ -29,6 +30,14 @@ struct OpenGate {
     space: Mutex<Space>,
     at_thaw: AtThaw,
     at_freeze: AtThaw,
+    table: AnonymousTable,
+}
+
+struct AnonymousTable(Arc<ResidencyTable>);
+impl Default for AnonymousTable {
+    fn default() -> Self {
+        Self(Arc::new(ResidencyTable::anonymous().unwrap()))
+    }
 }
 
 struct Open(AtThaw);
@@ -65,6 +74,9 @@ impl Gatekeeper for OpenGate {
     fn set_throttle(&self, _: u32) {}
     fn set_space(&self, space: &Space) {
         *self.space.lock().unwrap() = *space;
+    }
+    fn residency(&self) -> std::result::Result<Arc<ResidencyTable>, String> {
+        Ok(Arc::clone(&self.table.0))
     }
 }
 
@@ -115,6 +127,10 @@ impl Node {
             dirty_limit: 1 << 30,
             audit_interval: Duration::from_secs(3600),
             upload_parallelism: 2,
+            hydrate: Hydrate::OnRead,
+            cache_size: None,
+            patience: Duration::from_secs(10),
+            quota: Quota::default(),
         };
         let shared = Shared::new(Arc::new(OpenGate {
             at_thaw: Arc::clone(&self.at_thaw),
@@ -141,7 +157,7 @@ impl Node {
 
     fn barrier(&self) -> i32 {
         let (to, answer) = crossbeam::channel::bounded(1);
-        self.volume().barrier(0, Box::new(Answer(to)));
+        self.volume().request(Ask::Barrier { ino: 0 }, Box::new(Answer(to)));
         answer.recv_timeout(Duration::from_secs(30)).unwrap()
     }
 

@@ -22,6 +22,8 @@ pub enum Key {
     Pack(PackId),
     /// `g <pack>`
     Garbage(PackId),
+    /// `t`
+    Totals,
 }
 
 /// Prefix of all inodes.
@@ -106,10 +108,16 @@ pub fn garbage(id: &PackId) -> Vec<u8> {
     join(b'g', &[id])
 }
 
+/// Key of [`super::Totals`].
+#[must_use]
+pub fn totals() -> Vec<u8> {
+    join(b't', &[])
+}
+
 /// Whether a key is one of the volume's, not of the engine or of a local index.
 #[must_use]
 pub fn is_record(key: &[u8]) -> bool {
-    matches!(key.first(), Some(b'v' | b'h' | b'i' | b'd' | b'b' | b'c' | b'p' | b'g'))
+    matches!(key.first(), Some(b'v' | b'h' | b'i' | b'd' | b'b' | b'c' | b'p' | b'g' | b't'))
 }
 
 /// Takes a key apart.
@@ -132,6 +140,7 @@ pub fn parse(key: &[u8]) -> Result<Key> {
         [b'c', rest @ ..] => rest.try_into().ok().map(Key::Chunk),
         [b'p', rest @ ..] => rest.try_into().ok().map(Key::Pack),
         [b'g', rest @ ..] => rest.try_into().ok().map(Key::Garbage),
+        [b't'] => Some(Key::Totals),
         _ => None,
     };
     parsed.ok_or_else(|| {
@@ -174,6 +183,7 @@ mod tests {
             (chunk(&[3; 32]), Key::Chunk([3; 32])),
             (pack(&[4; 16]), Key::Pack([4; 16])),
             (garbage(&[5; 16]), Key::Garbage([5; 16])),
+            (totals(), Key::Totals),
         ] {
             assert_eq!(parse(&bytes).unwrap(), key);
         }
@@ -212,6 +222,7 @@ mod tests {
                     Key::Chunk(hash) => chunk(&hash),
                     Key::Pack(id) => pack(&id),
                     Key::Garbage(id) => garbage(&id),
+                    Key::Totals => totals(),
                 };
                 prop_assert_eq!(&again, &bytes);
             }
