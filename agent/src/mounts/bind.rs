@@ -12,7 +12,9 @@ use crate::blob::{Store, StoreError, StoreOptions};
 use crate::config::{self, Config};
 use crate::doctor::aside;
 use crate::meta::{self, MetaError};
-use crate::session::{self, Freeze, IntentSink, MountEntry, Reply, RequestSink, ResidencyTable, SessionInfo, Sessions};
+use crate::session::{
+    self, Freeze, IntentSink, MountEntry, Reply, RequestSink, ResidencyTable, SessionInfo, Sessions,
+};
 use crate::volume::{
     DirtySet, Frozen, Gatekeeper, Journal, Shared, Volume, VolumeError, VolumeOptions, VolumeStatus,
 };
