@@ -260,7 +260,9 @@ impl MountLayer {
                 .ok_or_else(|| format!("mount `{spec}`: `{part}` is not KEY=VALUE; {form}"))?;
             // The numbers without a unit; whatever else it is, the check of its type says so.
             let value = match text.parse::<i64>() {
-                Ok(number) if matches!(key, "upload_parallelism" | "quota_inodes") => toml::Value::Integer(number),
+                Ok(number) if matches!(key, "upload_parallelism" | "quota_inodes") => {
+                    toml::Value::Integer(number)
+                }
                 _ => text.into(),
             };
             if table.insert(key.to_owned(), value).is_some() {
