@@ -7,7 +7,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use storeshim_protocol::request::Ask;
 
-use super::VolumeOptions;
 use super::index::Index;
 use super::status::Shared;
 use super::tree::Tree;
