@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BASE, Base, Changes, Index, Result, Seen, damaged, encode, seen_key, tagged};
+use super::{BASE, Base, Changes, Doubt, Index, Result, Seen, damaged, encode, seen_key, tagged};
 use crate::meta::Head;
 use crate::meta::records::key;
 
@@ -93,7 +93,7 @@ impl Index {
         // not in the volume any more.
         for inode in stale {
             if let Some(seen) = self.seen(inode)? {
-                self.records.insert(seen_key(inode), encode(&Seen { racy: true, ..seen })?)?;
+                self.records.insert(seen_key(inode), encode(&Seen { doubt: Doubt::Racy, ..seen })?)?;
             }
         }
         self.set_base(&Base { seq, nonce, ..base })?;
