@@ -70,7 +70,6 @@ pub struct Volume {
     sink: Sink,
     commands: Sender<Command>,
     residency: Arc<Residency>,
-    index: Arc<Index>,
     threads: Mutex<Option<Threads>>,
 }
 
@@ -79,6 +78,8 @@ struct Threads {
     /// The helpers end when this is dropped.
     end: Sender<()>,
     helpers: Vec<JoinHandle<()>>,
+    /// Held only as long: the next agent opens the same one.
+    index: Arc<Index>,
 }
 
 impl Volume {
@@ -154,8 +155,8 @@ impl Volume {
             .name("volume".into())
             .spawn(move || engine.run(&inbox))
             .map_err(threads)?;
-        let threads = Mutex::new(Some(Threads { engine: thread, end, helpers }));
-        Ok(Arc::new(Self { shared, sink, commands, residency, index, threads }))
+        let threads = Mutex::new(Some(Threads { engine: thread, end, helpers, index }));
+        Ok(Arc::new(Self { shared, sink, commands, residency, threads }))
     }
 
     /// Answers a request of a client; see [`Ask`]. Never blocks. The inode of a barrier is looked at whether or not an
@@ -197,8 +198,8 @@ impl Volume {
         self.send(Command::Stop(done));
         // An engine that has ended already answers by hanging up.
         let _ = ended.recv();
-        self.index.stop_loading();
-        if let Some(Threads { engine, end, helpers }) = self.threads.lock().take() {
+        if let Some(Threads { engine, end, helpers, index }) = self.threads.lock().take() {
+            index.stop_loading();
             drop(end);
             for thread in helpers.into_iter().chain([engine]) {
                 // A thread that panicked has taken the process with it.

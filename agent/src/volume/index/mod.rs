@@ -31,6 +31,8 @@ mod bulk;
 mod lazy;
 mod local;
 mod pieces;
+#[cfg(test)]
+mod tests;
 mod undo;
 
 use self::lazy::Lazy;
