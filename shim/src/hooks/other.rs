@@ -3,6 +3,7 @@
 
 use core::ffi::{c_char, c_int, c_long, c_void};
 
+use crate::absent;
 use crate::control;
 use crate::hook::fail;
 use crate::loader::{self, Real};
@@ -49,7 +50,11 @@ fn route(path: *const c_char, flags: c_int, real: usize) -> Route {
 #[inline(never)]
 fn is_translated(path: *const c_char) -> bool {
     let mut room = PathBuf::new();
-    place::at(CWD, path, &mut room).map_or(true, |place| !core::ptr::eq(place.path, path))
+    place::at(CWD, path, &mut room).map_or(true, |place| {
+        // Where that fails the loader does not find it.
+        let _ = absent::present(place);
+        !core::ptr::eq(place.path, path)
+    })
 }
 
 extern "C" fn plain_dlopen(path: *const c_char, flags: c_int) -> Route {
