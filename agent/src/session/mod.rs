@@ -41,9 +41,9 @@ use storeshim_protocol::{Intent, Mount, MountState, OpenFlags, Space};
 
 use self::discover::Discovery;
 pub use self::error::SessionError;
-pub use self::residency::ResidencyTable;
 pub use self::freeze::Freeze;
 use self::mount_table::retire_unclaimed;
+pub use self::residency::ResidencyTable;
 use self::run_dir::RunDir;
 pub use self::run_dir::heartbeat_age;
 use self::shared::Shared;

@@ -1,6 +1,7 @@
 //! A volume at work: one thread that decides when to cut and hands every cut to the pipeline. It must not know how
 //! a cut is made or a commit travels.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
@@ -20,7 +21,10 @@ use super::plan::{self, Plan};
 use super::residency::Residency;
 use super::status::{Mutex, Shared};
 use super::tree::Tree;
-use super::{DirtySet, Durability, Journal, VolumeError, VolumeOptions, VolumeStatus, audit};
+use super::{
+    DirtySet, Durability, Evicted, Journal, VolumeError, VolumeOptions, VolumeStatus, Warmed, Warmup, Watch,
+    audit,
+};
 use crate::blob::Blob;
 use crate::meta::records::{self, PackId, key};
 use crate::meta::{Batch, Head, Meta};
@@ -151,6 +155,16 @@ impl Volume {
         let (to, answer) = bounded(1);
         self.send(Command::Flush(to));
         answer.recv().unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    /// Brings what is at `path`, relative to the root, to this disk. Blocking.
+    pub fn warm(&self, path: &Path, how: Warmup, watch: &dyn Watch) -> Result<Warmed, VolumeError> {
+        self.residency.warm(path, how, watch)
+    }
+
+    /// Drops from this disk what is at `path`, relative to the root, and need not be there. Blocking.
+    pub fn evict(&self, path: &Path, watch: &dyn Watch) -> Result<Evicted, VolumeError> {
+        self.residency.evict_path(path, watch)
     }
 
     /// Cheap, at any time.

@@ -26,11 +26,13 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod work;
 
 pub use dirty::DirtySet;
 pub use engine::Volume;
 pub use journal::Journal;
 pub use status::Shared;
+pub use work::{Evicted, Kept, Warmed, Warmup, Watch};
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};

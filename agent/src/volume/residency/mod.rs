@@ -1,6 +1,7 @@
 //! What of a volume is on this disk, how it gets here and how it goes: directories are populated, files hydrated piece by
 //! piece, and evicted when the cache is full. It must not know how a commit is made, nor how a request travels.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use storeshim_protocol::request::Ask;
 use super::index::Index;
 use super::status::Shared;
 use super::tree::Tree;
-use super::VolumeOptions;
+use super::{Evicted, VolumeError, VolumeOptions, Warmed, Warmup, Watch};
 use crate::blob::Blob;
 use crate::session::Reply;
 
@@ -54,5 +55,15 @@ impl Residency {
     /// Answers a request that is no barrier. Never blocks.
     pub fn request(&self, _ask: Ask, reply: Box<dyn Reply>) {
         reply.reply(libc::ENOSYS);
+    }
+
+    /// Brings what is at `path` to this disk: everything is there.
+    pub fn warm(&self, _path: &Path, _how: Warmup, _watch: &dyn Watch) -> Result<Warmed, VolumeError> {
+        Ok(Warmed::default())
+    }
+
+    /// Drops what is at `path` from this disk: nothing can be.
+    pub fn evict_path(&self, _path: &Path, _watch: &dyn Watch) -> Result<Evicted, VolumeError> {
+        Ok(Evicted::default())
     }
 }
