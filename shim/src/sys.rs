@@ -140,9 +140,8 @@ pub fn stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Er
         Ok(_) => {
             // SAFETY: the kernel has filled it.
             let out = unsafe { out.assume_init() };
-            let (major, minor) = (u64::from(out.stx_dev_major), u64::from(out.stx_dev_minor));
             Ok(Stat {
-                st_dev: minor & 0xff | major << 8 | (minor & !0xff) << 12,
+                st_dev: device(out.stx_dev_major.into(), out.stx_dev_minor.into()),
                 st_ino: out.stx_ino,
                 st_mode: u32::from(out.stx_mode),
                 st_nlink: u64::from(out.stx_nlink),
@@ -155,6 +154,11 @@ pub fn stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Er
         }
         Err(errno) => Err(errno),
     }
+}
+
+/// A device's number as stat(2) has it.
+pub fn device(major: u64, minor: u64) -> u64 {
+    minor & 0xff | major << 8 | (minor & !0xff) << 12
 }
 
 #[cold]
@@ -323,6 +327,11 @@ pub fn abort() -> ! {
 /// Sends the process a signal.
 pub fn raise(signal: u32) {
     let _ = call!(__NR_kill, getpid(), signal);
+}
+
+/// dup3(2) without flags.
+pub fn replace(fd: c_int, by: c_int) -> Answer {
+    call!(__NR_dup3, by, fd, 0)
 }
 
 /// fcntl(2) F_GETFL.
