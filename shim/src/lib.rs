@@ -10,6 +10,7 @@
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(test, allow(dead_code, unused_imports, reason = "hooks are exported in the library only"))]
 
+mod absent;
 mod act;
 mod ask;
 mod attach;
@@ -33,6 +34,7 @@ mod reading;
 mod residency;
 mod respell;
 mod room;
+mod seen;
 mod start;
 mod streams;
 mod sys;

@@ -141,7 +141,7 @@ pub fn stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Er
             // SAFETY: the kernel has filled it.
             let out = unsafe { out.assume_init() };
             Ok(Stat {
-                st_dev: device(out.stx_dev_major.into(), out.stx_dev_minor.into()),
+                st_dev: device(out.stx_dev_major, out.stx_dev_minor),
                 st_ino: out.stx_ino,
                 st_mode: u32::from(out.stx_mode),
                 st_nlink: u64::from(out.stx_nlink),
@@ -156,8 +156,9 @@ pub fn stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Er
     }
 }
 
-/// A device's number as stat(2) has it.
-pub fn device(major: u64, minor: u64) -> u64 {
+/// A device, as stat(2) numbers it.
+pub fn device(major: u32, minor: u32) -> u64 {
+    let (major, minor) = (u64::from(major), u64::from(minor));
     minor & 0xff | major << 8 | (minor & !0xff) << 12
 }
 

@@ -35,7 +35,8 @@ fn mapped_at(at: usize) -> Option<(u64, u64, u64)> {
             if *byte == b'\n' {
                 let [start, end, _, offset, major, minor, ino] = fields;
                 if (start..end).contains(&(at as u64)) {
-                    found = Some((sys::device(major, minor), ino, offset + (at as u64 - start)));
+                    found =
+                        Some((sys::device(major as u32, minor as u32), ino, offset + (at as u64 - start)));
                     break;
                 }
                 (fields, field) = ([0; 7], 0);

@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use storeshim_protocol::{Intent, OpenFlags};
 
+use crate::absent::{self, Before, Change};
 use crate::fds::{self, Known};
 use crate::gate;
 use crate::hook::{fail, hook, real};
@@ -18,6 +19,8 @@ use crate::{control, detour, residency, streams, tell, write};
 static CREATES: AtomicBool = AtomicBool::new(true);
 
 const EXISTS: Answer = Err(Errno::of(errno::EEXIST));
+/// Something is to be asked of the agent first, outside the gate. No errno of the kernel's.
+const LACKS: Answer = Err(Errno(0));
 
 /// How the kernel is asked to open: from a descriptor, a path, with flags.
 pub type Call<'c> = &'c dyn Fn(c_int, *const c_char, c_int) -> Answer;
@@ -58,11 +61,20 @@ impl Open<'_> {
     fn within(&self, index: usize, place: Place, path: *const c_char, room: &mut PathBuf) -> Answer {
         let changes = (self.has(k::O_CREAT) || self.has(k::O_TRUNC)) && !self.has(k::O_PATH);
         let named = changes && !self.has(k::O_TMPFILE);
-        if named { self.changing(index, place, path, room) } else { self.plain(index, place) }
+        if !named {
+            return self.plain(index, place);
+        }
+        let mut before = Before::new(index);
+        loop {
+            match self.changing(index, place, path, room, &mut before) {
+                LACKS => before.ask(place)?,
+                answer => return answer,
+            }
+        }
     }
 
     fn plain(&self, index: usize, place: Place) -> Answer {
-        let fd = (self.call)(place.dirfd, place.path, self.flags)? as c_int;
+        let fd = absent::reached(place, || (self.call)(place.dirfd, place.path, self.flags))? as c_int;
         if self.writes() {
             self.opened_ungated(index, fd);
         } else {
@@ -86,7 +98,14 @@ impl Open<'_> {
         if self.has(k::O_APPEND) { flags.with(OpenFlags::APPEND) } else { flags }
     }
 
-    fn changing(&self, index: usize, place: Place, path: *const c_char, room: &mut PathBuf) -> Answer {
+    fn changing(
+        &self,
+        index: usize,
+        place: Place,
+        path: *const c_char,
+        room: &mut PathBuf,
+        before: &mut Before,
+    ) -> Answer {
         let follow = if self.has(k::O_NOFOLLOW) { k::AT_SYMLINK_NOFOLLOW } else { 0 };
         // New files are changes that wait for the backend, as written bytes are.
         control::throttle(index);
@@ -95,7 +114,7 @@ impl Open<'_> {
         // Creating it straight away spares a look where there is nothing, and costs one more where there is
         // something: do what was right the last time.
         if self.has(k::O_CREAT) && (exclusive || CREATES.load(Ordering::Relaxed)) {
-            let answer = self.create(index, place, path, room, &mut inside);
+            let answer = self.create(index, place, path, room, &mut inside, before);
             if exclusive || answer != EXISTS {
                 return answer;
             }
@@ -133,8 +152,13 @@ impl Open<'_> {
                 drop(inside);
                 self.plain(index, place)
             }
-            Err(_) if !self.has(k::O_CREAT) => (self.call)(place.dirfd, place.path, self.flags),
-            Err(_) => match self.create(index, place, path, room, &mut inside) {
+            Err(_) if !self.has(k::O_CREAT) => {
+                let done = (self.call)(place.dirfd, place.path, self.flags);
+                if done == Err(Errno::of(errno::ENOENT)) && before.seeks() { LACKS } else { done }
+            }
+            Err(_) => match self.create(index, place, path, room, &mut inside, before) {
+                // A link whose target is not there yet.
+                EXISTS if before.seeks() => LACKS,
                 // A dangling symbolic link, or somebody was quicker.
                 EXISTS => {
                     let fd = (self.call)(place.dirfd, place.path, self.flags)?;
@@ -158,10 +182,14 @@ impl Open<'_> {
         path: *const c_char,
         room: &mut PathBuf,
         inside: &mut gate::Inside,
+        before: &mut Before,
     ) -> Answer {
         let translated = core::ptr::eq(place.path, room.c_str());
         let place = if translated { place } else { place::owned(place.dirfd, path, room)? };
         let entry = Entry::find(index, place.dirfd, room);
+        if before.lacks(Change::Create, entry, place.dirfd, place.path) {
+            return LACKS;
+        }
         if let Some(entry) = entry {
             inside.is_about(entry.dir);
             inside.tell(&entry.intent(room));
@@ -266,7 +294,7 @@ fn open_at(
     let mut room = PathBuf::new();
     match place::at(dirfd, path, &mut room) {
         Ok(place) => {
-            let fd = real(place);
+            let fd = absent::found(place, || real(place));
             if fd >= 0 {
                 to_read(place, fd, flags);
             } else if place.mount.is_none() {
@@ -326,7 +354,10 @@ fn open_to_change(
                 // It has met no link on its way, so none has led it astray.
                 Some(Err(errno)) => fail(errno),
                 None => {
-                    let fd = real(place);
+                    if creates && let Err(errno) = absent::present(place) {
+                        return fail(errno);
+                    }
+                    let fd = absent::found(place, || real(place));
                     if fd < 0 {
                         return detour::by_link(place, |inside| my_open_again(inside, flags, mode))
                             .unwrap_or(fd);
@@ -409,7 +440,10 @@ pub unsafe fn open_how(dirfd: c_int, path: *const c_char, how: *const k::open_ho
     match open.run(dirfd, path, &mut room) {
         Ok(answer) => answer,
         Err(place) => {
-            let answer = (open.call)(place.dirfd, place.path, open.flags);
+            if open.has(k::O_CREAT) {
+                absent::present(place)?;
+            }
+            let answer = absent::reached(place, || (open.call)(place.dirfd, place.path, open.flags));
             if let Ok(fd) = answer {
                 led(fd as c_int, open.flags);
             }

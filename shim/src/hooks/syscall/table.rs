@@ -6,8 +6,8 @@ use core::ffi::{c_char, c_int, c_long};
 use super::words::{Said, Words};
 use crate::hook::{answer, fail};
 use crate::hooks::{
-    aio, attr, copy, cwd, exec, fd, io, mmap, name, open, process, read, readlink, signal, socket, space,
-    spawn, stat, sync, system,
+    aio, attr, copy, cwd, dir, exec, fd, io, mmap, name, open, process, read, readlink, signal, socket,
+    space, spawn, stat, sync, system,
 };
 use crate::sys::{Errno, errno, k};
 use crate::{control, fds};
@@ -123,6 +123,8 @@ routes! { w;
 
     // Questions.
     __NR_newfstatat => stat::my_fstatat(0, 1, 2, 3);
+    __NR_fstat => stat::my_fstat(0, 1);
+    __NR_getdents64 => dir::my_getdents64(0, 1, 2);
     __NR_statx => stat::my_statx(0, 1, 2, 3, 4);
     __NR_faccessat => { w.translated_at(0, 1) };
     __NR_faccessat2 => { w.translated_at(0, 1) };
@@ -136,7 +138,7 @@ routes! { w;
     __NR_listxattrat => { w.translated_at(0, 1) };
     __NR_file_getattr => { w.translated_at(0, 1) };
     __NR_readlinkat => readlink::my_readlinkat(0, 1, 2, 3);
-    __NR_inotify_add_watch => { w.translated(1) };
+    __NR_inotify_add_watch => dir::my_inotify_add_watch(0, 1, 2);
     __NR_fanotify_mark => { w.translated_at(3, 4) };
 
     // Where the process stands.
