@@ -330,6 +330,11 @@ pub fn raise(signal: u32) {
     let _ = call!(__NR_kill, getpid(), signal);
 }
 
+/// dup3(2) without flags.
+pub fn replace(fd: c_int, by: c_int) -> Answer {
+    call!(__NR_dup3, by, fd, 0)
+}
+
 /// fcntl(2) F_GETFL.
 pub fn status_flags(fd: c_int) -> Answer {
     call!(__NR_fcntl, fd, k::F_GETFL)

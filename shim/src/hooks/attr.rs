@@ -3,13 +3,15 @@
 use core::ffi::{c_char, c_int, c_void};
 
 use storeshim_protocol::Intent;
+use storeshim_protocol::control::{FLAG_COMPLETE, FLAG_QUOTA_NEAR};
 
 use crate::absent::{self, Before};
 use crate::act::Act;
 use crate::hook::{answer, fail, hook, path_hook, real};
 use crate::hooks::open::of_mount;
 use crate::place::{self, CWD, Place};
-use crate::sys::{self, PathBuf, k};
+use crate::sys::{self, Errno, PathBuf, k};
+use crate::write::{TO_RESIZE, grows, resizing_opened};
 use crate::{control, fds, gate, seen};
 
 /// Calls `act` with the place of `path`, inside the gate where it is in a mount, after the attributes of what it names
@@ -259,6 +261,22 @@ hook! {
     }
 }
 
+/// What is to be asked before the file at `place` gets another size.
+#[inline(never)]
+fn truncating(index: usize, place: Place, size: u64) -> Result<(), Errno> {
+    const ASKED: u32 = FLAG_COMPLETE | FLAG_QUOTA_NEAR;
+    if control::flags(index) & ASKED == FLAG_COMPLETE {
+        return Ok(());
+    }
+    let Ok(stat) = sys::stat_at(place.dirfd, place.path, 0) else { return Ok(()) };
+    if !sys::is_regular(&stat) {
+        return Ok(());
+    }
+    let opened = sys::openat(place.dirfd, place.path, (TO_RESIZE | k::O_LARGEFILE) as c_int, 0);
+    resizing_opened(index, opened, size)?;
+    if opened.is_err() { Ok(()) } else { grows(index, || size.saturating_sub(stat.st_size as u64)) }
+}
+
 hook! {
     unsafe fn truncate | truncate64(path: *const c_char, length: i64) -> c_int => my_truncate {
         let mut room = PathBuf::new();
@@ -268,6 +286,9 @@ hook! {
         };
         let Some(index) = place.mount else { return real!(truncate)(place.path, length) };
         if let Err(errno) = absent::present(place) {
+            return fail(errno);
+        }
+        if length >= 0 && let Err(errno) = truncating(index, place, length as u64) {
             return fail(errno);
         }
         control::throttle(index);

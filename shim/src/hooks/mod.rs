@@ -18,6 +18,7 @@ mod name;
 mod open;
 mod other;
 mod process;
+mod read;
 mod readlink;
 mod script;
 mod signal;

@@ -13,7 +13,7 @@ use crate::hook::{fail, hook, real};
 use crate::names::{self, Entry};
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, Answer, Errno, PathBuf, Stat, errno, k};
-use crate::{control, detour, streams, tell};
+use crate::{control, detour, residency, streams, tell, write};
 
 /// The last file that was opened with O_CREAT was not there before.
 static CREATES: AtomicBool = AtomicBool::new(true);
@@ -122,6 +122,13 @@ impl Open<'_> {
         }
         match sys::stat_at(place.dirfd, place.path, follow) {
             Ok(stat) if sys::is_regular(&stat) && of_mount(index, &stat) => {
+                if self.has(k::O_TRUNC) && residency::is_partial(index) {
+                    drop(inside);
+                    let flags = self.flags as u32 & !(k::O_ACCMODE | k::O_CREAT | k::O_TRUNC);
+                    let flags = (flags | write::TO_RESIZE) as c_int;
+                    write::resizing_opened(index, (self.call)(place.dirfd, place.path, flags), 0)?;
+                    inside = gate::enter(index, stat.st_ino)?;
+                }
                 inside.is_about(stat.st_ino);
                 if self.has(k::O_TRUNC) {
                     inside.tell_range(stat.st_ino, 0, u64::MAX);
@@ -217,7 +224,7 @@ impl Open<'_> {
 
 /// Whether a file lies on the file system of mount `index`.
 pub fn of_mount(index: usize, stat: &Stat) -> bool {
-    control::table().and_then(|table| table.get(index)).is_some_and(|entry| entry.dev == stat.st_dev)
+    control::is_on(index, stat)
 }
 
 /// After an open by a name outside every mount: where it has created or emptied a file, a symbolic link may have led it
@@ -419,7 +426,11 @@ pub unsafe fn open_how(dirfd: c_int, path: *const c_char, how: *const k::open_ho
         flags: asked.flags as c_int,
         extra: OpenFlags::default(),
         call: &|dirfd, path, flags: c_int| {
-            let how = k::open_how { flags: asked.flags | flags as u32 as u64, ..asked };
+            const FLAGS: u64 = u32::MAX as u64;
+            // Only what creates takes a mode.
+            let kept = u64::from(flags as u32 & k::O_CREAT) == asked.flags & u64::from(k::O_CREAT);
+            let mode = if kept { asked.mode } else { 0 };
+            let how = k::open_how { flags: asked.flags & !FLAGS | u64::from(flags as u32), mode, ..asked };
             sys::openat2(dirfd, path, &raw const how, KNOWN)
         },
     };
