@@ -19,6 +19,7 @@ use super::look::Trouble;
 use super::open::{self, Opened};
 use super::plan::{self, Plan};
 use super::residency::Residency;
+use super::residency::file::Files;
 use super::status::{Mutex, Shared};
 use super::tree::Tree;
 use super::{
@@ -112,6 +113,7 @@ impl Volume {
             tree,
             shared: Arc::clone(&shared),
             sink: Arc::clone(&sink),
+            files: Arc::default(),
             suspects,
             journal,
             troubled: Vec::new(),
@@ -128,10 +130,17 @@ impl Volume {
         // What programs did while no agent looked: found by the first cut, which no barrier can overtake.
         sink.lock().unwrap_or_else(PoisonError::into_inner).look_everywhere("the agent has started");
         shared.show_space(blob.directory());
+        let residency = Residency::start(
+            &engine.index,
+            &engine.tree,
+            &blob,
+            &shared,
+            &engine.options,
+            &sink,
+            &Arc::clone(&engine.files),
+        )?;
         shared.set_ready();
-        shared.gate().set_complete(true);
         shared.gate().set_state(MountState::Ready);
-        let residency = Residency::start(&engine.index, &engine.tree, &blob, &shared, &engine.options);
         let (end, helpers) = engine.start_helpers(&blob, commands.clone()).map_err(threads)?;
         let thread = std::thread::Builder::new()
             .name("volume".into())
@@ -268,6 +277,8 @@ struct Engine {
     sink: Sink,
     uploader: Arc<Uploader>,
     pipeline: Pipeline,
+    /// What is absent of files, and the inodes' locks.
+    files: Arc<Files>,
     suspects: Suspects,
     journal: Arc<Journal>,
     /// What could not be read: no barrier succeeds until they can.

@@ -13,7 +13,7 @@ use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mkdirat, mknodat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
 
-use super::index::{self, Index, Kernel, Seen};
+use super::index::{self, Doubt, Index, Kernel, Seen};
 use super::status::Shared;
 use super::tree::{Tree, check, cstring};
 use super::{Progress, VolumeError};
@@ -327,7 +327,7 @@ impl Restore<'_> {
             batch.push((index::kernel_key(stat.id.ino), index::encode(&kernel)?));
             if self.index.inode(*inode)?.is_some() {
                 let seen =
-                    Seen { id: stat.id, size: stat.size, mtime: stat.mtime, ctime: stat.ctime, racy: false };
+                    Seen::of(&stat, Doubt::None);
                 batch.push((index::seen_key(*inode), index::encode(&seen)?));
             }
             if batch.len() >= BATCH {

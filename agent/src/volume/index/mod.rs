@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use storeshim_protocol::OpenFlags;
 
 use super::VolumeError;
-use super::tree::FileId;
+use super::tree::{FileId, Stat};
 use crate::meta::Head;
 use crate::meta::records::{self, Block, Chunk, ChunkHash, Inode, Pack, PackId, ROOT_INODE, Time, key};
 
@@ -77,8 +77,28 @@ pub struct Seen {
     pub mtime: Time,
     /// Its last change.
     pub ctime: Time,
+    /// Whether its times may hide a change.
+    pub doubt: Doubt,
+}
+
+/// Why an inode that stands as it was [`Seen`] may have changed all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Doubt {
+    /// It has not.
+    #[default]
+    None,
     /// The look came so soon after the change that a later change could carry the same times.
-    pub racy: bool,
+    Racy,
+    /// The agent has written to it itself, which moved its times: what was done to its attributes just then shows in its
+    /// record alone, and data whose writer nobody told of only in size and modification time.
+    Attributes,
+}
+
+impl Seen {
+    /// What a look saw.
+    pub fn of(stat: &Stat, doubt: Doubt) -> Self {
+        Self { id: stat.id, size: stat.size, mtime: stat.mtime, ctime: stat.ctime, doubt }
+    }
 }
 
 /// BLAKE3, cut to 16 bytes, of each 64 KiB piece of a block.
@@ -450,7 +470,7 @@ impl Index {
         // not in the volume any more.
         for inode in stale {
             if let Some(seen) = self.seen(inode)? {
-                self.records.insert(seen_key(inode), encode(&Seen { racy: true, ..seen })?)?;
+                self.records.insert(seen_key(inode), encode(&Seen { doubt: Doubt::Racy, ..seen })?)?;
             }
         }
         self.set_base(&Base { seq, nonce, ..base })?;
