@@ -46,6 +46,17 @@ impl Plan {
         !self.changes.keys().any(|k| key::is_record(k))
     }
 
+    /// The inodes whose records or data change.
+    pub fn inodes(&self) -> HashSet<u64> {
+        self.changes
+            .keys()
+            .filter_map(|key| match key::parse(key) {
+                Ok(key::Key::Inode(inode) | key::Key::Block(inode, _)) => Some(inode),
+                _ => None,
+            })
+            .collect()
+    }
+
     /// The operations of the metadata batch.
     pub fn operations(&self) -> Vec<(Vec<u8>, Option<Bytes>)> {
         self.changes

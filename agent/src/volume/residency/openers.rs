@@ -8,6 +8,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use storeshim_protocol::names;
+
+use crate::session::Hooked;
 use crate::volume::Gatekeeper;
 
 /// A look at /proc is worth this long.
@@ -38,21 +41,20 @@ impl Openers {
     /// Looks at all processes but this one.
     pub fn look(dev: u64, gate: &dyn Gatekeeper) -> Self {
         let mut found = Self { at: Some(Instant::now()), ..Self::default() };
-        let mut seen = HashSet::new();
+        let hooked = gate.hooked();
+        let mut rings = HashSet::new();
         let Ok(processes) = fs::read_dir("/proc") else {
             found.blind = true;
             return found;
         };
         for process in processes.flatten() {
-            let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-                continue;
-            };
-            if pid != std::process::id() && found.look_into(&process.path(), pid, dev, gate) {
-                seen.insert(pid);
+            let pid = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
+            if pid.is_some_and(|pid| pid != std::process::id()) {
+                found.look_into(&process.path(), dev, &hooked, &mut rings);
             }
         }
-        // Processes of another pid namespace are not in our /proc, or under another number.
-        found.blind |= gate.hooked_beyond(&seen);
+        // One that is attached and not to be seen is in another pid namespace; others may be there as well.
+        found.blind |= hooked.rings.iter().any(|ring| !rings.contains(ring));
         found
     }
 
@@ -79,8 +81,7 @@ impl Openers {
         self.blind
     }
 
-    /// Whether the process is hooked.
-    fn look_into(&mut self, process: &Path, pid: u32, dev: u64, gate: &dyn Gatekeeper) -> bool {
+    fn look_into(&mut self, process: &Path, dev: u64, hooked: &Hooked, rings: &mut HashSet<u64>) {
         let mut files: HashMap<u64, bool> = HashMap::new();
         match fs::read_dir(process.join("fd")) {
             Ok(fds) => {
@@ -93,42 +94,52 @@ impl Openers {
                     }
                 }
             }
-            // It has ended.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound) => return false,
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return false,
+            Err(error) if has_ended(&error) => return,
             Err(_) => self.blind = true,
         }
         // The device of a mapping is not that of stat(2) on overlayfs and btrfs: a number alone may be another file's,
         // which is then spared as well.
+        let mut asks = false;
         match fs::File::open(process.join("maps")) {
-            Ok(maps) => mapped(&mut BufReader::new(std::io::Read::take(maps, MAPS_MAX)), |ino| {
+            Ok(maps) => mapped(&mut BufReader::new(std::io::Read::take(maps, MAPS_MAX)), |ino, path| {
+                asks |= ino == hooked.control && path.ends_with(names::CONTROL.as_bytes());
+                rings.insert(ino);
                 files.insert(ino, true);
             }),
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => self.blind = true,
-            Err(_) => {}
+            Err(error) if has_ended(&error) => return,
+            Err(_) => self.blind = true,
         }
-        if files.is_empty() {
-            return gate.is_hooked(pid);
-        }
-        let hooked = gate.is_hooked(pid);
         for (ino, mapped) in files {
             let of = self.open.entry(ino).or_default();
             of.mapped |= mapped;
-            of.unhooked |= !hooked;
+            of.unhooked |= !asks;
         }
-        hooked
     }
 }
 
-/// Calls `each` with the inode number of every mapped file.
-fn mapped(maps: &mut dyn BufRead, mut each: impl FnMut(u64)) {
+/// Whether a process with this pid is under the shim: it asks before it reads.
+pub fn is_hooked(pid: u32, hooked: &Hooked) -> bool {
+    let mut asks = false;
+    if let Ok(maps) = fs::File::open(format!("/proc/{pid}/maps")) {
+        mapped(&mut BufReader::new(std::io::Read::take(maps, MAPS_MAX)), |ino, path| {
+            asks |= ino == hooked.control && path.ends_with(names::CONTROL.as_bytes());
+        });
+    }
+    asks && hooked.control != 0
+}
+
+fn has_ended(error: &std::io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+/// Calls `each` with the inode number and the path of every mapped file.
+fn mapped(maps: &mut dyn BufRead, mut each: impl FnMut(u64, &[u8])) {
     let mut line = Vec::new();
     while matches!(maps.read_until(b'\n', &mut line), Ok(n) if n > 0) {
-        let ino = line.split(|byte| *byte == b' ').filter(|field| !field.is_empty()).nth(4);
-        if let Some(ino) = ino.and_then(|ino| std::str::from_utf8(ino).ok()?.trim_end().parse::<u64>().ok())
-            && ino != 0
-        {
-            each(ino);
+        let mut fields = line.trim_ascii_end().splitn(6, |byte| *byte == b' ');
+        let ino = fields.nth(4).and_then(|ino| std::str::from_utf8(ino).ok()?.parse::<u64>().ok());
+        if let Some(ino) = ino.filter(|ino| *ino != 0) {
+            each(ino, fields.next().unwrap_or_default().trim_ascii_start());
         }
         line.clear();
     }
@@ -159,9 +170,9 @@ mod tests {
     fn mappings_name_their_inode() {
         let text = b"7f00-7f01 r--p 00000000 fe:00 4711                       /usr/lib/x y\n\
                      7f02-7f03 rw-p 00000000 00:00 0 \n\
-                     7f04-7f05 rw-s 00000000 00:2a 12\n";
+                     7f04-7f05 rw-s 00000000 00:2a 12 /dev/shm/f\n";
         let mut found = Vec::new();
-        mapped(&mut &text[..], |ino| found.push(ino));
-        assert_eq!(found, [4711, 12]);
+        mapped(&mut &text[..], |ino, path| found.push((ino, path.to_vec())));
+        assert_eq!(found, [(4711, b"/usr/lib/x y".to_vec()), (12, b"/dev/shm/f".to_vec())]);
     }
 }
