@@ -16,7 +16,8 @@ use crate::session::{
     self, Freeze, IntentSink, MountEntry, Reply, RequestSink, ResidencyTable, SessionInfo, Sessions,
 };
 use crate::volume::{
-    DirtySet, Frozen, Gatekeeper, Journal, Shared, Volume, VolumeError, VolumeOptions, VolumeStatus,
+    DirtySet, Evicted, Frozen, Gatekeeper, Journal, Shared, Volume, VolumeError, VolumeOptions, VolumeStatus,
+    Warmed, Warmup, Watch,
 };
 
 /// Opens all mounts of `config`; see [`Mounts::open`].
@@ -190,6 +191,14 @@ impl Engine for Opened {
 
     fn flush(&self) -> Result<u64, VolumeError> {
         self.volume.flush()
+    }
+
+    fn warm(&self, path: &Path, how: Warmup, watch: &dyn Watch) -> Result<Warmed, VolumeError> {
+        self.volume.warm(path, how, watch)
+    }
+
+    fn evict(&self, path: &Path, watch: &dyn Watch) -> Result<Evicted, VolumeError> {
+        self.volume.evict(path, watch)
     }
 
     fn status(&self) -> VolumeStatus {

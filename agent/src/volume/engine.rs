@@ -1,6 +1,7 @@
 //! A volume at work: one thread that decides when to cut and hands every cut to the pipeline. It must not know how
 //! a cut is made or a commit travels.
 
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
@@ -13,7 +14,7 @@ use storeshim_protocol::{MountState, OpenFlags};
 use super::chunks::ChunkStore;
 use super::commit::{Job, Pipeline, Uploader, Waiter};
 use super::cut::{Audit, CROWD, Cut, Cutter, Sink, Suspects};
-use super::index::{Base, Index};
+use super::index::Index;
 use super::look::Trouble;
 use super::open::{self, Opened};
 use super::plan::{self, Plan};
@@ -21,7 +22,10 @@ use super::residency::Residency;
 use super::residency::file::Files;
 use super::status::{Mutex, Shared};
 use super::tree::Tree;
-use super::{DirtySet, Durability, Journal, VolumeError, VolumeOptions, VolumeStatus, audit};
+use super::{
+    DirtySet, Durability, Evicted, Journal, VolumeError, VolumeOptions, VolumeStatus, Warmed, Warmup, Watch,
+    audit,
+};
 use crate::blob::Blob;
 use crate::meta::records::{self, PackId, key};
 use crate::meta::{Batch, Head, Meta};
@@ -160,6 +164,16 @@ impl Volume {
         let (to, answer) = bounded(1);
         self.send(Command::Flush(to));
         answer.recv().unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    /// Brings what is at `path`, relative to the root, to this disk. Blocking.
+    pub fn warm(&self, path: &Path, how: Warmup, watch: &dyn Watch) -> Result<Warmed, VolumeError> {
+        self.residency.warm(path, how, watch)
+    }
+
+    /// Drops from this disk what is at `path`, relative to the root, and need not be there. Blocking.
+    pub fn evict(&self, path: &Path, watch: &dyn Watch) -> Result<Evicted, VolumeError> {
+        self.residency.evict_path(path, watch)
     }
 
     /// Cheap, at any time.
@@ -534,9 +548,9 @@ impl Engine {
         let error = self.shared.failure();
         if error.is_none() && !self.suspects.values().any(|f| f.has(OpenFlags::MAPPED)) {
             let synced = nix::unistd::syncfs(self.tree.root()).is_ok();
-            if let (true, Ok(Some(base))) = (synced, self.index.base()) {
+            if synced {
                 // Without the mark the next start is only more careful.
-                let _ = self.index.set_base(&Base { clean: true, ..base });
+                let _ = self.index.change_base(|base| base.clean = true);
             }
         }
         inbox.try_iter().for_each(|command| command.refuse(error.as_ref()));

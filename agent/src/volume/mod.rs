@@ -14,6 +14,7 @@ mod commit;
 mod cut;
 mod dirty;
 mod engine;
+mod entry;
 mod index;
 mod journal;
 mod look;
@@ -26,11 +27,13 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod work;
 
 pub use dirty::DirtySet;
 pub use engine::Volume;
 pub use journal::Journal;
 pub use status::Shared;
+pub use work::{Evicted, Kept, Warmed, Warmup, Watch};
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};

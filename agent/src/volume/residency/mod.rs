@@ -10,6 +10,7 @@
 pub mod file;
 pub mod table;
 
+use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -22,7 +23,7 @@ use super::cut::Sink;
 use super::index::Index;
 use super::status::Shared;
 use super::tree::Tree;
-use super::{VolumeError, VolumeOptions};
+use super::{Evicted, VolumeError, VolumeOptions, Warmed, Warmup, Watch};
 use crate::blob::Blob;
 use crate::session::Reply;
 
@@ -146,5 +147,15 @@ impl Residency {
     pub fn request(&self, _ask: Ask, reply: Box<dyn Reply>) {
         self.meter.asked.fetch_add(1, Ordering::Relaxed);
         reply.reply(libc::ENOSYS);
+    }
+
+    /// Brings what is at `path` to this disk: everything is there.
+    pub fn warm(&self, _path: &Path, _how: Warmup, _watch: &dyn Watch) -> Result<Warmed, VolumeError> {
+        Ok(Warmed::default())
+    }
+
+    /// Drops what is at `path` from this disk: nothing can be.
+    pub fn evict_path(&self, _path: &Path, _watch: &dyn Watch) -> Result<Evicted, VolumeError> {
+        Ok(Evicted::default())
     }
 }
