@@ -14,7 +14,7 @@ use storeshim_protocol::{MountState, OpenFlags};
 use super::chunks::ChunkStore;
 use super::commit::{Job, Pipeline, Uploader, Waiter};
 use super::cut::{Audit, CROWD, Cut, Cutter, Sink, Suspects};
-use super::index::{Base, Index};
+use super::index::Index;
 use super::look::Trouble;
 use super::open::{self, Opened};
 use super::plan::{self, Plan};
@@ -550,9 +550,9 @@ impl Engine {
         let error = self.shared.failure();
         if error.is_none() && !self.suspects.values().any(|f| f.has(OpenFlags::MAPPED)) {
             let synced = nix::unistd::syncfs(self.tree.root()).is_ok();
-            if let (true, Ok(Some(base))) = (synced, self.index.base()) {
+            if synced {
                 // Without the mark the next start is only more careful.
-                let _ = self.index.set_base(&Base { clean: true, ..base });
+                let _ = self.index.change_base(|base| base.clean = true);
             }
         }
         inbox.try_iter().for_each(|command| command.refuse(error.as_ref()));

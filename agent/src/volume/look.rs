@@ -410,7 +410,9 @@ impl<'a> Look<'a> {
         let before = self.seen(inode)?;
         let unchanged = before.is_some_and(|seen| same(&seen, &stat));
         let flags = dirty.opened.unwrap_or_default();
-        let again = dirty.silent || flags.has(OpenFlags::MAPPED) || before.is_some_and(|seen| seen.doubt != Doubt::None);
+        let again = dirty.silent
+            || flags.has(OpenFlags::MAPPED)
+            || before.is_some_and(|seen| seen.doubt != Doubt::None);
         if unchanged && dirty.ranges.is_empty() && !again {
             return Ok(false);
         }

@@ -14,6 +14,7 @@ mod commit;
 mod cut;
 mod dirty;
 mod engine;
+mod entry;
 mod index;
 mod journal;
 mod look;

@@ -66,6 +66,8 @@ pub fn open(options: &VolumeOptions, meta: &dyn Meta, blob: &dyn Blob, shared: &
         populated,
         boot_id: boot_id.clone(),
         clean: false,
+        loaded: true,
+        since: ROOT_INODE + 1,
     };
     match verdict {
         Verdict::Keep => {}

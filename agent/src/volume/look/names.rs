@@ -12,7 +12,8 @@ impl Look<'_> {
     /// Whether an inode was found otherwise than the index has it.
     pub fn differs(&self, inode: u64) -> std::result::Result<bool, VolumeError> {
         let Some(looked) = self.inodes.get(&inode) else { return Ok(false) };
-        if !looked.edits.is_empty() || self.cx.index.seen(inode)?.is_none_or(|seen| seen.id != looked.seen.id) {
+        if !looked.edits.is_empty() || self.cx.index.seen(inode)?.is_none_or(|seen| seen.id != looked.seen.id)
+        {
             return Ok(true);
         }
         // Not by its times: the agent moves the last one of them itself, and whoever changed nothing else did no harm.
@@ -20,11 +21,7 @@ impl Look<'_> {
     }
 
     /// Whether an inode's record says what a look has found, but for the number of its names.
-    pub(super) fn is_as_recorded(
-        &self,
-        inode: u64,
-        found: &Inode,
-    ) -> std::result::Result<bool, VolumeError> {
+    pub(super) fn is_as_recorded(&self, inode: u64, found: &Inode) -> std::result::Result<bool, VolumeError> {
         let record = self.cx.index.inode(inode)?;
         Ok(record.is_some_and(|record| Inode { links: found.links, ..record } == *found))
     }

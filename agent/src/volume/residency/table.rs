@@ -253,7 +253,8 @@ impl Table {
             return false;
         }
         // A free place, or that of the file which was asked for longest ago.
-        let used = |place: &usize| inner.taken.get(place).and_then(|ino| inner.slots.get(ino)).map_or(0, |s| s.used);
+        let used =
+            |place: &usize| inner.taken.get(place).and_then(|ino| inner.slots.get(ino)).map_or(0, |s| s.used);
         let Some(place) = places_of(ino).min_by_key(used) else { return false };
         if let Some(other) = inner.taken.get(&place).copied() {
             self.free(inner, other);
@@ -263,7 +264,8 @@ impl Table {
                 break word;
             }
             // Rare: bitmaps of files of terabytes have filled it.
-            let Some(oldest) = inner.slots.iter().min_by_key(|(_, slot)| slot.used).map(|(ino, _)| *ino) else {
+            let Some(oldest) = inner.slots.iter().min_by_key(|(_, slot)| slot.used).map(|(ino, _)| *ino)
+            else {
                 return false;
             };
             self.free(inner, oldest);
