@@ -404,6 +404,7 @@ impl Engine {
             false
         });
         self.shared.cut_ended();
+        self.shared.unsettled.cut_ended(self.troubled.iter().map(|trouble| trouble.ino).collect());
         // At least as much rest as work, and never so much that the promised lag is lost to it.
         self.next_cut = Instant::now() + started.elapsed().min(self.options.max_lag / 2);
         more
@@ -520,6 +521,7 @@ impl Engine {
         let cut_at_ns = at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         let mut ops = plan.operations();
         ops.push((key::head(), Some(records::encode(&Head { seq, nonce, cut_at_ns })?)));
+        self.shared.unsettled.commit(seq, plan.inodes());
         // Before the backend moves, so that an agent that starts after us knows its own commit.
         self.index.apply(seq, nonce, &plan.changes)?;
         if self.options.durability == Durability::Local {

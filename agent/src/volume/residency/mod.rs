@@ -8,6 +8,9 @@
 //! ```
 
 pub mod file;
+pub mod lru;
+pub mod openers;
+pub mod quota;
 pub mod table;
 
 use std::path::Path;
