@@ -51,6 +51,10 @@ pub const FLAG_LOCAL: u32 = 1 << 0;
 pub const FLAG_IDENTITY: u32 = 1 << 1;
 /// The whole tree is resident: the shim need not ask before it touches anything.
 pub const FLAG_COMPLETE: u32 = 1 << 2;
+/// The volume is near its quota: clients ask before they grow it.
+pub const FLAG_QUOTA_NEAR: u32 = 1 << 3;
+/// All directories are populated, so that a name that is not found is none. Stays once it is set.
+pub const FLAG_NAMES: u32 = 1 << 4;
 
 /// Writers sleep a little before each write.
 pub const THROTTLE_SLOW: u32 = 1;

@@ -58,6 +58,15 @@ pub enum Ask {
         /// They stay for as long as anybody has the file open or mapped: it will be read where no hook sees it.
         pin: bool,
     },
+    /// Bytes of a file will be read soon: answer at once, and bring them.
+    Hint {
+        /// The file.
+        ino: u64,
+        /// First byte.
+        start: u64,
+        /// One past the last byte; `u64::MAX` for the end of the file.
+        end: u64,
+    },
     /// Answer when a file may be cut or grown to `size`: nothing is brought in beyond it any more, and what lies before it
     /// in the same piece is here.
     Resize {
@@ -134,6 +143,7 @@ const SEEK: u8 = 6;
 const BLOCKS: u8 = 7;
 const ROOM: u8 = 8;
 const GROW: u8 = 9;
+const HINT: u8 = 10;
 
 impl Request {
     fn encode(self) -> (u64, [u64; 3]) {
@@ -141,6 +151,7 @@ impl Request {
             Ask::Barrier { ino } => (BARRIER, false, [ino, 0, 0]),
             Ask::Populate { ino } => (POPULATE, false, [ino, 0, 0]),
             Ask::Hydrate { ino, start, end, pin } => (HYDRATE, pin, [ino, start, end]),
+            Ask::Hint { ino, start, end } => (HINT, false, [ino, start, end]),
             Ask::Resize { ino, size } => (RESIZE, false, [ino, size, 0]),
             Ask::Unlink { ino } => (UNLINK, false, [ino, 0, 0]),
             Ask::Seek { ino, start, hole } => (SEEK, hole, [ino, start, 0]),
@@ -162,6 +173,7 @@ impl Request {
             (BARRIER, false) => Ask::Barrier { ino: first },
             (POPULATE, false) => Ask::Populate { ino: first },
             (HYDRATE, pin) => Ask::Hydrate { ino: first, start: second, end: third, pin },
+            (HINT, false) => Ask::Hint { ino: first, start: second, end: third },
             (RESIZE, false) => Ask::Resize { ino: first, size: second },
             (UNLINK, false) => Ask::Unlink { ino: first },
             (SEEK, hole) => Ask::Seek { ino: first, start: second, hole },
@@ -288,6 +300,7 @@ mod tests {
             Ask::Populate { ino },
             Ask::Hydrate { ino, start, end, pin: true },
             Ask::Hydrate { ino, start, end, pin: false },
+            Ask::Hint { ino, start, end },
             Ask::Resize { ino, size: 7 },
             Ask::Unlink { ino },
             Ask::Seek { ino, start, hole: true },

@@ -82,6 +82,13 @@ impl Residency {
         }
     }
 
+    /// Client, before it asks the agent for bytes: what is to hold still when they have been read. For who finds no slot
+    /// even after the answer, and so can ask no more of the table than whether something has gone since.
+    pub fn stamp(&self, ino: u64) -> Stamp {
+        let cell = cell_of(ino);
+        Stamp { cell, value: self.cell(cell) }
+    }
+
     /// Client, after reading: whether nothing was taken away since the stamp was given. If not, what was read may be
     /// zeros that are none: check and read again.
     #[inline]
@@ -252,6 +259,11 @@ mod tests {
         assert_eq!(r.whole(7), None);
         r.set_whole(7);
         assert!(r.whole(7).is_some() && !r.still(near), "it came back, but was away");
+        let asked = r.stamp(7);
+        r.set_absent(7);
+        assert!(r.still(asked));
+        r.evicting(7);
+        assert!(!r.still(asked) && r.still(far));
     }
 
     #[test]

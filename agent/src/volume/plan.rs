@@ -297,6 +297,8 @@ impl Planner<'_> {
             }
         }
         self.set(index::seen_key(inode), None);
+        self.set(index::unpopulated_key(inode), None);
+        self.set(index::absent_key(inode), None);
         self.set(key::inode(inode), None);
         Ok(())
     }

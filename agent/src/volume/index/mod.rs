@@ -14,7 +14,18 @@
 //! n                             next volume inode number
 //! u <seq:8>                     Undo: values as they were before cut `seq`, until that commit is durable
 //! m                             Base: what this index stands for
+//! a <inode:8>                   a directory whose entries are not in the tree yet (empty value)
+//! r <inode:8>                   Pieces of a file that are not on this disk; none: it is wholly here
 //! ```
+//! `l` are the names that are in the tree: one in a directory that is not populated yet has none.
+
+mod local;
+mod pieces;
+
+pub use self::local::{
+    Absent, Absentee, absent_key, set_absent, set_link, set_seen, set_unpopulated, unpopulated_key,
+};
+pub use self::pieces::Pieces;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -263,7 +274,7 @@ impl Index {
         Ok(found)
     }
 
-    /// The names of an inode: directory and name.
+    /// The names of an inode that are in the tree: directory and name.
     pub fn links(&self, inode: u64) -> Result<Vec<(u64, Vec<u8>)>> {
         let prefix = tagged(b'l', &[inode]);
         let mut found = Vec::new();
