@@ -194,7 +194,8 @@ impl Tree {
         Ok(at)
     }
 
-    fn with_permission<T>(
+    /// Opens what its owner has shut by giving the agent, which runs as that owner, permission for a moment.
+    pub(super) fn with_permission<T>(
         &self,
         handle: BorrowedFd<'_>,
         bits: u32,

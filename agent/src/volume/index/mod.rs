@@ -118,6 +118,17 @@ pub enum Doubt {
     Attributes,
 }
 
+impl Doubt {
+    /// The doubt that is left once the agent has moved an inode's times itself.
+    #[must_use]
+    pub fn moved(self) -> Self {
+        match self {
+            Self::Racy => Self::Racy,
+            Self::None | Self::Attributes => Self::Attributes,
+        }
+    }
+}
+
 impl Seen {
     /// What a look saw.
     pub fn of(stat: &Stat, doubt: Doubt) -> Self {
@@ -370,6 +381,11 @@ impl Index {
             Ok(())
         })?;
         Ok(found)
+    }
+
+    /// Whether a kernel inode is one of them.
+    pub fn is_suspect(&self, ino: u64) -> Result<bool> {
+        Ok(self.records.contains_key(suspect_key(ino))?)
     }
 
     /// Remembers them, for an agent that takes over from this one while the files stay open.

@@ -58,6 +58,12 @@ impl Files {
         Locked { inode, shard: shard.lock() }
     }
 
+    /// The same, if nobody has it.
+    pub fn try_lock(&self, inode: u64) -> Option<Locked<'_>> {
+        let shard = &self.shards[(inode % SHARDS as u64) as usize];
+        Some(Locked { inode, shard: shard.try_lock()? })
+    }
+
     /// The clock of last uses: seconds since the start.
     pub fn now(&self) -> u32 {
         (self.started.elapsed().as_secs() as u32).saturating_add(self.ahead.load(Ordering::Relaxed))

@@ -46,7 +46,7 @@ impl Inode {
     /// Those of open(2).
     pub fn open(&self, residency: &Residency, flags: i32) -> io::Result<std::fs::File> {
         let link = cstring(format!("/proc/self/fd/{}", self.handle.as_raw_fd()).as_bytes())?;
-        let open = || {
+        let open = || -> io::Result<std::fs::File> {
             // SAFETY: a C string.
             let fd = check(unsafe { libc::open(link.as_ptr(), flags | libc::O_CLOEXEC | libc::O_NOCTTY) })?;
             // SAFETY: the kernel has just given us this descriptor.
@@ -73,7 +73,7 @@ impl Residency {
                 return Ok(Found::Here(found));
             }
             // Renamed, deleted, or another file of that number: the intents tell, and a cut takes them in.
-            if settled || !self.settle() {
+            if settled {
                 break;
             }
         }

@@ -7,9 +7,16 @@
 //!             ahead, background: the same, before anybody asks
 //! ```
 
+pub mod cache;
+pub mod evict;
 pub mod file;
+mod find;
+pub mod guard;
+pub mod lease;
 pub mod lru;
 pub mod openers;
+pub mod own;
+pub mod pin;
 pub mod quota;
 pub mod table;
 
@@ -20,7 +27,9 @@ use std::sync::{Arc, OnceLock};
 use serde::{Deserialize, Serialize};
 use storeshim_protocol::request::Ask;
 
+use self::cache::Cache;
 use self::file::Files;
+use self::guard::Guards;
 use self::table::Table;
 use super::cut::Sink;
 use super::index::Index;
@@ -101,6 +110,10 @@ pub struct Residency {
     pub meter: Meter,
     /// Who decides what is evicted.
     pub uses: OnceLock<Arc<dyn Uses>>,
+    /// The bounds.
+    pub cache: Arc<Cache>,
+    /// Leases on what is absent.
+    pub guards: Guards,
 }
 
 impl Residency {
@@ -126,6 +139,8 @@ impl Residency {
             files: Arc::clone(files),
             meter: Meter::default(),
             uses: OnceLock::new(),
+            cache: Arc::new(Cache::new(options, 0, files)),
+            guards: Guards::default(),
         });
         residency.count()?;
         Ok(residency)
