@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex as StdMutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::file::{Files, RUN};
 use super::lru::{Policy, Run};
@@ -39,7 +39,9 @@ pub struct Cache {
     /// The files' clock.
     files: Arc<Files>,
     /// Bytes that the tree may take.
-    pub size: u64,
+    size: AtomicU64,
+    /// They were set, not derived from what is free.
+    fixed: bool,
     /// What goes next.
     pub policy: Mutex<Policy>,
     /// Who has what open.
@@ -50,6 +52,8 @@ pub struct Cache {
     pub hand: AtomicU64,
     /// Something was evicted, or may be from now on.
     pub begun: AtomicBool,
+    /// When the volume was opened, in seconds since 1970.
+    started: i64,
     /// One eviction at a time.
     pub evicting: Mutex<()>,
     /// Bytes that were fetched and are not in the index's sum yet.
@@ -83,18 +87,20 @@ impl Drop for Admitted<'_> {
 }
 
 impl Cache {
-    /// The cache of a mount whose tree takes `taken` bytes.
-    pub fn new(options: &VolumeOptions, taken: u64, files: &Arc<Files>) -> Self {
-        let free = space::of_directory(&options.tree).map_or(0, |space| space.free_bytes);
-        let size = options.cache_size.unwrap_or_else(|| (free / 100 * DEFAULT_PERCENT).saturating_add(taken));
+    /// The cache of a mount.
+    pub fn new(options: &VolumeOptions, files: &Arc<Files>) -> Self {
+        let free = || space::of_directory(&options.tree).map_or(u64::MAX / 2, |space| space.free_bytes);
+        let size = options.cache_size.unwrap_or_else(|| free() / 100 * DEFAULT_PERCENT);
         Self {
             files: Arc::clone(files),
-            size,
+            size: AtomicU64::new(size),
+            fixed: options.cache_size.is_some(),
             policy: Mutex::new(Policy::new(RUNS)),
             openers: Mutex::default(),
             unsure: Unsure::default(),
             hand: AtomicU64::new(0),
             begun: AtomicBool::new(false),
+            started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64),
             evicting: Mutex::default(),
             coming: AtomicU64::new(0),
             pinned: AtomicU64::new(0),
@@ -104,14 +110,26 @@ impl Cache {
         }
     }
 
+    /// Bytes that the tree may take.
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// What the tree took when the volume was opened is known.
+    pub fn counted(&self, taken: u64) {
+        if !self.fixed {
+            self.size.fetch_add(taken, Ordering::Relaxed);
+        }
+    }
+
     /// From where on the evictor works.
     pub fn high(&self) -> u64 {
-        self.size - HEADROOM.min(self.size / 20)
+        self.size() - HEADROOM.min(self.size() / 20)
     }
 
     /// And how far.
     pub fn low(&self) -> u64 {
-        self.size / 100 * LOW_PERCENT
+        self.size() / 100 * LOW_PERCENT
     }
 
     /// Bytes that the tree takes or is about to.
@@ -173,7 +191,7 @@ impl Residency {
     /// grows beyond its size. Not to be called with an inode's lock held.
     pub fn admit(&self, bytes: u64) -> Admitted<'_> {
         let cache = &self.cache;
-        let fits = || cache.taken(&self.index).saturating_add(bytes) <= cache.size;
+        let fits = || cache.taken(&self.index).saturating_add(bytes) <= cache.size();
         let began = Instant::now();
         let mut rounds = cache.rounds();
         if cache.taken(&self.index).saturating_add(bytes) > cache.high() {
@@ -197,9 +215,6 @@ impl Residency {
     }
 
     /// Bytes that are to be evicted now: what the tree takes beyond its share, or what this disk lacks.
-    ///
-    /// # Errors
-    /// Never: what cannot be asked is not lacking.
     pub fn excess(&self) -> u64 {
         let cache = &self.cache;
         let taken = cache.taken(&self.index);
@@ -209,6 +224,11 @@ impl Residency {
             0
         };
         over.max(self.lacking(0))
+    }
+
+    /// Bytes that programs may still write on this disk.
+    pub fn free(&self) -> u64 {
+        space::of_directory(self.tree.path()).map_or(0, |space| space.free_bytes)
     }
 
     /// Bytes that this disk lacks for `bytes` and the reserve.
@@ -232,11 +252,14 @@ impl Residency {
         let next = found.last().map_or(0, |(inode, _)| inode + 1);
         self.cache.hand.store(if wrapped { 0 } else { next }, Ordering::Relaxed);
         let mut policy = self.cache.policy.lock();
+        let now = self.files.now();
         for (inode, bytes) in found {
-            let size = self.index.seen(inode)?.map_or(0, |seen| seen.size);
-            let runs = size.div_ceil(RUN * PIECE).max(1);
-            for run in 0..runs.min(RUNS as u64 / 4) {
-                policy.found(Run { inode, run }, (bytes / runs).max(1));
+            let Some(seen) = self.index.seen(inode)? else { continue };
+            let runs = seen.size.div_ceil(RUN * PIECE).max(1);
+            for run in (0..runs.min(RUNS as u64 / 4)).map(|run| Run { inode, run }) {
+                let bytes = (bytes / runs).max(1);
+                // Written since we are here: that is a use.
+                if seen.ctime.secs >= self.cache.started { policy.used(run, bytes, now) } else { policy.found(run, bytes) }
             }
         }
         let passed = |start: u64| if wrapped { start >= hand } else { (hand..next).contains(&start) };

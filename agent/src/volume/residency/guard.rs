@@ -54,7 +54,9 @@ struct Inner {
 
 struct Guard {
     inode: u64,
-    file: File,
+    file: Arc<File>,
+    /// It can be written through.
+    writable: bool,
     /// Since when somebody waits, and whether the file is being fetched for that.
     broken: Option<(Instant, bool)>,
 }
@@ -130,6 +132,18 @@ impl Residency {
         self.guards.drop_guard(ino)
     }
 
+    /// The descriptor by which a guarded file can be written to. Where that one cannot, the guard is given up.
+    pub fn lend_guard(&self, ino: u64) -> Option<Arc<File>> {
+        let inner = self.guards.inner.lock();
+        let guard = inner.held.get(&ino)?;
+        if guard.writable {
+            return Some(Arc::clone(&guard.file));
+        }
+        drop(inner);
+        self.unguard(ino);
+        None
+    }
+
     /// Guards what is absent already: the files that were populated last, as far as numbers tell.
     ///
     /// # Errors
@@ -192,10 +206,13 @@ impl Residency {
         if !found.stat.is_file() || !absent || self.guards.inner.lock().held.contains_key(&ino) {
             return None;
         }
-        let Ok(file) = found.open(self, libc::O_RDONLY | libc::O_NONBLOCK) else { return Some(false) };
+        // What is open for writing cannot be executed.
+        let writable = found.stat.mode & 0o111 == 0;
+        let flags = if writable { libc::O_RDWR } else { libc::O_RDONLY } | libc::O_NONBLOCK;
+        let Ok(file) = found.open(self, flags) else { return Some(false) };
         match lease::watch(&file, signal) {
             Ok(()) => {
-                self.guards.insert(ino, Guard { inode, file, broken: None });
+                self.guards.insert(ino, Guard { inode, file: Arc::new(file), writable, broken: None });
                 None
             }
             Err(error) => Some(error.raw_os_error() == Some(libc::EAGAIN)),
