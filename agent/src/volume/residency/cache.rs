@@ -4,21 +4,19 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use storeshim_protocol::residency::PIECE;
 
 use super::file::{Files, RUN};
 use super::lru::{Policy, Run};
 use super::openers::Openers;
 use super::pin::Unsure;
-use super::{Residency, Uses};
+use super::Residency;
 use crate::volume::index::Index;
 use crate::volume::status::Mutex;
 use crate::volume::{VolumeError, VolumeOptions, space};
-
-use std::sync::Arc;
-
-use storeshim_protocol::residency::PIECE;
 
 /// Runs that the policy knows: 1 TiB of large files.
 const RUNS: usize = 1 << 18;
@@ -142,12 +140,6 @@ impl Cache {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
-    /// Has the evictor look now.
-    pub fn wake(&self) {
-        self.rounds().wanted = true;
-        self.changed.notify_all();
-    }
-
     /// Ends the evictor, and every wait.
     pub fn end(&self) {
         self.rounds().ended = true;
@@ -175,8 +167,9 @@ impl Cache {
     }
 }
 
-impl Uses for Cache {
-    fn used(&self, inode: u64, start: u64, end: u64) {
+impl Cache {
+    /// Pieces of a file were asked for, or have come.
+    pub fn used(&self, inode: u64, start: u64, end: u64) {
         let now = self.files.now();
         let mut policy = self.policy.lock();
         for run in start / RUN..end.div_ceil(RUN) {

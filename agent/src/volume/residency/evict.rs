@@ -378,22 +378,18 @@ impl Residency {
             Ok(own) => own,
             Err(_) => return Ok(one.stay(Stays::Moving)),
         };
-        let mut changes = Changes::new();
-        let gone = self.take_pieces(inode, one, own, file, &mut changes)?;
-        self.index.apply_local(&changes)?;
-        Ok(gone)
+        self.take_pieces(inode, one, own, file)
     }
 
     fn take_pieces(
         &self,
         inode: u64,
         one: &Ready,
-        mut own: Own<'_>,
+        mut own: Own<'_, '_>,
         file: &File,
-        changes: &mut Changes,
     ) -> Result<Gone, VolumeError> {
         let (ino, size) = (one.found.stat.id.ino, own.before.size);
-        let stays = |own: Own<'_>, why| {
+        let stays = |own: Own<'_, '_>, why| {
             self.table.moving(ino, false);
             drop(own);
             Ok(one.stay(why))
@@ -427,7 +423,6 @@ impl Residency {
             self.meter.absent_files.fetch_add(1, Ordering::Relaxed);
         }
         let bytes = bytes_in(&going, size);
-        self.meter.absent_bytes.fetch_add(bytes as i64, Ordering::Relaxed);
         for range in going.iter() {
             self.table.going(ino, range.start, range.end);
         }
@@ -436,7 +431,9 @@ impl Residency {
             solid |= punch(file, range).is_err();
         }
         self.table.show(ino, all, &absent);
-        let locked: Locked<'_> = own.end(changes)?;
+        let mut changes = Changes::new();
+        let locked: Locked<'_> = own.end(&mut changes)?;
+        self.index.apply_local(&changes)?;
         drop(locked);
         // What could not be removed counts as absent all the same, and is fetched again.
         Ok(Gone { bytes, stays: solid.then_some((Stays::Solid, bytes)) })

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 #[derive(Debug)]
 pub enum Alone<'f> {
     /// Nobody else has it open, and who opens it waits until this is dropped.
-    Yes(Held<'f>),
+    Yes(#[expect(dead_code, reason = "what ends with it is the lease")] Held<'f>),
     /// Somebody has it open, or mapped.
     No,
     /// This filesystem or user gets no leases.

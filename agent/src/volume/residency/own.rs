@@ -15,22 +15,22 @@ use crate::volume::look::same;
 use crate::volume::tree::{Stat, check, cstring};
 
 /// An inode that the agent is just changing: its lock is held, and clients know that its times are not its own.
-pub struct Own<'r> {
+pub struct Own<'r, 'f> {
     residency: &'r Residency,
     /// The inode's lock.
     pub locked: Locked<'r>,
     ino: u64,
-    file: BorrowedFd<'r>,
+    file: BorrowedFd<'f>,
     /// As it stood before.
     pub before: Stat,
 }
 
-impl<'r> Own<'r> {
+impl<'r, 'f> Own<'r, 'f> {
     /// Takes the lock of an inode that is open as `file`, and shows that it moves.
     ///
     /// # Errors
     /// Where it cannot be looked at.
-    pub fn begin(residency: &'r Residency, inode: u64, ino: u64, file: BorrowedFd<'r>) -> io::Result<Self> {
+    pub fn begin(residency: &'r Residency, inode: u64, ino: u64, file: BorrowedFd<'f>) -> io::Result<Self> {
         Self::with(residency, residency.files.lock(inode), ino, file)
     }
 
@@ -42,7 +42,7 @@ impl<'r> Own<'r> {
         residency: &'r Residency,
         locked: Locked<'r>,
         ino: u64,
-        file: BorrowedFd<'r>,
+        file: BorrowedFd<'f>,
     ) -> io::Result<Self> {
         residency.table.moving(ino, true);
         let before = residency.tree.stat(file).inspect_err(|_| residency.table.moving(ino, false))?;
