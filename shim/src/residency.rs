@@ -11,14 +11,14 @@ use storeshim_protocol::residency::{Residency, Stamp};
 use storeshim_protocol::{MAX_MOUNTS, names};
 
 use crate::fds::{self, File};
-use crate::place::Place;
+use crate::place::{self, Place};
 use crate::sys::{self, Errno, PathBuf, errno, k};
-use crate::{ask, control};
+use crate::{absent, ask, control};
 
 /// The end of any file.
 pub const END: u64 = u64::MAX;
 /// Longest wait for a file's times to be believed, in nanoseconds: an agent that died may have left it so.
-const MOVING_MAX_NS: u64 = 100_000_000;
+const MOVING_MAX_NS: u64 = 2_000_000_000;
 
 static TABLES: [AtomicPtr<Residency>; MAX_MOUNTS] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_MOUNTS];
@@ -133,8 +133,13 @@ pub fn keep(fd: c_int, flags: u32) -> Result<(), Errno> {
 
 /// The same for a file that is to be opened by its name, all of it.
 pub fn pin_place(place: &Place) -> Result<(), Errno> {
-    let Some(index) = place.mount.filter(|index| is_partial(*index)) else { return Ok(()) };
-    match sys::stat_at(place.dirfd, place.path, k::AT_EMPTY_PATH) {
+    // A link outside may lead to it.
+    let mount = || place.mount.or_else(|| place::mount_of_file(*place));
+    if !is_any_partial() {
+        return Ok(());
+    }
+    let Some(index) = mount().filter(|index| is_partial(*index)) else { return Ok(()) };
+    match absent::stat_at(place.dirfd, place.path, k::AT_EMPTY_PATH) {
         Ok(stat) if sys::is_regular(&stat) && control::is_on(index, &stat) => {
             bring(index, stat.st_ino, 0, END, true).map(|_| ())
         }
@@ -152,7 +157,13 @@ pub fn lacking(fd: c_int) -> Option<File> {
     fds::file(fd).filter(|file| is_partial(file.mount))
 }
 
-/// Waits while the agent writes into the file: its times are then not its own.
+/// Whether the agent is just writing into an inode: its times are then not its own.
+#[inline]
+pub fn is_moving(index: usize, ino: u64) -> bool {
+    is_partial(index) && table(index).is_some_and(|table| table.is_moving(ino))
+}
+
+/// Waits while it does.
 #[inline]
 pub fn wait_moved(index: usize, ino: u64) {
     if let Some(table) = table(index)
@@ -166,7 +177,10 @@ pub fn wait_moved(index: usize, ino: u64) {
 #[inline(never)]
 fn wait_while_moving(table: &Residency, ino: u64) {
     let start = sys::now_ns();
-    while table.is_moving(ino) && sys::now_ns().saturating_sub(start) < MOVING_MAX_NS {
+    while table.is_moving(ino)
+        && control::agent_lives()
+        && sys::now_ns().saturating_sub(start) < MOVING_MAX_NS
+    {
         sys::sleep_ns(20_000);
     }
 }

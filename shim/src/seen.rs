@@ -11,9 +11,6 @@ use crate::respell::Stat;
 use crate::sys::{self, k};
 use crate::{ask, control, fds, residency};
 
-/// Longest wait for the agent to have done with a file, in nanoseconds. It takes no longer than a piece takes to be
-/// written; one that died in the middle leaves the mark.
-const PATIENCE_NS: u64 = 2_000_000_000;
 /// How often what moves is looked at again.
 const LOOKS: usize = 100;
 /// A block, as stat counts them.
@@ -22,30 +19,6 @@ const BLOCK: u64 = 512;
 const PAGE: u64 = 4096;
 /// Of a file up to this size, in bytes, nobody is asked how many blocks it has.
 const SMALL: u64 = 64 << 10;
-
-/// Whether the agent is just writing into an inode of mount `index`: its times are not the file's.
-#[inline(always)]
-pub fn is_moving(index: usize, ino: u64) -> bool {
-    residency::is_partial(index) && moves(index, ino)
-}
-
-#[cold]
-#[inline(never)]
-fn moves(index: usize, ino: u64) -> bool {
-    residency::table(index).is_some_and(|table| table.is_moving(ino))
-}
-
-/// Waits until it has done; outside the gate.
-#[cold]
-#[inline(never)]
-pub fn wait(index: usize, ino: u64) {
-    let start = sys::now_ns();
-    let mut pause = 20_000;
-    while moves(index, ino) && control::agent_lives() && sys::now_ns().saturating_sub(start) < PATIENCE_NS {
-        sys::sleep_ns(pause);
-        pause = (pause * 2).min(1_000_000);
-    }
-}
 
 /// Where a call has put what it found out.
 #[derive(Clone, Copy)]
@@ -81,7 +54,7 @@ impl Out {
                     blocks: true,
                 },
                 Self::Extended(stat) => Facts {
-                    dev: sys::device((*stat).stx_dev_major, (*stat).stx_dev_minor),
+                    dev: sys::device((*stat).stx_dev_major.into(), (*stat).stx_dev_minor.into()),
                     ino: (*stat).stx_ino,
                     mode: u32::from((*stat).stx_mode),
                     size: (*stat).stx_size,
@@ -176,12 +149,6 @@ impl Subject {
     }
 }
 
-/// Whether something of some mount may not be here.
-#[inline(always)]
-pub fn some_is_partial() -> bool {
-    control::known_control().is_some_and(|control| (0..control.mounts().len()).any(residency::is_partial))
-}
-
 /// After a successful look at `subject`: corrects what stands in `out`; `look` looks once more. What the hook answers.
 ///
 /// # Safety
@@ -198,12 +165,12 @@ pub unsafe fn correct(subject: Subject, out: Out, mut look: Act<'_, (), c_int>) 
         let Some(index) = subject.mount(facts.dev).filter(|index| residency::is_partial(*index)) else {
             return 0;
         };
-        if !moves(index, facts.ino) {
+        if !residency::is_moving(index, facts.ino) {
             // SAFETY: as above.
             unsafe { correct_blocks(index, &facts, out) };
             return 0;
         }
-        wait(index, facts.ino);
+        residency::wait_moved(index, facts.ino);
         let done = look.run(());
         if done != 0 {
             return done;

@@ -3,7 +3,6 @@
 
 use core::ffi::{c_char, c_int, c_long, c_void};
 
-use crate::absent;
 use crate::hook::fail;
 use crate::loader::{self, Real};
 use crate::place::{self, CWD};
@@ -51,11 +50,8 @@ fn route(path: *const c_char, flags: c_int, real: usize) -> Route {
 #[inline(never)]
 fn is_changed(path: *const c_char) -> bool {
     let mut room = PathBuf::new();
-    place::at(CWD, path, &mut room).map_or(true, |place| {
-        // Where that fails the loader does not find it.
-        let _ = absent::present(place);
-        !core::ptr::eq(place.path, path) || place.mount.is_some_and(residency::is_partial)
-    })
+    place::at(CWD, path, &mut room)
+        .map_or(true, |place| !core::ptr::eq(place.path, path) || residency::is_any_partial())
 }
 
 /// Where the loader is to find the library, which is brought first.
