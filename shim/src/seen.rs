@@ -54,7 +54,7 @@ impl Out {
                     blocks: true,
                 },
                 Self::Extended(stat) => Facts {
-                    dev: sys::device((*stat).stx_dev_major.into(), (*stat).stx_dev_minor.into()),
+                    dev: sys::device((*stat).stx_dev_major, (*stat).stx_dev_minor),
                     ino: (*stat).stx_ino,
                     mode: u32::from((*stat).stx_mode),
                     size: (*stat).stx_size,

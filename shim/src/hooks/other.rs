@@ -46,12 +46,12 @@ fn route(path: *const c_char, flags: c_int, real: usize) -> Route {
     Route { address: if as_it_is { real } else { 0 }, flags: flags as usize }
 }
 
-/// Whether the path must be translated, or there is something to be brought before.
+/// Whether the path must be translated; where not, what it names is brought. (Where that fails, [`ready`] says so.)
 #[inline(never)]
 fn is_changed(path: *const c_char) -> bool {
     let mut room = PathBuf::new();
     place::at(CWD, path, &mut room)
-        .map_or(true, |place| !core::ptr::eq(place.path, path) || residency::is_any_partial())
+        .map_or(true, |place| !core::ptr::eq(place.path, path) || residency::pin_place(&place).is_err())
 }
 
 /// Where the loader is to find the library, which is brought first.
