@@ -54,7 +54,7 @@ fn is_changed(path: *const c_char) -> bool {
     place::at(CWD, path, &mut room).map_or(true, |place| {
         // Where that fails the loader does not find it.
         let _ = absent::present(place);
-        !core::ptr::eq(place.path, path) || place.mount.is_some_and(residency::is_partial)
+        !core::ptr::eq(place.path, path) || residency::is_any_partial()
     })
 }
 
@@ -63,7 +63,7 @@ fn ready(path: *const c_char, room: &mut PathBuf) -> Result<*const c_char, Errno
     let place = place::at(CWD, path, room)?;
     // The loader's message will name this as what cannot be opened.
     let lost = c"(storeshim: the library could not be fetched)".as_ptr();
-    Ok(if residency::pin_place(&place).is_ok() { place.path } else { lost })
+    Ok(if residency::pin_place(place).is_ok() { place.path } else { lost })
 }
 
 extern "C" fn plain_dlopen(path: *const c_char, flags: c_int) -> Route {
