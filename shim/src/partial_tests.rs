@@ -365,7 +365,8 @@ fn a_position_that_threads_share_gives_each_record_to_one() {
         readers.into_iter().flat_map(|reader| reader.join().unwrap()).collect()
     });
     let mut right: Vec<Vec<u8>> = bytes.chunks(RECORD).map(<[u8]>::to_vec).collect();
-    (all.sort(), right.sort());
+    all.sort();
+    right.sort();
     assert!(all == right);
 }
 
