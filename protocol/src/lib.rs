@@ -80,7 +80,10 @@ mod layout {
         assert_eq!(size_of::<Slot>(), 69632);
         assert_eq!(offset_of!(Slot, gate), 8);
         assert_eq!(offset_of!(Slot, subject), 16);
-        assert_eq!(size_of::<residency::Residency>(), 4 * residency::CELLS + 32 * residency::SLOTS + 8 * residency::WORDS);
+        assert_eq!(
+            size_of::<residency::Residency>(),
+            4 * residency::CELLS + 32 * residency::SLOTS + 8 * residency::WORDS
+        );
         assert_eq!(size_of::<RingFile>(), 4096 + SLOTS * size_of::<Slot>());
         assert_eq!(offset_of!(RingFile, comm), 32);
         assert_eq!(offset_of!(RingFile, slots_used), 48);

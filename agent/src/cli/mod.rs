@@ -4,6 +4,7 @@
 mod agent;
 mod doctor;
 mod flush;
+mod paths;
 mod progress;
 mod run;
 mod status;
@@ -36,6 +37,10 @@ enum Command {
     Status(status::Arguments),
     /// Bring everything into the backend now, and wait for it.
     Flush(flush::Arguments),
+    /// Bring files and directories to this disk now.
+    Warmup(paths::Warmup),
+    /// Drop from this disk what is in the backend and nobody uses.
+    Evict(paths::Evict),
     /// Say what the shim will see of a program, and try a mount.
     Doctor(doctor::Arguments),
 }
@@ -142,6 +147,8 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::main(&arguments),
         Command::Status(arguments) => status::main(&arguments),
         Command::Flush(arguments) => flush::main(&arguments).map(|()| 0),
+        Command::Warmup(arguments) => paths::warmup(&arguments),
+        Command::Evict(arguments) => paths::evict(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
     };
     match result {

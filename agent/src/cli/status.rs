@@ -10,6 +10,7 @@ use super::{FAILED, Failure, Settings};
 use crate::config::{Age, Bytes};
 use crate::http::Client;
 use crate::mounts::{AgentStatus, MountStatus};
+use crate::volume::{VolumeStatus, residency};
 
 /// Arguments of `storeshim status`.
 #[derive(Args)]
@@ -120,9 +121,38 @@ fn remarks(mount: &MountStatus) -> Vec<String> {
             Bytes(progress.bytes_total)
         ));
     }
+    notes.extend(residency(volume));
     if !volume.foreign.is_empty() {
         notes.push(format!("programs without the shim: {}", volume.foreign.join(", ")));
     }
+    notes
+}
+
+/// What of a volume is on this disk: nothing is said before the volume is open.
+fn residency(volume: &VolumeStatus) -> Vec<String> {
+    let here = &volume.residency;
+    if *here == residency::Status::default() {
+        return Vec::new();
+    }
+    let mut notes = vec![format!(
+        "on this disk: {} of {}, {} of {} files; cache {}; names {}",
+        Bytes(here.resident_bytes),
+        Bytes(volume.bytes),
+        here.resident_files,
+        volume.files,
+        Bytes(here.cache_size),
+        if here.names_complete { "complete" } else { "not complete yet" }
+    )];
+    let mut more = Vec::new();
+    if here.asked > 0 {
+        let hits = here.asked_hits as f64 / here.asked as f64 * 100.0;
+        more.push(format!("{} reads asked, {hits:.1} % of them for what was here", here.asked));
+    }
+    for (count, what) in [(here.queued_pieces, "pieces queued"), (here.unguarded_files, "files unguarded")] {
+        more.extend((count > 0).then(|| format!("{count} {what}")));
+    }
+    more.extend((here.pinned_bytes > 0).then(|| format!("{} pinned", Bytes(here.pinned_bytes))));
+    notes.extend((!more.is_empty()).then(|| more.join("; ")));
     notes
 }
 
@@ -157,5 +187,28 @@ system calls past libc: start these with `storeshim run --net=sud`, or their cha
     9 mv: renameat (in /bin/mv)
 ";
         assert_eq!(table(&status), format!("{expected}{told}"));
+    }
+
+    #[test]
+    fn the_table_tells_what_is_on_this_disk() {
+        let mut mount = mount_status("/storage");
+        (mount.volume.files, mount.volume.bytes) = (40, 8 << 30);
+        mount.volume.residency = residency::Status {
+            resident_bytes: 1 << 30,
+            resident_files: 4,
+            cache_size: 2 << 30,
+            ..residency::Status::default()
+        };
+        let first = "on this disk: 1.0 GiB of 8.0 GiB, 4 of 40 files; cache 2.0 GiB; names not complete yet";
+        assert_eq!(remarks(&mount), [first]);
+        let here = &mut mount.volume.residency;
+        (here.names_complete, here.asked, here.asked_hits) = (true, 8, 7);
+        (here.queued_pieces, here.pinned_bytes, here.unguarded_files) = (3, 4096, 2);
+        let notes = remarks(&mount);
+        assert!(notes[0].ends_with("names complete"), "{notes:?}");
+        assert_eq!(
+            notes[1],
+            "8 reads asked, 87.5 % of them for what was here; 3 pieces queued; 2 files unguarded; 4.0 KiB pinned"
+        );
     }
 }

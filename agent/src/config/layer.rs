@@ -156,9 +156,9 @@ checked! {
 }
 
 checked! {
-    /// A cache size: room for a few packs, so that what is brought here is not gone before it is read.
-    CacheSize(Size => Size), |size| if size.0 < 64 << 20 {
-        Err("must be at least 64MiB, room for a few packs".to_owned())
+    /// A cache size: room for a few pieces. From 64 MiB on it also holds what is read ahead until that is read.
+    CacheSize(Size => Size), |size| if size.0 < 1 << 20 {
+        Err("must be at least 1MiB; below 64MiB much is fetched more than once".to_owned())
     } else {
         Ok(size)
     }
@@ -260,7 +260,9 @@ impl MountLayer {
                 .ok_or_else(|| format!("mount `{spec}`: `{part}` is not KEY=VALUE; {form}"))?;
             // The numbers without a unit; whatever else it is, the check of its type says so.
             let value = match text.parse::<i64>() {
-                Ok(number) if matches!(key, "upload_parallelism" | "quota_inodes") => toml::Value::Integer(number),
+                Ok(number) if matches!(key, "upload_parallelism" | "quota_inodes") => {
+                    toml::Value::Integer(number)
+                }
                 _ => text.into(),
             };
             if table.insert(key.to_owned(), value).is_some() {

@@ -5,15 +5,18 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::server::ErrorBody;
 use super::socket_path;
-use crate::mounts::{AgentStatus, FlushStatus};
+use super::work::{EvictBody, Line, WarmupBody};
+use crate::mounts::{AgentStatus, FlushStatus, Worked};
+use crate::volume::{Evicted, Progress, Warmed};
 
 /// How long an answer that needs no work may take.
 const QUICK: Duration = Duration::from_secs(10);
@@ -64,6 +67,25 @@ impl Client {
         self.ask(Method::POST, &target, None)
     }
 
+    /// Has the agent bring what is at paths to its disk; `each` sees how far it is, a few times a second. To end the work
+    /// early, end the process.
+    pub fn warmup(
+        &self,
+        body: &WarmupBody,
+        each: impl FnMut(&Progress),
+    ) -> Result<Vec<Worked<Warmed>>, ClientError> {
+        self.work("/v1/warmup", body, each)
+    }
+
+    /// Has the agent drop from its disk what is at paths and need not be there. As [`Client::warmup`].
+    pub fn evict(
+        &self,
+        body: &EvictBody,
+        each: impl FnMut(&Progress),
+    ) -> Result<Vec<Worked<Evicted>>, ClientError> {
+        self.work("/v1/evict", body, each)
+    }
+
     /// Asks the agent to end, at once or when nobody uses it any more.
     pub fn shutdown(&self, when_idle: bool) -> Result<AgentStatus, ClientError> {
         let when = if when_idle { "idle" } else { "now" };
@@ -106,35 +128,85 @@ impl Client {
         limit: Option<Duration>,
     ) -> Result<T, ClientError> {
         let stream = self.connect()?;
-        let failed = |error: &dyn std::fmt::Display| {
-            ClientError::Failed(format!("the agent on {} broke off: {error}", self.run_dir.display()))
-        };
-        stream.set_nonblocking(true).map_err(|error| failed(&error))?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| ClientError::Failed(format!("cannot start a runtime: {error}")))?;
-        let (status, body) = runtime.block_on(async {
-            let answer = exchange(stream, method, target);
+        let (status, body) = runtime()?.block_on(async {
+            let answer = async { rest_of(exchange(stream, method, target, Bytes::new()).await?).await };
             match limit {
                 None => answer.await,
                 Some(limit) => tokio::time::timeout(limit, answer)
                     .await
                     .unwrap_or_else(|_| Err(format!("no answer within {} s", limit.as_secs()))),
             }
-            .map_err(|error| failed(&error))
+            .map_err(|error| self.broke_off(&error))
         })?;
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| failed(&error));
+            return serde_json::from_slice(&body).map_err(|error| self.broke_off(&error));
         }
-        Err(match serde_json::from_slice::<ErrorBody>(&body) {
-            Ok(body) => ClientError::Failed(body.error),
-            Err(_) => failed(&status),
+        Err(self.refusal(status, &body))
+    }
+
+    /// A question whose answer is lines; see [`Line`].
+    fn work<T: DeserializeOwned>(
+        &self,
+        target: &str,
+        body: &impl Serialize,
+        mut each: impl FnMut(&Progress),
+    ) -> Result<Vec<Worked<T>>, ClientError> {
+        let stream = self.connect()?;
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Failed(error.to_string()))?;
+        runtime()?.block_on(async {
+            let exchanged = exchange(stream, Method::POST, target, body.into()).await;
+            let mut response = exchanged.map_err(|error| self.broke_off(&error))?;
+            if !response.status().is_success() {
+                let (status, body) = rest_of(response).await.map_err(|error| self.broke_off(&error))?;
+                return Err(self.refusal(status, &body));
+            }
+            let mut text = Vec::new();
+            while let Some(frame) = response.frame().await {
+                let frame = frame.map_err(|error| self.broke_off(&error))?;
+                text.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new()));
+                while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = text.drain(..=end).collect();
+                    match serde_json::from_slice(&line).map_err(|error| self.broke_off(&error))? {
+                        Line::Progress(progress) => each(&progress),
+                        Line::Done(done) => return Ok(done),
+                        Line::Error(error) => return Err(ClientError::Failed(error)),
+                    }
+                }
+            }
+            Err(self.broke_off(&"in the middle of the work"))
         })
+    }
+
+    fn broke_off(&self, error: &dyn std::fmt::Display) -> ClientError {
+        ClientError::Failed(format!("the agent on {} broke off: {error}", self.run_dir.display()))
+    }
+
+    fn refusal(&self, status: StatusCode, body: &[u8]) -> ClientError {
+        match serde_json::from_slice::<ErrorBody>(body) {
+            Ok(body) => ClientError::Failed(body.error),
+            Err(_) => self.broke_off(&status),
+        }
     }
 }
 
-async fn exchange(stream: UnixStream, method: Method, target: &str) -> Result<(StatusCode, Bytes), String> {
+fn runtime() -> Result<tokio::runtime::Runtime, ClientError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| ClientError::Failed(format!("cannot start a runtime: {error}")))
+}
+
+async fn rest_of(response: Response<Incoming>) -> Result<(StatusCode, Bytes), String> {
+    let status = response.status();
+    let body = response.into_body().collect().await.map_err(|error| error.to_string())?;
+    Ok((status, body.to_bytes()))
+}
+
+async fn exchange(
+    stream: UnixStream,
+    method: Method,
+    target: &str,
+    body: Bytes,
+) -> Result<Response<Incoming>, String> {
+    stream.set_nonblocking(true).map_err(|error| error.to_string())?;
     let stream = tokio::net::UnixStream::from_std(stream).map_err(|error| error.to_string())?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
@@ -144,12 +216,9 @@ async fn exchange(stream: UnixStream, method: Method, target: &str) -> Result<(S
         .method(method)
         .uri(target)
         .header("host", "agent")
-        .body(Empty::<Bytes>::new())
+        .body(Full::new(body))
         .map_err(|error| error.to_string())?;
-    let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
-    let status = response.status();
-    let body = response.into_body().collect().await.map_err(|error| error.to_string())?;
-    Ok((status, body.to_bytes()))
+    sender.send_request(request).await.map_err(|error| error.to_string())
 }
 
 /// A query value with everything but the plainest characters escaped.

@@ -11,7 +11,7 @@ struct Metric {
     value: fn(&MountStatus) -> f64,
 }
 
-const GAUGES: [Metric; 9] = [
+const GAUGES: [Metric; 16] = [
     Metric { name: "up", help: "1 while the mount is ready", value: |m| flag(m.volume.state == "ready") },
     Metric {
         name: "dirty_bytes",
@@ -41,6 +41,54 @@ const GAUGES: [Metric; 9] = [
         help: "Programs in the tree without the shim, as the last audit saw them",
         value: |m| m.volume.foreign.len() as f64,
     },
+    Metric {
+        name: "names_complete",
+        help: "1 once all names of the volume are in the tree",
+        value: |m| flag(m.volume.residency.names_complete),
+    },
+    Metric {
+        name: "resident_bytes",
+        help: "Bytes of file data on this disk",
+        value: |m| m.volume.residency.resident_bytes as f64,
+    },
+    Metric {
+        name: "resident_files",
+        help: "Regular files that are wholly on this disk",
+        value: |m| m.volume.residency.resident_files as f64,
+    },
+    Metric {
+        name: "cache_bytes",
+        help: "Bytes of file data that may be on this disk",
+        value: |m| m.volume.residency.cache_size as f64,
+    },
+    Metric {
+        name: "pinned_bytes",
+        help: "Bytes that cannot be evicted now: mapped, executing, open through stdio",
+        value: |m| m.volume.residency.pinned_bytes as f64,
+    },
+    Metric {
+        name: "hydration_queue_pieces",
+        help: "Pieces that somebody waits for or that are read ahead",
+        value: |m| m.volume.residency.queued_pieces as f64,
+    },
+    Metric {
+        name: "unguarded_files",
+        help: "Files that a program without the shim could open before their data is here",
+        value: |m| m.volume.residency.unguarded_files as f64,
+    },
+];
+
+const COUNTERS: [Metric; 2] = [
+    Metric {
+        name: "asked_total",
+        help: "Reads that asked the agent whether their data is here, since the agent's start",
+        value: |m| m.volume.residency.asked as f64,
+    },
+    Metric {
+        name: "asked_hits_total",
+        help: "Those of them whose data was here, since the agent's start",
+        value: |m| m.volume.residency.asked_hits as f64,
+    },
 ];
 
 fn flag(set: bool) -> f64 {
@@ -54,8 +102,9 @@ pub fn render(status: &AgentStatus) -> String {
     gauge(&mut out, "sessions", "Attached processes", status.sessions.len() as f64);
     let past_libc = "Programs named since the agent's start because they make system calls past libc";
     gauge(&mut out, "past_libc_programs", past_libc, status.past_libc.len() as f64);
-    for metric in &GAUGES {
-        header(&mut out, metric.name, metric.help, "gauge");
+    let gauges = GAUGES.iter().map(|metric| (metric, "gauge"));
+    for (metric, kind) in gauges.chain(COUNTERS.iter().map(|metric| (metric, "counter"))) {
+        header(&mut out, metric.name, metric.help, kind);
         for mount in &status.mounts {
             sample(&mut out, metric.name, mount, "", (metric.value)(mount));
         }

@@ -12,13 +12,17 @@ use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 
+use super::work::{self, EvictBody, WarmupBody};
 use super::{Agent, metrics, socket_path};
 
 /// How often a hold's connection is written to, which is how the death of its holder is noticed.
 const HOLD_BEAT: Duration = Duration::from_millis(500);
+/// Longest body of a request, in bytes.
+const BODY_MAX: usize = 16 << 20;
 /// Longest path of a unix socket on Linux, in bytes.
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -34,7 +38,7 @@ pub(super) struct ErrorBody {
     pub(super) error: String,
 }
 
-fn refuse(status: StatusCode, error: impl ToString) -> Response {
+pub(super) fn refuse(status: StatusCode, error: impl ToString) -> Response {
     (status, Json(ErrorBody { error: error.to_string() })).into_response()
 }
 
@@ -45,6 +49,8 @@ pub fn serve<A: Agent>(run_dir: &Path, agent: Arc<A>) -> Result<(), ServeError> 
     let router = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/flush", post(flush))
+        .route("/v1/warmup", post(warmup))
+        .route("/v1/evict", post(evict))
         .route("/v1/hold", get(hold))
         .route("/v1/shutdown", post(shutdown))
         .route("/metrics", get(metrics))
@@ -105,6 +111,32 @@ async fn flush<A: Agent>(State(agent): State<Arc<A>>, Query(query): Query<FlushQ
         Ok(Err(error)) => refuse(StatusCode::CONFLICT, error),
         Err(_) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the flush ended abruptly; see the agent's log"),
     }
+}
+
+async fn warmup<A: Agent>(State(agent): State<Arc<A>>, body: Body) -> Response {
+    let body: WarmupBody = match parsed(body).await {
+        Ok(body) => body,
+        Err(refused) => return refused,
+    };
+    match body.how() {
+        Ok(how) => work::answer(move |watch| agent.warm(&body.paths, how, watch)).await,
+        Err(error) => refuse(StatusCode::BAD_REQUEST, error),
+    }
+}
+
+async fn evict<A: Agent>(State(agent): State<Arc<A>>, body: Body) -> Response {
+    match parsed::<EvictBody>(body).await {
+        Ok(body) => work::answer(move |watch| agent.evict(&body.paths, watch)).await,
+        Err(refused) => refused,
+    }
+}
+
+/// A body in JSON, whatever it says that it is.
+async fn parsed<T: DeserializeOwned>(body: Body) -> Result<T, Response> {
+    let bytes = axum::body::to_bytes(body, BODY_MAX).await;
+    let bytes = bytes.map_err(|error| refuse(StatusCode::BAD_REQUEST, error))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| refuse(StatusCode::BAD_REQUEST, format!("the body: {error}")))
 }
 
 /// An answer without an end: what it holds is let go when the connection is closed.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::mounts::MountStatus;
 use crate::session::SessionInfo;
-use crate::volume::{Durability, VolumeStatus};
+use crate::volume::{Durability, Progress, VolumeStatus};
 
 #[derive(Default)]
 struct FakeAgent {
@@ -14,6 +14,8 @@ struct FakeAgent {
     ending: AtomicBool,
     when_idle: AtomicBool,
     flushed: Mutex<Vec<Option<String>>>,
+    warmed: Mutex<Vec<(Vec<PathBuf>, Warmup)>>,
+    called_off: AtomicBool,
 }
 
 struct FakeHold(Arc<AtomicUsize>);
@@ -32,6 +34,13 @@ fn status() -> AgentStatus {
         dirty_age_ms: 1500,
         counters: [("commits".to_owned(), 41)].into(),
         cut_pause_us: [100, 2000, 3000],
+        residency: crate::volume::residency::Status {
+            names_complete: true,
+            resident_bytes: 8192,
+            asked: 7,
+            asked_hits: 5,
+            ..Default::default()
+        },
         ..VolumeStatus::default()
     };
     AgentStatus {
@@ -67,6 +76,36 @@ impl Agent for FakeAgent {
             Some("/bad") => Err(MountsError::Unusable("there is no mount /bad here".into())),
             _ => Ok(vec![FlushStatus { prefix: "/storage".into(), seq: 43 }]),
         }
+    }
+
+    /// `/slow` goes on until it is called off.
+    fn warm(
+        &self,
+        paths: &[PathBuf],
+        how: Warmup,
+        watch: &dyn Watch,
+    ) -> Result<Vec<Worked<Warmed>>, MountsError> {
+        self.warmed.lock().unwrap().push((paths.to_vec(), how));
+        let mut files_done = 0;
+        while paths.iter().any(|path| path == Path::new("/slow")) && !watch.called_off() {
+            files_done += 1;
+            watch.advanced(&Progress { files_done, ..Progress::default() });
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.called_off.store(watch.called_off(), Ordering::SeqCst);
+        let one =
+            |path: &PathBuf| Worked { path: path.clone(), done: Warmed { files: 1, ..Warmed::default() } };
+        Ok(paths.iter().map(one).collect())
+    }
+
+    fn evict(&self, paths: &[PathBuf], _: &dyn Watch) -> Result<Vec<Worked<Evicted>>, MountsError> {
+        let path = paths.first().cloned().unwrap_or_default();
+        if path == Path::new("/late") {
+            std::thread::sleep(Duration::from_millis(500));
+        } else if path != Path::new("/bad") {
+            return Ok(vec![Worked { path, done: Evicted { bytes: 7, ..Evicted::default() } }]);
+        }
+        Err(MountsError::Unusable(format!("{}: lies in no mount", path.display())))
     }
 
     fn hold(self: Arc<Self>) -> Option<FakeHold> {
@@ -139,6 +178,48 @@ fn flush_passes_the_mount_and_the_error_on() {
 }
 
 #[test]
+fn work_is_asked_for_followed_and_answered() {
+    let served = served();
+    let body = |text: &str| WarmupBody { paths: vec![text.into()], depth: Some(2), parallel: None };
+    let done = served.client.warmup(&body("/a b\u{e9}"), |_| {}).unwrap();
+    assert_eq!((done[0].path.as_path(), done[0].done.files), (Path::new("/a b\u{e9}"), 1));
+    let how = Warmup { depth: Some(2), parallel: 8 };
+    assert_eq!(*served.agent.warmed.lock().unwrap(), [(vec!["/a b\u{e9}".into()], how)]);
+    let wrong = WarmupBody { parallel: Some(0), ..body("/a") };
+    let error = served.client.warmup(&wrong, |_| {}).unwrap_err().to_string();
+    assert!(error.contains("1 to 256"), "{error}");
+    let evict = |path: &str| served.client.evict(&EvictBody { paths: vec![path.into()] }, |_| {});
+    assert_eq!(evict("/x").unwrap()[0].done.bytes, 7);
+    // Whether it comes at once, as a status, or later, as a line.
+    assert_eq!(evict("/bad").unwrap_err().to_string(), "/bad: lies in no mount");
+    assert_eq!(evict("/late").unwrap_err().to_string(), "/late: lies in no mount");
+}
+
+/// Ctrl-C at the command line: its process is gone, and so is the work.
+#[test]
+fn work_ends_when_whoever_asked_hangs_up() {
+    use std::io::{Read, Write};
+    let served = served();
+    let mut stream = std::os::unix::net::UnixStream::connect(socket_path(served.dir.path())).unwrap();
+    let body = r#"{"paths":["/slow"]}"#;
+    write!(stream, "POST /v1/warmup HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        .unwrap();
+    let mut seen = String::new();
+    while seen.matches("files_done").count() < 2 {
+        let mut piece = [0; 512];
+        let length = stream.read(&mut piece).unwrap();
+        seen.push_str(std::str::from_utf8(&piece[..length]).unwrap());
+    }
+    assert!(!served.agent.called_off.load(Ordering::SeqCst));
+    drop(stream);
+    let began = Instant::now();
+    while !served.agent.called_off.load(Ordering::SeqCst) {
+        assert!(began.elapsed() < Duration::from_secs(5), "the work goes on for nobody");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
 fn a_hold_lasts_as_long_as_its_connection() {
     let served = served();
     let hold = served.client.hold().unwrap();
@@ -189,6 +270,10 @@ fn metrics_are_prometheus_text() {
         "# TYPE storeshim_commits_total counter",
         "storeshim_commits_total{mount=\"/sto\\\"rage\"} 41",
         "storeshim_cut_pause_seconds{mount=\"/sto\\\"rage\",quantile=\"0.99\"} 0.002",
+        "storeshim_resident_bytes{mount=\"/sto\\\"rage\"} 8192",
+        "storeshim_names_complete{mount=\"/sto\\\"rage\"} 1",
+        "# TYPE storeshim_asked_hits_total counter",
+        "storeshim_asked_hits_total{mount=\"/sto\\\"rage\"} 5",
         "storeshim_sessions 1",
         "storeshim_past_libc_programs 1",
         "storeshim_uptime_seconds 2.5",

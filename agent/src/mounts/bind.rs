@@ -12,9 +12,12 @@ use crate::blob::{Store, StoreError, StoreOptions};
 use crate::config::{self, Config};
 use crate::doctor::aside;
 use crate::meta::{self, MetaError};
-use crate::session::{self, Freeze, IntentSink, MountEntry, Reply, RequestSink, ResidencyTable, SessionInfo, Sessions};
+use crate::session::{
+    self, Freeze, IntentSink, MountEntry, Reply, RequestSink, ResidencyTable, SessionInfo, Sessions,
+};
 use crate::volume::{
-    DirtySet, Frozen, Gatekeeper, Journal, Shared, Volume, VolumeError, VolumeOptions, VolumeStatus,
+    DirtySet, Evicted, Frozen, Gatekeeper, Journal, Shared, Volume, VolumeError, VolumeOptions, VolumeStatus,
+    Warmed, Warmup, Watch,
 };
 
 /// Opens all mounts of `config`; see [`Mounts::open`].
@@ -63,6 +66,14 @@ impl SessionPort for Sessions {
 
     fn set_throttle(&self, mount: usize, throttle: u32) {
         Sessions::set_throttle(self, mount, throttle);
+    }
+
+    fn set_quota_near(&self, mount: usize, near: bool) {
+        Sessions::set_quota_near(self, mount, near);
+    }
+
+    fn hooked(&self) -> session::Hooked {
+        Sessions::hooked(self)
     }
 
     fn set_space(&self, mount: usize, space: &Space) {
@@ -188,6 +199,14 @@ impl Engine for Opened {
 
     fn flush(&self) -> Result<u64, VolumeError> {
         self.volume.flush()
+    }
+
+    fn warm(&self, path: &Path, how: Warmup, watch: &dyn Watch) -> Result<Warmed, VolumeError> {
+        self.volume.warm(path, how, watch)
+    }
+
+    fn evict(&self, path: &Path, watch: &dyn Watch) -> Result<Evicted, VolumeError> {
+        self.volume.evict(path, watch)
     }
 
     fn status(&self) -> VolumeStatus {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::*;
 use crate::session::{IntentSink, Journal, Reply, SessionInfo};
-use crate::volume::{Frozen, Gatekeeper};
+use crate::volume::{Evicted, Frozen, Gatekeeper, Progress, Warmed, Warmup, Watch};
 use storeshim_protocol::{Intent, Space};
 
 /// A mount with the default settings.
@@ -87,6 +87,10 @@ impl SessionPort for FakeSessions {
 
     fn set_throttle(&self, _: usize, _: u32) {}
 
+    fn set_quota_near(&self, _: usize, _: bool) {}
+    fn hooked(&self) -> crate::session::Hooked {
+        crate::session::Hooked::default()
+    }
     fn set_space(&self, _: usize, _: &Space) {}
 
     fn residency(&self, _: usize) -> Result<Arc<crate::session::ResidencyTable>, String> {
@@ -127,6 +131,7 @@ pub struct FakeEngine {
     pub seq: AtomicU64,
     pub stuck: AtomicBool,
     pub status: Mutex<VolumeStatus>,
+    pub worked: Mutex<Vec<PathBuf>>,
 }
 
 impl FakeEngine {
@@ -134,6 +139,23 @@ impl FakeEngine {
         while self.stuck.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// One file of ten bytes at each path, unless called off.
+    fn work(&self, path: &Path, watch: &dyn Watch) -> u64 {
+        while self.stuck.load(Ordering::SeqCst) && !watch.called_off() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.worked.lock().unwrap().push(path.to_owned());
+        let bytes = if watch.called_off() { 0 } else { 10 };
+        watch.advanced(&Progress {
+            activity: "working".into(),
+            files_done: bytes / 10,
+            files_total: 1,
+            bytes_done: bytes,
+            bytes_total: 10,
+        });
+        bytes
     }
 }
 
@@ -145,6 +167,16 @@ impl Engine for FakeEngine {
     fn flush(&self) -> Result<u64, VolumeError> {
         self.wait();
         Ok(self.seq.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
+    fn warm(&self, path: &Path, _: Warmup, watch: &dyn Watch) -> Result<Warmed, VolumeError> {
+        let bytes = self.work(path, watch);
+        Ok(Warmed { files: bytes / 10, bytes, ..Warmed::default() })
+    }
+
+    fn evict(&self, path: &Path, watch: &dyn Watch) -> Result<Evicted, VolumeError> {
+        let bytes = self.work(path, watch);
+        Ok(Evicted { files: bytes / 10, bytes, kept: Vec::new() })
     }
 
     fn status(&self) -> VolumeStatus {

@@ -8,6 +8,7 @@ mod place;
 mod ports;
 mod router;
 mod status;
+mod work;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,6 +27,7 @@ use place::Place;
 pub use ports::{Engine, EngineFactory, NewMount, OpenError, PendingVolume, SessionPort, SharedSink};
 pub use router::Router;
 pub use status::{AgentStatus, FlushStatus, MountStatus};
+pub use work::Worked;
 
 /// How long a volume that has never been open here may fail to reach its backend before the agent gives up. A
 /// volume that was open before is tried for ever: apps may be waiting for it.

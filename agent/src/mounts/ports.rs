@@ -1,7 +1,7 @@
 //! What mounts need of the modules below them, as traits: sessions, and an engine per volume. The real ones are
 //! bound in [`super::bind`]; tests put in their own. It must not know how either works.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,9 +9,10 @@ use storeshim_protocol::request::Ask;
 use storeshim_protocol::{MountState, Space};
 
 use crate::config;
-use crate::session::{IntentSink, Journal, Reply, ResidencyTable, SessionInfo};
-
-use crate::volume::{Frozen, Gatekeeper, VolumeError, VolumeOptions, VolumeStatus};
+use crate::session::{Hooked, IntentSink, Journal, Reply, ResidencyTable, SessionInfo};
+use crate::volume::{
+    Evicted, Frozen, Gatekeeper, VolumeError, VolumeOptions, VolumeStatus, Warmed, Warmup, Watch,
+};
 
 /// Where sessions put the intents of one mount.
 pub type SharedSink = Arc<Mutex<dyn IntentSink + Send>>;
@@ -48,6 +49,10 @@ pub trait SessionPort: Send + Sync {
     fn set_complete(&self, mount: usize, complete: bool);
     /// Shows 0, `THROTTLE_SLOW` or `THROTTLE_BLOCK`.
     fn set_throttle(&self, mount: usize, throttle: u32);
+    /// Shows whether clients are to ask before they let the volume grow.
+    fn set_quota_near(&self, mount: usize, near: bool);
+    /// What tells attached processes from others.
+    fn hooked(&self) -> Hooked;
     /// Shows what the volume offers.
     fn set_space(&self, mount: usize, space: &Space);
     /// What clients see of what is on this disk. Call it after [`SessionPort::add_mount`].
@@ -97,6 +102,11 @@ pub trait Engine: Send + Sync {
     fn request(&self, ask: Ask, reply: Box<dyn Reply>);
     /// Audits everything, commits, and waits until that is durable; the commit's number.
     fn flush(&self) -> Result<u64, VolumeError>;
+    /// Brings what is at `path` to this disk, which is relative to the root and empty for that itself. Blocking; where it is
+    /// called off it ends early and well. The error is a sentence.
+    fn warm(&self, path: &Path, how: Warmup, watch: &dyn Watch) -> Result<Warmed, VolumeError>;
+    /// Drops from this disk what is at `path` and need not be there. As [`Engine::warm`].
+    fn evict(&self, path: &Path, watch: &dyn Watch) -> Result<Evicted, VolumeError>;
     /// Cheap.
     fn status(&self) -> VolumeStatus;
     /// Commits what is dirty and closes. Blocking.

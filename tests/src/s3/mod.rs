@@ -7,6 +7,7 @@ mod service;
 mod store;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -79,6 +80,8 @@ pub struct Counters {
     pub deletes: AtomicU64,
     /// Bytes received in bodies.
     pub bytes_in: AtomicU64,
+    /// Bytes of objects that were sent.
+    pub bytes_out: AtomicU64,
     /// Requests that a knob made fail.
     pub faults: AtomicU64,
 }
@@ -171,6 +174,23 @@ impl S3Server {
     /// Keys of [`BUCKET`] with their sizes in bytes, in order.
     pub fn keys(&self) -> Vec<(String, u64)> {
         self.store.keys(BUCKET)
+    }
+
+    /// Puts the files of a directory there as objects of [`BUCKET`] below `prefix`.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn load(&self, prefix: &str, dir: &Path) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            let key = format!("{prefix}/{}", entry.file_name().to_string_lossy());
+            if entry.file_type()?.is_dir() {
+                self.load(&key, &entry.path())?;
+            } else {
+                self.store.load(BUCKET, key, std::fs::read(entry.path())?.into());
+            }
+        }
+        Ok(())
     }
 
     /// Waits for as long as the server runs.

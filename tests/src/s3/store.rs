@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Bound, Range};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use s3s::dto::{CommonPrefix, ETag, ETagCondition, Metadata, Object as Listed, Timestamp};
@@ -143,6 +144,23 @@ impl Store {
         Ok(())
     }
 
+    /// Stores an object that was there before the server.
+    pub(super) fn load(&self, bucket: &str, key: String, bytes: Bytes) {
+        let mut buckets = self.buckets();
+        let objects = buckets.entry(bucket.to_owned()).or_default();
+        let object = Object {
+            length: bytes.len() as u64,
+            pieces: vec![bytes],
+            // Any that it never had; one loaded before is replaced.
+            etag: format!("{:032x}", objects.len()),
+            modified: SystemTime::now().into(),
+            metadata: None,
+            content_type: None,
+            checksums: Checksums::default(),
+        };
+        objects.insert(key, object);
+    }
+
     pub(super) fn get(&self, bucket: &str, key: &str) -> S3Result<Object> {
         let buckets = self.buckets();
         let objects = buckets.get(bucket).ok_or_else(|| s3_error!(NoSuchBucket))?;
@@ -222,8 +240,6 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
     use super::*;
 
     fn object(text: &str, etag: &str) -> Object {

@@ -3,6 +3,7 @@
 
 mod core;
 mod hooks;
+mod residency;
 mod rig;
 mod table;
 mod turns;
@@ -24,11 +25,14 @@ enum Table {
     /// Each family of library functions, in both placements and outside of every mount, against the same calls without
     /// storeshim.
     Hooks(hooks::Arguments),
+    /// What it costs that not everything is on this disk: the first byte, whole files, small files, memory.
+    Residency(residency::Arguments),
 }
 
 pub fn main(arguments: &Arguments) -> Result<()> {
     match &arguments.table {
         Table::Core(arguments) => core::main(arguments),
         Table::Hooks(arguments) => hooks::main(arguments),
+        Table::Residency(arguments) => residency::main(arguments),
     }
 }

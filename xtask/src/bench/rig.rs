@@ -18,7 +18,7 @@ pub const PREFIX: &str = "/storage";
 /// The key pair of the S3 server.
 const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "bench"), ("AWS_SECRET_ACCESS_KEY", "bench-secret")];
 /// Our programs, and what they are made of.
-const PROGRAMS: [(&str, &[&str]); 3] = [
+const PROGRAMS: [(&str, &[&str]); 4] = [
     (
         "calls",
         &[
@@ -32,6 +32,7 @@ const PROGRAMS: [(&str, &[&str]); 3] = [
     ),
     ("spawn", &["spawn.c"]),
     ("load", &["load.c"]),
+    ("reads", &["reads.c"]),
 ];
 /// A library to be loaded.
 const LIBRARY: &str = "empty.so";
@@ -138,6 +139,13 @@ impl Rig {
         command
     }
 
+    /// Our client that does plain GETs, for [`S3::endpoint`].
+    pub fn plain_gets(&self) -> Command {
+        let mut command = Command::new(self.release.join("s3get"));
+        command.envs(KEYS);
+        command
+    }
+
     /// A store in a directory, emptied.
     pub fn directory_store(&self) -> Result<String> {
         Ok(format!("file://{}", fresh(self.home("store"))?.display()))
@@ -145,10 +153,21 @@ impl Rig {
 
     /// Starts an S3 server.
     pub fn s3(&self) -> Result<S3> {
+        self.start_s3(&[])
+    }
+
+    /// Starts an S3 server that has the files of `dir` as objects below `prefix`, behind a proxy that adds `distance`
+    /// milliseconds to a round trip.
+    pub fn s3_serving(&self, prefix: &str, dir: &Path, distance: u64) -> Result<S3> {
+        let (load, distance) = (format!("{prefix}={}", dir.display()), distance.to_string());
+        self.start_s3(&[("S3MEM_LOAD", &load), ("S3MEM_DISTANCE_MS", &distance)])
+    }
+
+    fn start_s3(&self, environment: &[(&str, &str)]) -> Result<S3> {
         let mut command = Command::new(self.release.join("s3mem"));
         command.args(["127.0.0.1:0"]).args(KEYS.map(|(_, value)| value));
         // Its own MD5 sums would take the CPU that is measured here.
-        command.env("S3MEM_FAST_ETAG", "1");
+        command.env("S3MEM_FAST_ETAG", "1").envs(environment.iter().copied());
         let mut server = Talk::start(command)?;
         let line = server.read()?;
         let endpoint = line.strip_prefix("listening on ").context("the S3 server does not start")?;
@@ -160,6 +179,31 @@ impl Rig {
         let tree = fresh(self.home("tree"))?;
         let mount = format!("{PREFIX}={url},placement=translated,tree={}{settings}", tree.display());
         self.agent_in("state", mount, tree, PREFIX.into(), self.run_dir.clone())
+    }
+
+    /// `storeshim run` of a program with nothing on this disk and no agent: it starts its own.
+    pub fn runs_alone(&self, url: &str, program: &Command) -> Result<Command> {
+        let (tree, state) = (fresh(self.home("tree"))?, fresh(self.home("state"))?);
+        remove(&self.run_dir)?;
+        let mut command = Command::new(&self.program);
+        command.arg("run").arg("--run-dir").arg(&self.run_dir).arg("--state-dir").arg(state);
+        let mount = format!("{PREFIX}={url},placement=translated,tree={}", tree.display());
+        command.args(["--mount", &mount]).envs(KEYS).env("STORESHIM_SHIM", &self.shim);
+        command.arg("--").arg(program.get_program()).args(program.get_args());
+        Ok(command)
+    }
+
+    /// Waits until the agent has ended that a program of [`Rig::runs_alone`] had.
+    pub fn await_idle(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let socket = self.run_dir.join("agent.sock");
+        while std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+            if Instant::now() > deadline {
+                bail!("an agent without users does not end");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     /// As [`Rig::agent`], beside it, with the tree at the prefix: nothing is translated.
@@ -327,6 +371,15 @@ impl Agent<'_> {
         let status = self.status()?;
         let counter = volume(&status, "counters").and_then(|counters| counters.get(name));
         Ok(counter.and_then(Value::as_f64).unwrap_or(0.0))
+    }
+
+    /// A number, or a truth as 0 or 1, of what the status says of what is on this disk.
+    pub fn residency(&self, field: &str) -> Result<f64> {
+        let status = self.status()?;
+        let value = volume(&status, "residency").and_then(|residency| residency.get(field));
+        let number = value
+            .and_then(|value| value.as_f64().or_else(|| value.as_bool().map(|set| f64::from(u8::from(set)))));
+        number.with_context(|| format!("the status has no residency.{field}"))
     }
 
     /// Resident memory in bytes: at present, and at most since it started.
