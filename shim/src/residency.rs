@@ -131,20 +131,25 @@ pub fn keep(fd: c_int, flags: u32) -> Result<(), Errno> {
     bring(file.mount, file.ino, start, END, reads).map(|_| ())
 }
 
-/// The same for a file that is to be opened by its name, all of it.
-pub fn pin_place(place: &Place) -> Result<(), Errno> {
-    // A link outside may lead to it.
-    let mount = || place.mount.or_else(|| place::mount_of_file(*place));
-    if !is_any_partial() {
+/// The same for a file that is to be opened by its name, all of it, wherever links lead.
+pub fn pin_place(place: Place) -> Result<(), Errno> {
+    let Some(table) = control::table().filter(|_| is_any_partial()) else { return Ok(()) };
+    absent::present(place)?;
+    let Ok(stat) = sys::stat_at(place.dirfd, place.path, k::AT_EMPTY_PATH) else {
+        // For the kernel to refuse.
+        return Ok(());
+    };
+    let may_lack =
+        |index: usize| table.get(index).is_some_and(|entry| entry.dev == stat.st_dev) && is_partial(index);
+    if !sys::is_regular(&stat) || !table.mounts().any(|(index, _)| may_lack(index)) {
         return Ok(());
     }
-    let Some(index) = mount().filter(|index| is_partial(*index)) else { return Ok(()) };
-    match absent::stat_at(place.dirfd, place.path, k::AT_EMPTY_PATH) {
-        Ok(stat) if sys::is_regular(&stat) && control::is_on(index, &stat) => {
-            bring(index, stat.st_ino, 0, END, true).map(|_| ())
-        }
-        // For the kernel to refuse.
-        _ => Ok(()),
+    // SAFETY: a look at it has succeeded.
+    let is_descriptor = unsafe { *place.path } == 0;
+    let own = place.mount.filter(|_| is_descriptor || !table.shares_device);
+    match own.or_else(|| place::mount_at(place.dirfd, place.path)).filter(|index| may_lack(*index)) {
+        Some(index) => bring(index, stat.st_ino, 0, END, true).map(|_| ()),
+        None => Ok(()),
     }
 }
 

@@ -51,7 +51,7 @@ fn route(path: *const c_char, flags: c_int, real: usize) -> Route {
 fn is_changed(path: *const c_char) -> bool {
     let mut room = PathBuf::new();
     place::at(CWD, path, &mut room)
-        .map_or(true, |place| !core::ptr::eq(place.path, path) || residency::pin_place(&place).is_err())
+        .map_or(true, |place| !core::ptr::eq(place.path, path) || residency::pin_place(place).is_err())
 }
 
 /// Where the loader is to find the library, which is brought first.
@@ -59,7 +59,7 @@ fn ready(path: *const c_char, room: &mut PathBuf) -> Result<*const c_char, Errno
     let place = place::at(CWD, path, room)?;
     // The loader's message will name this as what cannot be opened.
     let lost = c"(storeshim: the library could not be fetched)".as_ptr();
-    Ok(if residency::pin_place(&place).is_ok() { place.path } else { lost })
+    Ok(if residency::pin_place(place).is_ok() { place.path } else { lost })
 }
 
 extern "C" fn plain_dlopen(path: *const c_char, flags: c_int) -> Route {
