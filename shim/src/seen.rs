@@ -9,7 +9,7 @@ use crate::act::Act;
 use crate::place::{self, Place};
 use crate::respell::Stat;
 use crate::sys::{self, k};
-use crate::{ask, control, fds, residency};
+use crate::{absent, ask, control, fds, residency};
 
 /// How often what moves is looked at again.
 const LOOKS: usize = 100;
@@ -76,6 +76,18 @@ impl Out {
         }
     }
 
+    /// # Safety
+    /// It must be valid.
+    unsafe fn set_links(self, links: u32) {
+        // SAFETY: as above.
+        unsafe {
+            match self {
+                Self::Stat(stat) => (*stat).st_nlink = links as _,
+                Self::Extended(stat) => (*stat).stx_nlink = links,
+            }
+        }
+    }
+
     /// Whether it is of a symbolic link.
     ///
     /// # Safety
@@ -109,12 +121,10 @@ impl Facts {
     /// Whether some mount on its device says so of an inode of this number.
     fn may_differ(&self) -> bool {
         let Some(table) = control::table() else { return false };
-        let file = self.mode & k::S_IFMT == k::S_IFREG;
         table.mounts().any(|(index, entry)| {
             entry.dev == self.dev
                 && residency::is_partial(index)
-                && residency::table(index)
-                    .is_none_or(|table| table.is_moving(self.ino) || file && table.whole(self.ino).is_none())
+                && (residency::is_moving(index, self.ino) || !absent::is_whole(index, self.ino))
         })
     }
 }
@@ -167,7 +177,17 @@ pub unsafe fn correct(subject: Subject, out: Out, mut look: Act<'_, (), c_int>) 
         };
         if !residency::is_moving(index, facts.ino) {
             // SAFETY: as above.
-            unsafe { correct_blocks(index, &facts, out) };
+            unsafe {
+                match facts.mode & k::S_IFMT {
+                    k::S_IFREG => correct_blocks(index, &facts, out),
+                    // What it holds may be directories, which count as its links: as many as can be told is one, by which
+                    // programs know that nothing is said.
+                    k::S_IFDIR if absent::lacks_names(index) && !absent::is_whole(index, facts.ino) => {
+                        out.set_links(1)
+                    }
+                    _ => {}
+                }
+            }
             return 0;
         }
         residency::wait_moved(index, facts.ino);
@@ -182,8 +202,7 @@ pub unsafe fn correct(subject: Subject, out: Out, mut look: Act<'_, (), c_int>) 
 /// # Safety
 /// That of [`correct`].
 unsafe fn correct_blocks(index: usize, facts: &Facts, out: Out) {
-    let whole = || residency::table(index).is_some_and(|table| table.whole(facts.ino).is_some());
-    if facts.mode & k::S_IFMT != k::S_IFREG || !facts.blocks || facts.size == 0 || whole() {
+    if !facts.blocks || facts.size == 0 || absent::is_whole(index, facts.ino) {
         return;
     }
     // So many where there is no hole. To fail would be worse than to miss one.
