@@ -80,6 +80,19 @@ impl Index {
         self.get(&absent_key(inode))
     }
 
+    /// Directories whose entries are not in the tree yet, at most `most` of them from `first` on, in order.
+    ///
+    /// # Errors
+    /// Where the index cannot be read.
+    pub fn unpopulated(&self, first: u64, most: usize) -> Result<Vec<u64>> {
+        let mut found = Vec::new();
+        for pair in self.records.range(unpopulated_key(first)..vec![b'a' + 1]).take(most) {
+            let key = pair.key()?;
+            found.extend(key.get(1..).and_then(|k| k.try_into().ok()).map(u64::from_be_bytes));
+        }
+        Ok(found)
+    }
+
     /// Whether every name of the volume is in the tree.
     ///
     /// # Errors

@@ -114,6 +114,17 @@ pub enum Doubt {
     Attributes,
 }
 
+impl Doubt {
+    /// The doubt that is left once the agent has moved an inode's times itself.
+    #[must_use]
+    pub fn moved(self) -> Self {
+        match self {
+            Self::Racy => Self::Racy,
+            Self::None | Self::Attributes => Self::Attributes,
+        }
+    }
+}
+
 impl Seen {
     /// What a look saw.
     pub fn of(stat: &Stat, doubt: Doubt) -> Self {
