@@ -10,7 +10,7 @@
 //! c <hash:32>                      Chunk: where its bytes are, how many extents use it
 //! p <pack:16>                      Pack: size and live bytes
 //! g <pack:16>                      a pack without live bytes, to be deleted   (empty value)
-//! t                                Totals: what the volume holds, next inode  (every commit that changes them)
+//! t                                Totals: what the volume holds, next inode  (every commit)
 //! 0x00                             reserved for the engine
 //! ```
 //! Numbers in keys are big-endian, so that ranges are in their order. Values are postcard, led by one byte of

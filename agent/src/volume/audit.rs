@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::VolumeError;
 use super::dirty::DirtySet;
-use super::index::Index;
+use super::index::{Doubt, Index};
 use super::look::{join, same};
 use super::tree::Tree;
 use crate::meta::records::ROOT_INODE;
@@ -119,7 +119,7 @@ fn scan_dir(
         };
         match seen {
             Some(seen) if seen.id == stat.id => {
-                if !same(&seen, &stat) || seen.racy {
+                if !same(&seen, &stat) || seen.doubt != Doubt::None {
                     dirty.add_inode(stat.id.ino).untold = true;
                 }
                 if stat.is_dir() {

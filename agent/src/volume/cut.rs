@@ -138,6 +138,8 @@ impl<'a> Cutter<'a, '_> {
             let mut work =
                 std::mem::take(&mut *self.sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
             work.merge(fresh);
+            // Before the gate opens: what is being looked at must not go away.
+            self.shared.unsettled.taking(&work);
             bytes = bytes.saturating_add(work.bytes);
             self.shared.cutting_bytes.fetch_add(work.bytes, Ordering::Relaxed);
             since = since.into_iter().chain(work.since).min();
@@ -155,12 +157,17 @@ impl<'a> Cutter<'a, '_> {
                 for (ino, dirty) in &mut found.inodes {
                     dirty.untold &= work.inodes.get(ino).is_none_or(|told| told.ranges.is_empty());
                 }
+                self.shared.unsettled.taking(&found);
                 told.found(&found);
                 work.merge(found);
             }
             told.suspects.extend(self.suspects.keys());
             for (ino, flags) in self.suspects.iter() {
                 work.add_inode(*ino).opened = Some(*flags);
+            }
+            self.shared.unsettled.taking(&work);
+            if everywhere {
+                self.shared.unsettled.taking_all();
             }
             let mapped = self.mapped_bytes()?;
             let small = !everywhere

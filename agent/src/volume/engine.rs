@@ -14,11 +14,13 @@ use storeshim_protocol::{MountState, OpenFlags};
 use super::chunks::ChunkStore;
 use super::commit::{Job, Pipeline, Uploader, Waiter};
 use super::cut::{Audit, CROWD, Cut, Cutter, Sink, Suspects};
-use super::index::{Base, Index};
+use super::index::Index;
+use super::loader::Loader;
 use super::look::Trouble;
 use super::open::{self, Opened};
 use super::plan::{self, Plan};
 use super::residency::Residency;
+use super::residency::file::Files;
 use super::status::{Mutex, Shared};
 use super::tree::Tree;
 use super::{
@@ -26,7 +28,7 @@ use super::{
     audit,
 };
 use crate::blob::Blob;
-use crate::meta::records::{self, PackId, key};
+use crate::meta::records::{self, PackId, Totals, key};
 use crate::meta::{Batch, Head, Meta};
 use crate::session::{IntentSink, Reply};
 
@@ -68,6 +70,7 @@ pub struct Volume {
     sink: Sink,
     commands: Sender<Command>,
     residency: Arc<Residency>,
+    index: Arc<Index>,
     threads: Mutex<Option<Threads>>,
 }
 
@@ -75,7 +78,7 @@ struct Threads {
     engine: JoinHandle<()>,
     /// The helpers end when this is dropped.
     end: Sender<()>,
-    helpers: [JoinHandle<()>; 3],
+    helpers: Vec<JoinHandle<()>>,
 }
 
 impl Volume {
@@ -89,10 +92,12 @@ impl Volume {
         sink: Sink,
         journal: Arc<Journal>,
     ) -> Result<Arc<Self>, VolumeError> {
-        let Opened { index, tree, head, adopt } = open::open(&options, &*meta, &*blob, &shared)?;
+        let Opened { index, tree, head, totals, adopt, doubtful } =
+            open::open(&options, &meta, &*blob, &shared)?;
         let threads = |e: std::io::Error| VolumeError::Failed(format!("no thread could be started: {e}"));
         let (index, tree) = (Arc::new(index), Arc::new(tree));
-        count_files(&index, &shared)?;
+        shared.files.store(i64::try_from(totals.files).unwrap_or(i64::MAX), Ordering::Relaxed);
+        shared.bytes.store(i64::try_from(totals.bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
         shared.set_seq(head.map_or(0, |h| h.seq));
         let (commands, inbox) = unbounded();
         let known = index.suspects()?;
@@ -102,16 +107,20 @@ impl Volume {
         }
         index.set_suspects(&known, &suspects)?;
         journal.taken(&suspects);
+        let (sweep, swept) = unbounded();
+        let loader = Loader::new(&index, &blob, &shared, sweep)?;
         let mut engine = Engine {
             uploader: Arc::new(Uploader::start(&blob, &shared, options.upload_parallelism).map_err(threads)?),
             pipeline: Pipeline::start(meta, Arc::clone(&blob), Arc::clone(&index), Arc::clone(&shared))
                 .map_err(threads)?,
-            garbage: leftover_garbage(&index)?,
+            swept,
+            totals,
             options,
             index,
             tree,
             shared: Arc::clone(&shared),
             sink: Arc::clone(&sink),
+            files: Arc::default(),
             suspects,
             journal,
             troubled: Vec::new(),
@@ -128,17 +137,25 @@ impl Volume {
         // What programs did while no agent looked: found by the first cut, which no barrier can overtake.
         sink.lock().unwrap_or_else(PoisonError::into_inner).look_everywhere("the agent has started");
         shared.show_space(blob.directory());
+        let residency = Residency::start(
+            &engine.index,
+            &engine.tree,
+            &blob,
+            &shared,
+            &engine.options,
+            &sink,
+            &Arc::clone(&engine.files),
+        )?;
         shared.set_ready();
-        shared.gate().set_complete(true);
         shared.gate().set_state(MountState::Ready);
-        let residency = Residency::start(&engine.index, &engine.tree, &blob, &shared, &engine.options);
-        let (end, helpers) = engine.start_helpers(&blob, commands.clone()).map_err(threads)?;
+        let index = Arc::clone(&engine.index);
+        let (end, helpers) = engine.start_helpers(&blob, commands.clone(), loader).map_err(threads)?;
         let thread = std::thread::Builder::new()
             .name("volume".into())
-            .spawn(move || engine.run(&inbox, &blob))
+            .spawn(move || engine.run(&inbox))
             .map_err(threads)?;
         let threads = Mutex::new(Some(Threads { engine: thread, end, helpers }));
-        Ok(Arc::new(Self { shared, sink, commands, residency, threads }))
+        Ok(Arc::new(Self { shared, sink, commands, residency, index, threads }))
     }
 
     /// Answers a request of a client; see [`Ask`]. Never blocks. The inode of a barrier is looked at whether or not an
@@ -180,6 +197,7 @@ impl Volume {
         self.send(Command::Stop(done));
         // An engine that has ended already answers by hanging up.
         let _ = ended.recv();
+        self.index.stop_loading();
         if let Some(Threads { engine, end, helpers }) = self.threads.lock().take() {
             drop(end);
             for thread in helpers.into_iter().chain([engine]) {
@@ -198,33 +216,6 @@ impl Volume {
     fn closed(&self) -> VolumeError {
         self.shared.failure().unwrap_or_else(|| VolumeError::Failed("the volume is closed".into()))
     }
-}
-
-fn count_files(index: &Index, shared: &Shared) -> Result<(), VolumeError> {
-    let (mut files, mut bytes) = (0, 0);
-    index.scan(key::INODES, |key, value| {
-        let record: records::Inode = records::decode(key, value)?;
-        if record.mode & libc::S_IFMT == libc::S_IFREG {
-            files += 1;
-            bytes += record.size as i64;
-        }
-        Ok(())
-    })?;
-    shared.files.store(files, Ordering::Relaxed);
-    shared.bytes.store(bytes, Ordering::Relaxed);
-    Ok(())
-}
-
-/// Packs that an earlier agent found dead but may not have deleted.
-fn leftover_garbage(index: &Index) -> Result<Vec<PackId>, VolumeError> {
-    let mut found = Vec::new();
-    index.scan(key::GARBAGE, |key, _| {
-        if let key::Key::Garbage(id) = key::parse(key)? {
-            found.push(id);
-        }
-        Ok(())
-    })?;
-    Ok(found)
 }
 
 fn is_over(ended: &Receiver<()>, wait: Duration) -> bool {
@@ -268,23 +259,26 @@ struct Engine {
     sink: Sink,
     uploader: Arc<Uploader>,
     pipeline: Pipeline,
+    /// What is absent of files, and the inodes' locks.
+    files: Arc<Files>,
     suspects: Suspects,
     journal: Arc<Journal>,
     /// What could not be read: no barrier succeeds until they can.
     troubled: Vec<Trouble>,
-    /// Packs of earlier agents, to be deleted once.
-    garbage: Vec<PackId>,
+    /// Packs of earlier agents that have been deleted.
+    swept: Receiver<PackId>,
+    /// What the volume holds after the last cut.
+    totals: Totals,
     seq: u64,
     next_cut: Instant,
     last_suspicion: Instant,
 }
 
 impl Engine {
-    fn run(mut self, inbox: &Receiver<Command>, blob: &Arc<dyn Blob>) {
+    fn run(mut self, inbox: &Receiver<Command>) {
         // A lease that is broken while we hold it raises SIGIO, which would kill a process that does not care.
         // SAFETY: ignoring a signal touches no memory.
         unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
-        self.garbage.retain(|id| blob.delete(id).is_ok());
         let mut stop = None;
         while stop.is_none() {
             let mut waiters = Vec::new();
@@ -362,11 +356,13 @@ impl Engine {
         &self,
         blob: &Arc<dyn Blob>,
         commands: Sender<Command>,
-    ) -> std::io::Result<(Sender<()>, [JoinHandle<()>; 3])> {
+        loader: Loader,
+    ) -> std::io::Result<(Sender<()>, Vec<JoinHandle<()>>)> {
         let (end, ended) = bounded::<()>(0);
         let (index, tree, shared) =
             (Arc::clone(&self.index), Arc::clone(&self.tree), Arc::clone(&self.shared));
         let (interval, ended_too, ended_last) = (self.options.audit_interval, ended.clone(), ended.clone());
+        let ended_loading = ended.clone();
         let auditor = std::thread::Builder::new()
             .name("audit".into())
             .spawn(move || audit_in_background(&index, &tree, &shared, interval, &ended, &commands))?;
@@ -389,7 +385,9 @@ impl Engine {
                 shared.show_space(blob.directory());
             }
         })?;
-        Ok((end, [auditor, throttle, space]))
+        let loader =
+            std::thread::Builder::new().name("load".into()).spawn(move || loader.run(&ended_loading))?;
+        Ok((end, vec![auditor, throttle, space, loader]))
     }
 
     /// Takes in the files that were there before the volume was.
@@ -406,6 +404,7 @@ impl Engine {
             false
         });
         self.shared.cut_ended();
+        self.shared.unsettled.cut_ended(self.troubled.iter().map(|trouble| trouble.ino).collect());
         // At least as much rest as work, and never so much that the promised lag is lost to it.
         self.next_cut = Instant::now() + started.elapsed().min(self.options.max_lag / 2);
         more
@@ -468,7 +467,7 @@ impl Engine {
         since: Option<Instant>,
         at: std::time::SystemTime,
     ) -> Result<(), (VolumeError, Vec<Waiter>)> {
-        for id in self.pipeline.deleted.try_iter().chain(self.garbage.drain(..)) {
+        for id in self.pipeline.deleted.try_iter().chain(self.swept.try_iter()) {
             plan.changes.insert(key::garbage(&id), None);
         }
         let mut job = Job {
@@ -495,9 +494,10 @@ impl Engine {
             return Ok(());
         }
         (job.seq, job.nonce) = (self.seq + 1, rand::random());
-        let prepared = self.prepare(&plan, job.seq, job.nonce, at);
+        let prepared = self.prepare(&mut plan, job.seq, job.nonce, at);
         match prepared {
-            Ok(batch) => {
+            Ok((batch, totals)) => {
+                self.totals = totals;
                 job.operations = batch.ops.len() as u64;
                 job.batch = Some(batch);
             }
@@ -512,20 +512,22 @@ impl Engine {
 
     fn prepare(
         &self,
-        plan: &Plan,
+        plan: &mut Plan,
         seq: u64,
         nonce: u128,
         at: std::time::SystemTime,
-    ) -> Result<Batch, VolumeError> {
+    ) -> Result<(Batch, Totals), VolumeError> {
+        let totals = plan.count(self.totals)?;
         let cut_at_ns = at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         let mut ops = plan.operations();
         ops.push((key::head(), Some(records::encode(&Head { seq, nonce, cut_at_ns })?)));
+        self.shared.unsettled.commit(seq, plan.inodes());
         // Before the backend moves, so that an agent that starts after us knows its own commit.
         self.index.apply(seq, nonce, &plan.changes)?;
         if self.options.durability == Durability::Local {
             self.index.sync()?;
         }
-        Ok(Batch { ops })
+        Ok((Batch { ops }, totals))
     }
 
     /// The last cut, then the pipeline's end; a clean mark where everything is on the disk.
@@ -537,9 +539,9 @@ impl Engine {
         let error = self.shared.failure();
         if error.is_none() && !self.suspects.values().any(|f| f.has(OpenFlags::MAPPED)) {
             let synced = nix::unistd::syncfs(self.tree.root()).is_ok();
-            if let (true, Ok(Some(base))) = (synced, self.index.base()) {
+            if synced {
                 // Without the mark the next start is only more careful.
-                let _ = self.index.set_base(&Base { clean: true, ..base });
+                let _ = self.index.change_base(|base| base.clean = true);
             }
         }
         inbox.try_iter().for_each(|command| command.refuse(error.as_ref()));

@@ -14,7 +14,7 @@ use storeshim_protocol::OpenFlags;
 use super::VolumeError;
 use super::capture::{self, Before, CaptureError, Captured, Edit, PieceSink};
 use super::dirty::{DirtyInode, DirtySet, Names};
-use super::index::{Fingerprints, Index, Kernel, Seen};
+use super::index::{Doubt, Fingerprints, Index, Kernel, Seen};
 use super::tree::{COARSE_TICK_NS, FileId, LOST_AND_FOUND, Stat, Tree};
 use crate::meta::records::{Block, Inode, ROOT_INODE};
 
@@ -326,7 +326,7 @@ impl<'a> Look<'a> {
         if was != Some(inode) {
             todo.moved.insert(inode, if stat.is_dir() { 0 } else { stat.links });
         }
-        if self.seen(inode)?.is_none_or(|seen| !same(&seen, &stat) || seen.racy) {
+        if self.seen(inode)?.is_none_or(|seen| !same(&seen, &stat) || seen.doubt != Doubt::None) {
             todo.inodes.entry(inode).or_default();
         } else if stat.is_symlink() {
             self.through_symlink(dir, fd, name, todo)?;
@@ -410,7 +410,9 @@ impl<'a> Look<'a> {
         let before = self.seen(inode)?;
         let unchanged = before.is_some_and(|seen| same(&seen, &stat));
         let flags = dirty.opened.unwrap_or_default();
-        let again = dirty.silent || flags.has(OpenFlags::MAPPED) || before.is_some_and(|seen| seen.racy);
+        let again = dirty.silent
+            || flags.has(OpenFlags::MAPPED)
+            || before.is_some_and(|seen| seen.doubt != Doubt::None);
         if unchanged && dirty.ranges.is_empty() && !again {
             return Ok(false);
         }
@@ -461,16 +463,11 @@ impl<'a> Look<'a> {
         if !changed && !self.inodes.contains_key(&inode) && captured.fingerprints.is_empty() {
             return Ok(false);
         }
-        let seen = Seen {
-            id: stat.id,
-            size: stat.size,
-            mtime: stat.mtime,
-            ctime: stat.ctime,
-            // The kernel sets the time before it copies what is written: of a writer whom no gate holds, the data may
-            // come after the time that was seen. (An append moves the size after it.)
-            racy: age < COARSE_TICK_NS
-                && (tree.coarse_clock() || flags.has(OpenFlags::UNSEEN) && !flags.has(OpenFlags::APPEND)),
-        };
+        // The kernel sets the time before it copies what is written: of a writer whom no gate holds, the data may come
+        // after the time that was seen. (An append moves the size after it.)
+        let racy = age < COARSE_TICK_NS
+            && (tree.coarse_clock() || flags.has(OpenFlags::UNSEEN) && !flags.has(OpenFlags::APPEND));
+        let seen = Seen::of(&stat, if racy { Doubt::Racy } else { Doubt::None });
         let slot = self.inodes.entry(inode).or_insert_with(|| Looked {
             inode: record.clone(),
             seen,
@@ -515,7 +512,7 @@ impl<'a> Look<'a> {
         let data_changed = stat.size != seen.size
             || stat.mtime != seen.mtime
             || written
-            || seen.racy
+            || seen.doubt == Doubt::Racy
             || dirty.silent
             || told;
         if !data_changed && !flags.has(OpenFlags::MAPPED) {
@@ -526,7 +523,7 @@ impl<'a> Look<'a> {
             && flags.has(OpenFlags::APPEND)
             && !flags.has(OpenFlags::MAPPED)
             && !shrunk
-            && !seen.racy
+            && seen.doubt != Doubt::Racy
         {
             let from = dirty.ranges.iter().next().map_or(seen.size, |(start, _)| start.min(seen.size));
             return capture::tail(file, from.min(stat.size), stat.size, &known, sink);

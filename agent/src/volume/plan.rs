@@ -10,7 +10,7 @@ use super::capture::{Edit, Piece};
 use super::index::{self, Changes, Index};
 use super::look::{Look, Looked};
 use crate::meta::records::{
-    self, BLOCK_SIZE, Block, Chunk, ChunkHash, Extent, Pack, PackId, ROOT_INODE, key,
+    self, BLOCK_SIZE, Block, Chunk, ChunkHash, Extent, Pack, PackId, ROOT_INODE, Totals, key,
 };
 
 type Result<T> = std::result::Result<T, VolumeError>;
@@ -38,12 +38,39 @@ pub struct Plan {
     pub files: i64,
     /// Bytes of regular files more (or fewer) than before.
     pub bytes: i64,
+    /// Inodes of all kinds more (or fewer) than before.
+    pub inodes: i64,
+    /// The next free inode number.
+    pub next_inode: u64,
 }
 
 impl Plan {
     /// Whether nothing of the volume changes.
     pub fn is_empty(&self) -> bool {
         !self.changes.keys().any(|k| key::is_record(k))
+    }
+
+    /// The inodes whose records or data change.
+    pub fn inodes(&self) -> HashSet<u64> {
+        self.changes
+            .keys()
+            .filter_map(|key| match key::parse(key) {
+                Ok(key::Key::Inode(inode) | key::Key::Block(inode, _)) => Some(inode),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Adds what the volume holds after this commit, if it held `before`; returns it.
+    pub fn count(&mut self, before: Totals) -> Result<Totals> {
+        let totals = Totals {
+            next_inode: before.next_inode.max(self.next_inode),
+            inodes: before.inodes.saturating_add_signed(self.inodes),
+            files: before.files.saturating_add_signed(self.files),
+            bytes: before.bytes.saturating_add_signed(self.bytes),
+        };
+        self.changes.insert(key::totals(), Some(encode(&totals)?));
+        Ok(totals)
     }
 
     /// The operations of the metadata batch.
@@ -89,6 +116,7 @@ pub fn plan(index: &Index, mut look: Look<'_>, chunks: &mut dyn NewChunks) -> Re
         }
     }
     same.iter().for_each(|key| drop(plan.changes.remove(key)));
+    plan.next_inode = look.next_inode();
     if look.next_inode() != index.next_inode()? {
         index::set_next_inode(&mut plan.changes, look.next_inode())?;
     }
@@ -192,8 +220,8 @@ impl Planner<'_> {
         let mut record = looked.inode;
         record.links = self.count_links(inode, look)?;
         let old = self.index.inode(inode)?;
-        let is_file = record.mode & libc::S_IFMT == libc::S_IFREG;
-        if is_file {
+        self.plan.inodes += i64::from(old.is_none());
+        if record.mode & libc::S_IFMT == libc::S_IFREG {
             self.plan.files += i64::from(old.is_none());
             self.plan.bytes += record.size as i64 - old.as_ref().map_or(0, |o| o.size as i64);
             self.extents(inode, record.size, old.as_ref().map_or(0, |o| o.size), looked.edits)?;
@@ -277,6 +305,7 @@ impl Planner<'_> {
 
     fn delete(&mut self, inode: u64) -> Result<()> {
         let Some(record) = self.index.inode(inode)? else { return Ok(()) };
+        self.plan.inodes -= 1;
         if record.mode & libc::S_IFMT == libc::S_IFREG {
             self.plan.files -= 1;
             self.plan.bytes -= record.size as i64;

@@ -3,19 +3,14 @@
 //! why the tree is populated.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
-use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mkdirat, mknodat, utimensat};
-use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
-
-use super::index::{self, Index, Kernel, Seen};
+use super::entry;
+use super::index::{self, Doubt, Index, Kernel, Seen};
 use super::status::Shared;
-use super::tree::{Tree, check, cstring};
+use super::tree::Tree;
 use super::{Progress, VolumeError};
 use crate::blob::{Blob, BlobError, pack};
 use crate::meta::Meta;
@@ -134,7 +129,8 @@ impl Restore<'_> {
                 let child = if path.is_empty() { name.clone() } else { [&path, &b"/"[..], &name].concat() };
                 if let Some(at) = first.get(&inode) {
                     let from = paths.get(*at).map_or(&[][..], |(_, p)| p.as_slice());
-                    self.hard_link(from, fd.as_fd(), &name).map_err(|e| local("linked", &child, &e))?;
+                    entry::link(self.tree, from, fd.as_fd(), &name)
+                        .map_err(|e| local("linked", &child, &e))?;
                     continue;
                 }
                 let Some(record) = self.index.inode(inode)? else {
@@ -146,7 +142,7 @@ impl Restore<'_> {
                     );
                     continue;
                 };
-                self.make(fd.as_fd(), &name, &record).map_err(|e| local("made", &child, &e))?;
+                entry::make(self.tree, fd.as_fd(), &name, &record).map_err(|e| local("made", &child, &e))?;
                 if record.mode & libc::S_IFMT == libc::S_IFDIR {
                     dirs.push((inode, child.clone()));
                 } else if record.links > 1 {
@@ -156,40 +152,6 @@ impl Restore<'_> {
             }
         }
         Ok(paths)
-    }
-
-    fn hard_link(&self, from: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
-        let at = from.iter().rposition(|b| *b == b'/');
-        let (parent, last) =
-            at.map_or((&[][..], from), |at| (&from[..at], from.get(at + 1..).unwrap_or(&[])));
-        let parent = self.tree.open_dir(parent)?.ok_or(io::ErrorKind::NotFound)?;
-        Ok(linkat(
-            parent,
-            OsStr::from_bytes(last),
-            dir,
-            OsStr::from_bytes(name),
-            nix::fcntl::AtFlags::empty(),
-        )?)
-    }
-
-    fn make(&self, dir: BorrowedFd<'_>, name: &[u8], record: &Inode) -> io::Result<()> {
-        let os = OsStr::from_bytes(name);
-        match record.mode & libc::S_IFMT {
-            libc::S_IFDIR => mkdirat(dir, os, Mode::S_IRWXU)?,
-            libc::S_IFLNK => symlinkat(OsStr::from_bytes(&self.tree.to_physical(&record.target)), dir, os)?,
-            libc::S_IFREG => {
-                let name = cstring(name)?;
-                let flags =
-                    libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-                // SAFETY: a C string, and a mode as O_CREAT wants it.
-                let fd = check(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags, 0o600) })?;
-                // SAFETY: the kernel has just given us this descriptor.
-                let file = unsafe { <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(fd) };
-                file.set_len(record.size)?;
-            }
-            kind => mknodat(dir, os, SFlag::from_bits_truncate(kind), Mode::S_IRUSR, record.rdev)?,
-        }
-        Ok(())
     }
 
     /// Writes inline data and lists what is to be read from packs.
@@ -308,14 +270,17 @@ impl Restore<'_> {
 
     /// Sets owners, modes and times, children before their directories, and notes what stat(2) says in the end.
     fn attributes(&self, paths: &[(u64, Vec<u8>)]) -> Result<()> {
-        let root = nix::unistd::geteuid().is_root();
         let mut batch = Vec::with_capacity(BATCH);
         for (inode, path) in paths.iter().rev() {
             let Some(record) = self.index.inode(*inode)? else {
                 // Only the root of a volume without any commit has no record.
                 continue;
             };
-            self.set(path, &record, root).map_err(|e| local("given its attributes", path, &e))?;
+            let (parent, name) = entry::split(path);
+            let parent = self.tree.open_dir(parent).and_then(|dir| dir.ok_or(io::ErrorKind::NotFound.into()));
+            parent
+                .and_then(|parent| entry::set_attributes(parent.as_fd(), name, &record))
+                .map_err(|e| local("given its attributes", path, &e))?;
             if record.mode & libc::S_IFMT == libc::S_IFREG {
                 self.progress(|p| p.files_done += 1);
             }
@@ -326,8 +291,7 @@ impl Restore<'_> {
             let kernel = Kernel { id: stat.id, inode: *inode };
             batch.push((index::kernel_key(stat.id.ino), index::encode(&kernel)?));
             if self.index.inode(*inode)?.is_some() {
-                let seen =
-                    Seen { id: stat.id, size: stat.size, mtime: stat.mtime, ctime: stat.ctime, racy: false };
+                let seen = Seen::of(&stat, Doubt::None);
                 batch.push((index::seen_key(*inode), index::encode(&seen)?));
             }
             if batch.len() >= BATCH {
@@ -335,42 +299,6 @@ impl Restore<'_> {
             }
         }
         self.index.load(batch)
-    }
-
-    fn set(&self, path: &[u8], record: &Inode, root: bool) -> io::Result<()> {
-        let handle = self.tree.open_at(path, libc::O_PATH)?;
-        let by_fd = cstring(format!("/proc/self/fd/{}", handle.as_raw_fd()).as_bytes())?;
-        let is_link = record.mode & libc::S_IFMT == libc::S_IFLNK;
-        // Only root can give files away; an ordinary user's agent keeps them as its own.
-        if root {
-            let (uid, gid) = (Uid::from_raw(record.uid), Gid::from_raw(record.gid));
-            let given = fchownat(&handle, "", Some(uid), Some(gid), nix::fcntl::AtFlags::AT_EMPTY_PATH);
-            unless_unsupported(given.map_err(io::Error::from), "owner", path)?;
-        }
-        for (name, value) in &record.xattrs {
-            let name = cstring(name)?;
-            // SAFETY: two C strings, and a value with its own length.
-            let set = unsafe {
-                libc::setxattr(by_fd.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0)
-            };
-            unless_unsupported(check(set), "extended attribute", path)?;
-        }
-        if !is_link {
-            // SAFETY: a C string.
-            check(unsafe { libc::chmod(by_fd.as_ptr(), record.mode & 0o7777) })?;
-        }
-        let mtime = TimeSpec::new(record.mtime.secs, i64::from(record.mtime.nanos));
-        if is_link {
-            let at = path.iter().rposition(|b| *b == b'/');
-            let (parent, last) =
-                at.map_or((&[][..], path), |at| (&path[..at], path.get(at + 1..).unwrap_or(&[])));
-            let parent = self.tree.open_dir(parent)?.ok_or(io::ErrorKind::NotFound)?;
-            utimensat(parent, OsStr::from_bytes(last), &mtime, &mtime, UtimensatFlags::NoFollowSymlink)?;
-        } else {
-            let path = OsStr::from_bytes(by_fd.as_bytes());
-            utimensat(self.tree.root(), path, &mtime, &mtime, UtimensatFlags::FollowSymlink)?;
-        }
-        Ok(())
     }
 }
 
@@ -380,19 +308,6 @@ fn local(what: &str, path: &[u8], error: &io::Error) -> VolumeError {
         "the tree cannot be populated: {path:?} could not be {what} on this disk: {error}; make room or mend the \
          disk, then start the agent again"
     ))
-}
-
-/// Takes it that this filesystem or user namespace has no such thing: said, and no reason to withhold the tree.
-fn unless_unsupported<T>(result: io::Result<T>, what: &str, path: &[u8]) -> io::Result<()> {
-    match result {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTSUP | libc::EINVAL | libc::EPERM)) => {
-            let path = String::from_utf8_lossy(path).into_owned();
-            tracing::warn!(%error, path, what, "cannot be restored on this filesystem");
-            Ok(())
-        }
-        Err(error) => Err(error),
-        Ok(_) => Ok(()),
-    }
 }
 
 fn missing(path: &[u8]) -> VolumeError {

@@ -1,5 +1,7 @@
 //! Every function that stands in libc's place, one family per file.
 
+#[cfg(test)]
+mod absent_tests;
 mod aio;
 mod attr;
 mod copy;
@@ -16,6 +18,7 @@ mod name;
 mod open;
 mod other;
 mod process;
+mod read;
 mod readlink;
 mod script;
 mod signal;

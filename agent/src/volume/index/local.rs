@@ -118,6 +118,7 @@ impl Index {
 mod tests {
     use super::*;
     use crate::meta::records::Time;
+    use crate::volume::index::Doubt;
     use crate::volume::tree::FileId;
 
     #[test]
@@ -127,7 +128,7 @@ mod tests {
         assert!(index.names_complete().unwrap());
         let mut changes = Changes::new();
         let id = FileId { ino: 77, btime_ns: 5 };
-        let seen = Seen { id, size: 9, mtime: Time::default(), ctime: Time::default(), racy: false };
+        let seen = Seen { id, size: 9, mtime: Time::default(), ctime: Time::default(), doubt: Doubt::None };
         set_seen(&mut changes, 4, &seen).unwrap();
         set_link(&mut changes, 4, 1, b"name");
         set_absent(&mut changes, 4, &Pieces::of(2..5)).unwrap();

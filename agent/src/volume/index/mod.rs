@@ -19,15 +19,29 @@
 //! ```
 //! `l` are the names that are in the tree: one in a directory that is not populated yet has none.
 
+//!
+//! While not every record of the volume is here ([`Base::loaded`]) there are also
+//!
+//! ```text
+//! x <key>                       a tombstone: the backend's record of this key is out of date, or there is none
+//! y <prefix>                    all records of the backend under this prefix were taken in
+//! ```
+
+mod bulk;
+mod lazy;
 mod local;
 mod pieces;
+mod undo;
 
+use self::lazy::Lazy;
+pub use self::lazy::Until;
 pub use self::local::{
     Absent, Absentee, absent_key, set_absent, set_link, set_seen, set_unpopulated, unpopulated_key,
 };
 pub use self::pieces::Pieces;
+pub use self::undo::Standing;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -36,9 +50,10 @@ use serde::{Deserialize, Serialize};
 use storeshim_protocol::OpenFlags;
 
 use super::VolumeError;
-use super::tree::FileId;
-use crate::meta::Head;
-use crate::meta::records::{self, Block, Chunk, ChunkHash, Inode, Pack, PackId, ROOT_INODE, Time, key};
+use super::tree::{FileId, Stat};
+use crate::meta::records::{
+    self, Block, Chunk, ChunkHash, Inode, Pack, PackId, ROOT_INODE, Time, Totals, key,
+};
 
 /// What the index stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +70,11 @@ pub struct Base {
     pub boot_id: String,
     /// Whether the agent drained, synced the disk and left.
     pub clean: bool,
+    /// Whether every record of the volume is here. If not, one that was never touched is read from the backend.
+    pub loaded: bool,
+    /// Lowest inode number that the volume had not given away when this index was emptied: of this and all higher ones
+    /// every record is here.
+    pub since: u64,
 }
 
 /// The volume inode behind a kernel inode.
@@ -77,8 +97,28 @@ pub struct Seen {
     pub mtime: Time,
     /// Its last change.
     pub ctime: Time,
+    /// Whether its times may hide a change.
+    pub doubt: Doubt,
+}
+
+/// Why an inode that stands as it was [`Seen`] may have changed all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Doubt {
+    /// It has not.
+    #[default]
+    None,
     /// The look came so soon after the change that a later change could carry the same times.
-    pub racy: bool,
+    Racy,
+    /// The agent has written to it itself, which moved its times: what was done to its attributes just then shows in its
+    /// record alone, and data whose writer nobody told of only in size and modification time.
+    Attributes,
+}
+
+impl Seen {
+    /// What a look saw.
+    pub fn of(stat: &Stat, doubt: Doubt) -> Self {
+        Self { id: stat.id, size: stat.size, mtime: stat.mtime, ctime: stat.ctime, doubt }
+    }
 }
 
 /// BLAKE3, cut to 16 bytes, of each 64 KiB piece of a block.
@@ -88,25 +128,11 @@ pub struct Fingerprints(pub Vec<[u8; 16]>);
 /// Keys to set (`Some`) or delete.
 pub type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
-#[derive(Serialize, Deserialize)]
-struct Undo {
-    nonce: u128,
-    before: Vec<(Vec<u8>, Option<Vec<u8>>)>,
-}
-
-/// How the index stands to the backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// It describes the backend's head (cuts that had not become durable were rolled back).
-    Current,
-    /// Somebody else has committed since, or the backend is another volume's.
-    Diverged,
-}
-
 /// See the module.
 pub struct Index {
     db: Database,
     records: Keyspace,
+    lazy: Lazy,
 }
 
 const BASE: &[u8] = b"m";
@@ -139,10 +165,6 @@ pub fn fingerprints_key(inode: u64, block: u64) -> Vec<u8> {
     tagged(b'f', &[inode, block])
 }
 
-fn undo_key(seq: u64) -> Vec<u8> {
-    tagged(b'u', &[seq])
-}
-
 fn tagged(tag: u8, numbers: &[u64]) -> Vec<u8> {
     let mut key = vec![tag];
     numbers.iter().for_each(|n| key.extend_from_slice(&n.to_be_bytes()));
@@ -169,7 +191,13 @@ impl Index {
     pub fn open(path: &Path) -> Result<Self> {
         let db = Database::builder(path).cache_size(32 << 20).worker_threads(1).open()?;
         let records = db.keyspace("index", || KeyspaceCreateOptions::default().max_memtable_size(8 << 20))?;
-        Ok(Self { db, records })
+        let index = Self { db, records, lazy: Lazy::new() };
+        let base = index.base()?;
+        index.lazy.stand(base.as_ref());
+        if index.is_loaded() {
+            index.forget_loading()?;
+        }
+        Ok(index)
     }
 
     /// What the index stands for; `None` while it is empty.
@@ -179,8 +207,28 @@ impl Index {
 
     /// Replaces the base, durably on this disk.
     pub fn set_base(&self, base: &Base) -> Result<()> {
+        let _writing = self.lazy.writing();
+        self.write_base(base)
+    }
+
+    /// Changes the base if there is one, durably on this disk.
+    pub fn change_base(&self, change: impl FnOnce(&mut Base)) -> Result<()> {
+        let _writing = self.lazy.writing();
+        match self.base()? {
+            Some(mut base) => {
+                change(&mut base);
+                self.write_base(&base)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// See [`Index::set_base`]; `writing` is held.
+    fn write_base(&self, base: &Base) -> Result<()> {
         self.records.insert(BASE, encode(base)?)?;
-        self.sync()
+        self.sync()?;
+        self.lazy.stand(Some(base));
+        Ok(())
     }
 
     /// Makes everything durable on this disk.
@@ -190,13 +238,15 @@ impl Index {
 
     /// Forgets everything.
     pub fn clear(&self) -> Result<()> {
+        let _writing = self.lazy.writing();
         self.records.clear()?;
+        self.lazy.stand(None);
         self.sync()
     }
 
-    /// Value of `key`.
+    /// Value of `key`, be it the volume's or this node's.
     pub fn raw(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        Ok(self.records.get(key)?.map(|v| v.to_vec()))
+        self.look_up(key, None)
     }
 
     fn get<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>> {
@@ -207,7 +257,7 @@ impl Index {
     }
 
     fn record<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>> {
-        match self.records.get(key)? {
+        match self.look_up(key, None)? {
             Some(value) => records::decode(key, &value).map(Some).map_err(damaged),
             None => Ok(None),
         }
@@ -236,7 +286,7 @@ impl Index {
     /// The inode that `name` stands for in `dir`.
     pub fn child(&self, dir: u64, name: &[u8]) -> Result<Option<u64>> {
         let key = key::dentry(dir, name);
-        match self.records.get(&key)? {
+        match self.look_up(&key, None)? {
             Some(value) => records::decode_child(&key, &value).map(Some).map_err(damaged),
             None => Ok(None),
         }
@@ -265,6 +315,7 @@ impl Index {
     /// The entries of a directory, in order of their names.
     pub fn children(&self, dir: u64) -> Result<Vec<(Vec<u8>, u64)>> {
         let prefix = key::dentries_of(dir);
+        self.load_range(&prefix, None)?;
         let mut found = Vec::new();
         self.scan(&prefix, |key, value| {
             let name = key.get(prefix.len()..).unwrap_or(&[]).to_vec();
@@ -291,6 +342,7 @@ impl Index {
     /// The numbers and extents of a file's blocks, in order.
     pub fn blocks(&self, inode: u64) -> Result<Vec<(u64, Block)>> {
         let prefix = key::blocks_of(inode);
+        self.load_range(&prefix, None)?;
         let mut found = Vec::new();
         self.scan(&prefix, |key, value| {
             if let Some((number, [])) = key.get(prefix.len()..).and_then(|rest| rest.split_first_chunk::<8>())
@@ -334,6 +386,7 @@ impl Index {
     pub fn block_numbers(&self, inode: u64, first: u64, end: u64) -> Result<Vec<u64>> {
         let mut found = Vec::new();
         if first < end {
+            self.load_range(&key::blocks_of(inode), None)?;
             for pair in self.records.range(key::block(inode, first)..key::block(inode, end)) {
                 if let key::Key::Block(_, number) = key::parse(&pair.key()?)? {
                     found.push(number);
@@ -353,7 +406,12 @@ impl Index {
         Ok(found)
     }
 
-    /// Calls `each` with every pair whose key starts with `prefix`, in order.
+    /// What the volume holds, as of the last cut; `None` where that was never counted.
+    pub fn totals(&self) -> Result<Option<Totals>> {
+        self.record(&key::totals())
+    }
+
+    /// Calls `each` with every pair whose key starts with `prefix` and that is in this index, in order.
     pub fn scan(&self, prefix: &[u8], mut each: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
         for pair in self.records.prefix(prefix) {
             let (key, value) = pair.into_inner()?;
@@ -362,7 +420,7 @@ impl Index {
         Ok(())
     }
 
-    /// Writes changes that need no undo: while a tree is populated.
+    /// Writes records that need no undo and that nobody changes meanwhile.
     pub fn load(&self, changes: impl IntoIterator<Item = (Vec<u8>, Vec<u8>)>) -> Result<()> {
         let mut batch = self.db.batch();
         for (key, value) in changes {
@@ -371,7 +429,7 @@ impl Index {
         Ok(batch.commit()?)
     }
 
-    /// Takes over what a look saw that changes nothing of the volume: needs no undo.
+    /// Takes over records of this node alone, which change nothing of the volume and need no undo.
     pub fn apply_local(&self, changes: &Changes) -> Result<()> {
         let mut batch = self.db.batch();
         for (key, value) in changes {
@@ -381,80 +439,6 @@ impl Index {
             }
         }
         Ok(batch.commit()?)
-    }
-
-    /// Takes over what cut `seq` saw, remembering what was before until [`Index::confirm`].
-    pub fn apply(&self, seq: u64, nonce: u128, changes: &Changes) -> Result<()> {
-        let mut undo = Undo { nonce, before: Vec::with_capacity(changes.len()) };
-        let mut batch = self.db.batch();
-        for (key, value) in changes {
-            undo.before.push((key.clone(), self.raw(key)?));
-            match value {
-                Some(value) => batch.insert(&self.records, key.clone(), value.clone()),
-                None => batch.remove(&self.records, key.clone()),
-            }
-        }
-        batch.insert(&self.records, undo_key(seq), encode(&undo)?);
-        Ok(batch.commit()?)
-    }
-
-    /// Commit `seq` is durable in the backend.
-    pub fn confirm(&self, seq: u64, nonce: u128) -> Result<()> {
-        let Some(mut base) = self.base()? else { return Err(damaged("it has no base")) };
-        (base.seq, base.nonce) = (seq, nonce);
-        let mut batch = self.db.batch();
-        batch.insert(&self.records, BASE, encode(&base)?);
-        batch.remove(&self.records, undo_key(seq));
-        Ok(batch.commit()?)
-    }
-
-    /// At start: compares with where the backend stands, confirms the cuts that became durable and rolls back those
-    /// that did not (the last agent died before it knew, or before it could).
-    pub fn reconcile(&self, volume_id: u128, head: Option<Head>) -> Result<Standing> {
-        let Some(base) = self.base()? else { return Ok(Standing::Diverged) };
-        if base.volume_id != volume_id {
-            return Ok(Standing::Diverged);
-        }
-        let (seq, nonce) = head.map_or((0, 0), |h| (h.seq, h.nonce));
-        let mut cuts: Vec<(u64, Undo)> = Vec::new();
-        self.scan(b"u", |key, value| {
-            if let Some(seq) = key.get(1..).and_then(|k| k.try_into().ok()).map(u64::from_be_bytes) {
-                cuts.push((seq, postcard::from_bytes(value).map_err(damaged)?));
-            }
-            Ok(())
-        })?;
-        let ours = (base.seq, base.nonce) == (seq, nonce)
-            || cuts.iter().any(|(s, undo)| *s == seq && undo.nonce == nonce);
-        if !ours {
-            return Ok(Standing::Diverged);
-        }
-        let mut stale = BTreeSet::new();
-        for (cut, undo) in cuts.into_iter().rev() {
-            let mut batch = self.db.batch();
-            if cut > seq {
-                stale.extend(undo.before.iter().filter_map(|(key, _)| match key::parse(key) {
-                    Ok(key::Key::Inode(inode) | key::Key::Block(inode, _)) => Some(inode),
-                    _ => None,
-                }));
-                for (key, value) in undo.before {
-                    match value {
-                        Some(value) => batch.insert(&self.records, key, value),
-                        None => batch.remove(&self.records, key),
-                    }
-                }
-            }
-            batch.remove(&self.records, undo_key(cut));
-            batch.commit()?;
-        }
-        // A look that found nothing new since may have been noted without an undo: what it saw describes data that is
-        // not in the volume any more.
-        for inode in stale {
-            if let Some(seen) = self.seen(inode)? {
-                self.records.insert(seen_key(inode), encode(&Seen { racy: true, ..seen })?)?;
-            }
-        }
-        self.set_base(&Base { seq, nonce, ..base })?;
-        Ok(Standing::Current)
     }
 }
 
@@ -467,51 +451,4 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>> {
 pub fn set_next_inode(changes: &mut Changes, next: u64) -> Result<()> {
     changes.insert(NEXT_INODE.to_vec(), Some(encode(&next)?));
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn base() -> Base {
-        Base { volume_id: 7, seq: 0, nonce: 0, populated: true, boot_id: "b".into(), clean: false }
-    }
-
-    fn head(seq: u64, nonce: u128) -> Option<Head> {
-        Some(Head { seq, nonce, cut_at_ns: 0 })
-    }
-
-    fn set(key: &[u8], value: Option<&[u8]>) -> Changes {
-        Changes::from([(key.to_vec(), value.map(<[u8]>::to_vec))])
-    }
-
-    #[test]
-    fn cuts_that_did_not_become_durable_are_rolled_back() {
-        let dir = tempfile::tempdir().unwrap();
-        {
-            let index = Index::open(dir.path()).unwrap();
-            index.set_base(&base()).unwrap();
-            index.apply(1, 11, &set(b"i1", Some(b"one"))).unwrap();
-            index.apply(2, 12, &set(b"i1", Some(b"two"))).unwrap();
-            index.apply(3, 13, &set(b"i1", None)).unwrap();
-        }
-        let index = Index::open(dir.path()).unwrap();
-        assert_eq!(index.raw(b"i1").unwrap(), None);
-        assert_eq!(index.reconcile(7, head(2, 12)).unwrap(), Standing::Current);
-        assert_eq!(index.raw(b"i1").unwrap().as_deref(), Some(&b"two"[..]));
-        assert_eq!(index.base().unwrap().unwrap().seq, 2);
-        assert_eq!(index.reconcile(7, head(2, 12)).unwrap(), Standing::Current);
-    }
-
-    #[test]
-    fn a_foreign_commit_is_a_divergence() {
-        let dir = tempfile::tempdir().unwrap();
-        let index = Index::open(dir.path()).unwrap();
-        assert_eq!(index.reconcile(7, None).unwrap(), Standing::Diverged);
-        index.set_base(&base()).unwrap();
-        index.apply(1, 11, &set(b"i1", Some(b"one"))).unwrap();
-        assert_eq!(index.reconcile(7, head(1, 99)).unwrap(), Standing::Diverged);
-        assert_eq!(index.reconcile(8, head(1, 11)).unwrap(), Standing::Diverged);
-        assert_eq!(index.reconcile(7, head(1, 11)).unwrap(), Standing::Current);
-    }
 }

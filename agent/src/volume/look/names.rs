@@ -4,16 +4,26 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::{Look, Result, Seen, Todo, VolumeError, join};
-use crate::meta::records::ROOT_INODE;
+use super::{Look, Result, Todo, VolumeError, join};
+use crate::meta::records::{Inode, ROOT_INODE};
 use crate::volume::dirty::Names;
 
 impl Look<'_> {
     /// Whether an inode was found otherwise than the index has it.
     pub fn differs(&self, inode: u64) -> std::result::Result<bool, VolumeError> {
         let Some(looked) = self.inodes.get(&inode) else { return Ok(false) };
-        let as_seen = |before: Seen| Seen { racy: looked.seen.racy, ..before } == looked.seen;
-        Ok(!looked.edits.is_empty() || !self.cx.index.seen(inode)?.is_some_and(as_seen))
+        if !looked.edits.is_empty() || self.cx.index.seen(inode)?.is_none_or(|seen| seen.id != looked.seen.id)
+        {
+            return Ok(true);
+        }
+        // Not by its times: the agent moves the last one of them itself, and whoever changed nothing else did no harm.
+        Ok(!self.is_as_recorded(inode, &looked.inode)?)
+    }
+
+    /// Whether an inode's record says what a look has found, but for the number of its names.
+    pub(super) fn is_as_recorded(&self, inode: u64, found: &Inode) -> std::result::Result<bool, VolumeError> {
+        let record = self.cx.index.inode(inode)?;
+        Ok(record.is_some_and(|record| Inode { links: found.links, ..record } == *found))
     }
 
     /// The inodes that an entry of a directory stands for, before this look and after it.

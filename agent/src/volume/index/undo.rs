@@ -1,0 +1,158 @@
+//! Cuts that are not durable yet: what they changed is remembered as it was before, so that an agent that starts after
+//! a crash can take back what the backend never got. It must not know how a commit travels.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::{BASE, Base, Changes, Doubt, Index, Result, Seen, damaged, encode, seen_key, tagged};
+use crate::meta::Head;
+use crate::meta::records::key;
+
+#[derive(Serialize, Deserialize)]
+struct Undo {
+    nonce: u128,
+    before: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+}
+
+/// How the index stands to the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It describes the backend's head (cuts that had not become durable were rolled back).
+    Current,
+    /// Somebody else has committed since, or the backend is another volume's.
+    Diverged,
+}
+
+fn undo_key(seq: u64) -> Vec<u8> {
+    tagged(b'u', &[seq])
+}
+
+impl Index {
+    /// Takes over what cut `seq` saw, remembering what was before until [`Index::confirm`].
+    pub fn apply(&self, seq: u64, nonce: u128, changes: &Changes) -> Result<()> {
+        // Nobody else changes records of the volume meanwhile; of what is not here yet the true value is fetched.
+        let undo = Undo { nonce, before: self.before(changes)? };
+        let _writing = self.lazy.writing();
+        let mut batch = self.db.batch();
+        for (key, value) in changes {
+            self.stage(&mut batch, key.clone(), value.clone());
+        }
+        batch.insert(&self.records, undo_key(seq), encode(&undo)?);
+        Ok(batch.commit()?)
+    }
+
+    /// Commit `seq` is durable in the backend.
+    pub fn confirm(&self, seq: u64, nonce: u128) -> Result<()> {
+        let _writing = self.lazy.writing();
+        let Some(mut base) = self.base()? else { return Err(damaged("it has no base")) };
+        (base.seq, base.nonce) = (seq, nonce);
+        let mut batch = self.db.batch();
+        batch.insert(&self.records, BASE, encode(&base)?);
+        batch.remove(&self.records, undo_key(seq));
+        Ok(batch.commit()?)
+    }
+
+    /// At start: compares with where the backend stands, confirms the cuts that became durable and rolls back those
+    /// that did not (the last agent died before it knew, or before it could).
+    pub fn reconcile(&self, volume_id: u128, head: Option<Head>) -> Result<Standing> {
+        let Some(base) = self.base()? else { return Ok(Standing::Diverged) };
+        if base.volume_id != volume_id {
+            return Ok(Standing::Diverged);
+        }
+        let (seq, nonce) = head.map_or((0, 0), |h| (h.seq, h.nonce));
+        let mut cuts: Vec<(u64, Undo)> = Vec::new();
+        self.scan(b"u", |key, value| {
+            if let Some(seq) = key.get(1..).and_then(|k| k.try_into().ok()).map(u64::from_be_bytes) {
+                cuts.push((seq, postcard::from_bytes(value).map_err(damaged)?));
+            }
+            Ok(())
+        })?;
+        let ours = (base.seq, base.nonce) == (seq, nonce)
+            || cuts.iter().any(|(s, undo)| *s == seq && undo.nonce == nonce);
+        if !ours {
+            return Ok(Standing::Diverged);
+        }
+        let mut stale = BTreeSet::new();
+        for (cut, undo) in cuts.into_iter().rev() {
+            let _writing = self.lazy.writing();
+            let mut batch = self.db.batch();
+            if cut > seq {
+                stale.extend(undo.before.iter().filter_map(|(key, _)| match key::parse(key) {
+                    Ok(key::Key::Inode(inode) | key::Key::Block(inode, _)) => Some(inode),
+                    _ => None,
+                }));
+                for (key, value) in undo.before {
+                    self.stage(&mut batch, key, value);
+                }
+            }
+            batch.remove(&self.records, undo_key(cut));
+            batch.commit()?;
+        }
+        // A look that found nothing new since may have been noted without an undo: what it saw describes data that is
+        // not in the volume any more.
+        for inode in stale {
+            if let Some(seen) = self.seen(inode)? {
+                self.records.insert(seen_key(inode), encode(&Seen { doubt: Doubt::Racy, ..seen })?)?;
+            }
+        }
+        self.set_base(&Base { seq, nonce, ..base })?;
+        Ok(Standing::Current)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base() -> Base {
+        Base {
+            volume_id: 7,
+            seq: 0,
+            nonce: 0,
+            populated: true,
+            boot_id: "b".into(),
+            clean: false,
+            loaded: true,
+            since: 2,
+        }
+    }
+
+    fn head(seq: u64, nonce: u128) -> Option<Head> {
+        Some(Head { seq, nonce, cut_at_ns: 0 })
+    }
+
+    fn set(key: &[u8], value: Option<&[u8]>) -> Changes {
+        Changes::from([(key.to_vec(), value.map(<[u8]>::to_vec))])
+    }
+
+    #[test]
+    fn cuts_that_did_not_become_durable_are_rolled_back() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let index = Index::open(dir.path()).unwrap();
+            index.set_base(&base()).unwrap();
+            index.apply(1, 11, &set(b"i1", Some(b"one"))).unwrap();
+            index.apply(2, 12, &set(b"i1", Some(b"two"))).unwrap();
+            index.apply(3, 13, &set(b"i1", None)).unwrap();
+        }
+        let index = Index::open(dir.path()).unwrap();
+        assert_eq!(index.raw(b"i1").unwrap(), None);
+        assert_eq!(index.reconcile(7, head(2, 12)).unwrap(), Standing::Current);
+        assert_eq!(index.raw(b"i1").unwrap().as_deref(), Some(&b"two"[..]));
+        assert_eq!(index.base().unwrap().unwrap().seq, 2);
+        assert_eq!(index.reconcile(7, head(2, 12)).unwrap(), Standing::Current);
+    }
+
+    #[test]
+    fn a_foreign_commit_is_a_divergence() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::open(dir.path()).unwrap();
+        assert_eq!(index.reconcile(7, None).unwrap(), Standing::Diverged);
+        index.set_base(&base()).unwrap();
+        index.apply(1, 11, &set(b"i1", Some(b"one"))).unwrap();
+        assert_eq!(index.reconcile(7, head(1, 99)).unwrap(), Standing::Diverged);
+        assert_eq!(index.reconcile(8, head(1, 11)).unwrap(), Standing::Diverged);
+        assert_eq!(index.reconcile(7, head(1, 11)).unwrap(), Standing::Current);
+    }
+}
