@@ -585,6 +585,57 @@ os.makedirs('empty/dir')";
     }
 }
 
+/// The machine went down without a farewell, and the disk had not written everything: files whose data is gone, whole or in
+/// part, with all their attributes as they were. What is not what the volume has is fetched, before anybody sees it.
+#[test]
+fn an_unclean_reboot_that_lost_data() {
+    if !nix::unistd::geteuid().is_root() {
+        return; // Another boot is shown to the agent by a mount.
+    }
+    let store = FileStore::new();
+    let fill = "for i in range(20): make(f'f{i}', 150000)\nmake('big', 9 << 20)\nmake('kept', 50000)";
+    let Some(mut node) = filled(Setup::identity(store.url()), fill) else { return };
+    // From here on the agent sees a boot of the test's choice.
+    let boot = node.outside().join("boot");
+    std::fs::write(&boot, "11111111-1111-1111-1111-111111111111\n").unwrap();
+    let program = node.shim().with_file_name("storeshim");
+    let real = program.with_file_name("storeshim-itself");
+    std::fs::rename(&program, &real).unwrap();
+    let script = format!(
+        "#!/bin/sh\nexec unshare -m sh -c 'mount --bind {} /proc/sys/kernel/random/boot_id && exec {} \"$@\"' sh \"$@\"\n",
+        boot.display(),
+        real.display()
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    node.kill_agent();
+    node.start();
+    node.flush();
+    node.kill_agent();
+    let mut damage = node.app_without_shim("/usr/bin/python3");
+    damage.arg("-c").arg(
+        "import os
+os.chdir(os.environ['STORAGE'])
+def damaged(name, at, length):
+    about = os.stat(name)
+    fd = os.open(name, os.O_RDWR)
+    os.pwrite(fd, bytes(length), at)
+    os.close(fd)
+    os.utime(name, ns=(about.st_atime_ns, about.st_mtime_ns))
+damaged('big', 3 << 20, 4096)
+damaged('big', (9 << 20) - 5000, 5000)
+for i in range(10): damaged(f'f{i}', i * 10000, 4096)
+damaged('f11', 0, 150000)",
+    );
+    node.run_to_end(damage, LONG).succeeded();
+    std::fs::write(&boot, "22222222-2222-2222-2222-222222222222\n").unwrap();
+    node.start();
+    python(&node, "for i in range(20): right(f'f{i}', 150000)\nright('big', 9 << 20)\nright('kept', 50000)");
+    node.flush();
+    begin_cold(&mut node);
+    python(&node, "for i in range(20): right(f'f{i}', 150000)\nright('big', 9 << 20)\nright('kept', 50000)");
+}
+
 /// The harness's own programs are as they should be: what reads zeros where there is data must be found.
 #[test]
 fn canary_a_hole_is_found() {
