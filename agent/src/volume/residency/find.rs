@@ -46,7 +46,7 @@ impl Inode {
     /// Those of open(2).
     pub fn open(&self, residency: &Residency, flags: i32) -> io::Result<std::fs::File> {
         let link = cstring(format!("/proc/self/fd/{}", self.handle.as_raw_fd()).as_bytes())?;
-        let open = || {
+        let open = || -> io::Result<std::fs::File> {
             // SAFETY: a C string.
             let fd = check(unsafe { libc::open(link.as_ptr(), flags | libc::O_CLOEXEC | libc::O_NOCTTY) })?;
             // SAFETY: the kernel has just given us this descriptor.
@@ -73,7 +73,7 @@ impl Residency {
                 return Ok(Found::Here(found));
             }
             // Renamed, deleted, or another file of that number: the intents tell, and a cut takes them in.
-            if settled || !self.settle() {
+            if settled {
                 break;
             }
         }
@@ -101,10 +101,31 @@ impl Residency {
         }
     }
 
+    /// As [`Residency::find`], also of an inode that the last cut has not met.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn find_any(&self, ino: u64) -> Result<Option<Inode>, VolumeError> {
+        if let Found::Here(found) = self.find(ino)? {
+            return Ok(Some(found));
+        }
+        self.settle();
+        if let Found::Here(found) = self.find(ino)? {
+            return Ok(Some(found));
+        }
+        let found = self.held(ino).or_else(|| self.walk(ino));
+        // Of no volume inode, and so lacking nothing.
+        Ok(found.map(|(handle, stat)| Inode { inode: u64::MAX, handle, stat }))
+    }
+
     /// Looks where the index says.
     pub(super) fn at_its_names(&self, kernel: &Kernel) -> Result<Option<Inode>, VolumeError> {
         if kernel.inode == ROOT_INODE {
-            return Ok(self.open_if(b"", kernel.id).map(|(handle, stat)| Inode { inode: ROOT_INODE, handle, stat }));
+            return Ok(self.open_if(b"", kernel.id).map(|(handle, stat)| Inode {
+                inode: ROOT_INODE,
+                handle,
+                stat,
+            }));
         }
         for (dir, name) in self.index.links(kernel.inode)?.into_iter().take(NAMES_TRIED) {
             if let Some(parent) = self.path_of(dir)?
@@ -120,7 +141,8 @@ impl Residency {
     pub(super) fn path_of(&self, dir: u64) -> Result<Option<Vec<u8>>, VolumeError> {
         let (mut way, mut at) = (Vec::new(), dir);
         while at != ROOT_INODE {
-            let Some((parent, name)) = self.index.links(at)?.into_iter().next().filter(|_| way.len() < DEPTH_MAX)
+            let Some((parent, name)) =
+                self.index.links(at)?.into_iter().next().filter(|_| way.len() < DEPTH_MAX)
             else {
                 return Ok(None);
             };
@@ -172,7 +194,8 @@ impl Residency {
                 }
                 let path = cstring(std::os::unix::ffi::OsStrExt::as_bytes(fd.path().as_os_str())).ok()?;
                 // SAFETY: a C string.
-                let opened = check(unsafe { libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) }).ok()?;
+                let opened =
+                    check(unsafe { libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) }).ok()?;
                 // SAFETY: the kernel has just given us this descriptor.
                 let handle = unsafe { OwnedFd::from_raw_fd(opened) };
                 let stat = self.tree.stat(handle.as_fd()).ok()?;

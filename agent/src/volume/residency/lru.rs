@@ -38,6 +38,8 @@ pub struct Offer {
     pub run: Run,
     /// It was offered before, and [`Verdict::Tried`].
     pub tried: bool,
+    /// Bytes of it that are here, about.
+    pub bytes: u64,
 }
 
 /// Of the bytes that are known the fresh may keep one in so many before the proven are looked at.
@@ -139,7 +141,7 @@ impl Policy {
             let (run, place) = first.runs.pop_front().or_else(|| second.runs.pop_front())?;
             let Some(entry) = self.known.get_mut(&run).filter(|entry| entry.place == place) else { continue };
             if !std::mem::take(&mut entry.used) {
-                return Some(Offer { run, tried: entry.tried });
+                return Some(Offer { run, tried: entry.tried, bytes: entry.bytes });
             }
             if !std::mem::replace(&mut entry.proven, true) {
                 self.fresh.bytes = self.fresh.bytes.saturating_sub(entry.bytes);

@@ -1,25 +1,23 @@
 //! Makes entries where nobody sees them: with their attributes, and known to the index, before they get their names in the
 //! tree. It must not know which directory they are for.
 
-use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mkdirat, mknodat, utimensat};
-use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
-use crate::meta::records::{Inode, Time};
+use crate::meta::records::Inode;
+use crate::volume::entry;
 use crate::volume::tree::{Tree, check, cstring};
 
 /// A private directory of the tree's filesystem, in which entries are made.
 pub struct Stage {
     dir: OwnedFd,
-    path: PathBuf,
+    kept: OwnedFd,
     next: AtomicU64,
     root: bool,
 }
@@ -39,7 +37,13 @@ impl Stage {
         std::fs::create_dir(&path)?;
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
         let dir = nix::fcntl::open(&path, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-        Ok(Self { dir, path, next: AtomicU64::new(0), root: nix::unistd::geteuid().is_root() })
+        let kept = state.join("kept");
+        match std::fs::create_dir(&kept) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => std::fs::set_permissions(&kept, std::os::unix::fs::PermissionsExt::from_mode(0o700))?,
+        }
+        let kept = nix::fcntl::open(&kept, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        Ok(Self { dir, kept, next: AtomicU64::new(0), root: nix::unistd::geteuid().is_root() })
     }
 
     /// Whether what is made here can be moved into the tree, and whether the tree's filesystem tells holes from data: without
@@ -65,7 +69,10 @@ impl Stage {
         };
         match probe() {
             Ok(true) => Ok(()),
-            Ok(false) => Err("the tree's filesystem does not tell holes from data, or is not that of the state directory".into()),
+            Ok(false) => Err(
+                "the tree's filesystem does not tell holes from data, or is not that of the state directory"
+                    .into(),
+            ),
             Err(e) => Err(format!("no files can be made in {}: {e}", state.display())),
         }
     }
@@ -80,57 +87,37 @@ impl Stage {
         self.dir.as_fd()
     }
 
-    /// Makes an inode as `record` says, without data and with all attributes but those that [`Stage::finish`] sets.
+    /// The directory of files that have lost their names in the tree and have another one that is not there yet, each by its
+    /// volume inode.
+    pub fn kept(&self) -> BorrowedFd<'_> {
+        self.kept.as_fd()
+    }
+
+    /// Makes an inode as `record` says, with its attributes and without data.
     ///
     /// # Errors
     /// Those of the system calls.
     pub fn make(&self, tree: &Tree, name: &str, record: &Inode) -> io::Result<()> {
         let dir = self.dir.as_fd();
-        let kind = record.mode & libc::S_IFMT;
-        match kind {
-            libc::S_IFDIR => mkdirat(dir, name, Mode::S_IRWXU)?,
-            libc::S_IFLNK => symlinkat(OsStr::from_bytes(&tree.to_physical(&record.target)), dir, name)?,
-            libc::S_IFREG => {
-                let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                let file = nix::fcntl::openat(dir, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-                std::fs::File::from(file).set_len(record.size)?;
-            }
-            kind => mknodat(dir, name, SFlag::from_bits_truncate(kind), Mode::S_IRUSR, record.rdev)?,
+        entry::make(tree, dir, name.as_bytes(), record)?;
+        if record.mode & libc::S_IFMT == libc::S_IFDIR && !self.root {
+            // One that its owner may not change cannot be moved: see `finish`.
+            let open = Inode { mode: record.mode | libc::S_IRWXU, ..record.clone() };
+            return entry::set_attributes(dir, name.as_bytes(), &open);
         }
-        // Only root can give files away; an ordinary user's agent keeps them as its own.
-        if self.root {
-            let (uid, gid) = (Uid::from_raw(record.uid), Gid::from_raw(record.gid));
-            let given = fchownat(dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW);
-            unless_unsupported(given.map_err(io::Error::from), "owner")?;
-        }
-        if kind == libc::S_IFLNK {
-            return set_mtime(dir, name.as_bytes(), record.mtime);
-        }
-        let path = cstring(self.path.join(name).as_os_str().as_bytes())?;
-        for (xattr, value) in &record.xattrs {
-            let xattr = cstring(xattr)?;
-            // SAFETY: two C strings, and a value with its own length.
-            let set =
-                unsafe { libc::setxattr(path.as_ptr(), xattr.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
-            unless_unsupported(check(set), "extended attribute")?;
-        }
-        if kind != libc::S_IFDIR {
-            // SAFETY: a C string.
-            check(unsafe { libc::chmod(path.as_ptr(), record.mode & 0o7777) })?;
-        }
-        set_mtime(dir, name.as_bytes(), record.mtime)
+        entry::set_attributes(dir, name.as_bytes(), record)
     }
 
-    /// Sets what of a directory could hinder its move: its mode, which may deny its owner to change it.
+    /// Sets, at its place, what would have hindered the move of a directory there.
     ///
     /// # Errors
     /// Those of the system calls.
     pub fn finish(&self, dir: BorrowedFd<'_>, name: &[u8], record: &Inode) -> io::Result<()> {
-        if record.mode & libc::S_IFMT == libc::S_IFDIR {
-            let name = cstring(name)?;
-            // SAFETY: a C string.
-            check(unsafe { libc::fchmodat(dir.as_raw_fd(), name.as_ptr(), record.mode & 0o7777, 0) })?;
-            set_mtime(dir, name.as_bytes(), record.mtime)?;
+        if record.mode & libc::S_IFMT == libc::S_IFDIR
+            && !self.root
+            && record.mode & libc::S_IRWXU != libc::S_IRWXU
+        {
+            return entry::set_attributes(dir, name, record);
         }
         Ok(())
     }
@@ -176,7 +163,9 @@ impl Stage {
             // A filesystem without the notion: whoever makes the same name in this very moment loses it.
             Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
                 // SAFETY: a C string; `stat` is not read.
-                let there = unsafe { libc::faccessat(dir.as_raw_fd(), to.as_ptr(), libc::F_OK, libc::AT_SYMLINK_NOFOLLOW) };
+                let there = unsafe {
+                    libc::faccessat(dir.as_raw_fd(), to.as_ptr(), libc::F_OK, libc::AT_SYMLINK_NOFOLLOW)
+                };
                 if there == 0 {
                     return Err(io::ErrorKind::AlreadyExists.into());
                 }
@@ -191,23 +180,5 @@ impl Stage {
         let flags = if is_dir { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
         // It is removed at the next start, if not now.
         let _ = unlinkat(&self.dir, name, flags);
-    }
-}
-
-/// Sets the modification time of an entry, not following it, and leaves the time of access.
-pub fn set_mtime(dir: BorrowedFd<'_>, name: &[u8], mtime: Time) -> io::Result<()> {
-    let mtime = TimeSpec::new(mtime.secs, i64::from(mtime.nanos));
-    Ok(utimensat(dir, OsStr::from_bytes(name), &TimeSpec::UTIME_OMIT, &mtime, UtimensatFlags::NoFollowSymlink)?)
-}
-
-/// Takes it that this filesystem or user namespace has no such thing: said, and no reason to withhold the entry.
-fn unless_unsupported<T>(result: io::Result<T>, what: &str) -> io::Result<()> {
-    match result {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTSUP | libc::EINVAL | libc::EPERM)) => {
-            tracing::warn!(%error, what, "cannot be restored on this filesystem");
-            Ok(())
-        }
-        Err(error) => Err(error),
-        Ok(_) => Ok(()),
     }
 }
