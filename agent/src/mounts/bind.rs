@@ -68,6 +68,14 @@ impl SessionPort for Sessions {
         Sessions::set_throttle(self, mount, throttle);
     }
 
+    fn set_quota_near(&self, mount: usize, near: bool) {
+        Sessions::set_quota_near(self, mount, near);
+    }
+
+    fn hooked(&self) -> session::Hooked {
+        Sessions::hooked(self)
+    }
+
     fn set_space(&self, mount: usize, space: &Space) {
         Sessions::set_space(self, mount, space);
     }

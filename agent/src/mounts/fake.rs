@@ -87,6 +87,10 @@ impl SessionPort for FakeSessions {
 
     fn set_throttle(&self, _: usize, _: u32) {}
 
+    fn set_quota_near(&self, _: usize, _: bool) {}
+    fn hooked(&self) -> crate::session::Hooked {
+        crate::session::Hooked::default()
+    }
     fn set_space(&self, _: usize, _: &Space) {}
 
     fn residency(&self, _: usize) -> Result<Arc<crate::session::ResidencyTable>, String> {

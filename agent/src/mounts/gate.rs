@@ -6,7 +6,7 @@ use storeshim_protocol::{MountState, Space};
 
 use super::ports::SessionPort;
 use super::router::Router;
-use crate::session::{IntentSink, ResidencyTable};
+use crate::session::{Hooked, IntentSink, ResidencyTable};
 use crate::volume::{Frozen, Gatekeeper};
 
 /// The gate of mount `index`.
@@ -47,6 +47,14 @@ impl Gatekeeper for MountGate {
 
     fn set_throttle(&self, throttle: u32) {
         self.sessions.set_throttle(self.index, throttle);
+    }
+
+    fn set_quota_near(&self, near: bool) {
+        self.sessions.set_quota_near(self.index, near);
+    }
+
+    fn hooked(&self) -> Hooked {
+        self.sessions.hooked()
     }
 
     fn set_space(&self, space: &Space) {

@@ -9,7 +9,7 @@ use storeshim_protocol::request::Ask;
 use storeshim_protocol::{MountState, Space};
 
 use crate::config;
-use crate::session::{IntentSink, Journal, Reply, ResidencyTable, SessionInfo};
+use crate::session::{Hooked, IntentSink, Journal, Reply, ResidencyTable, SessionInfo};
 use crate::volume::{
     Evicted, Frozen, Gatekeeper, VolumeError, VolumeOptions, VolumeStatus, Warmed, Warmup, Watch,
 };
@@ -49,6 +49,10 @@ pub trait SessionPort: Send + Sync {
     fn set_complete(&self, mount: usize, complete: bool);
     /// Shows 0, `THROTTLE_SLOW` or `THROTTLE_BLOCK`.
     fn set_throttle(&self, mount: usize, throttle: u32);
+    /// Shows whether clients are to ask before they let the volume grow.
+    fn set_quota_near(&self, mount: usize, near: bool);
+    /// What tells attached processes from others.
+    fn hooked(&self) -> Hooked;
     /// Shows what the volume offers.
     fn set_space(&self, mount: usize, space: &Space);
     /// What clients see of what is on this disk. Call it after [`SessionPort::add_mount`].

@@ -38,6 +38,11 @@ impl Ring {
         Self { map, latest: std::array::from_fn(|_| AtomicU64::new(0)), answering: Mutex::new(()), file, uid }
     }
 
+    /// Inode number of its file.
+    pub(super) fn ino(&self) -> Option<u64> {
+        self.file.metadata().map(|meta| meta.ino()).ok()
+    }
+
     /// The slot of that index.
     pub(super) fn slot(&self, index: usize) -> Option<&Slot> {
         self.map.slots.get(index)

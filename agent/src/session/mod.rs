@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
-use storeshim_protocol::control::FLAG_COMPLETE;
+use storeshim_protocol::control::{FLAG_COMPLETE, FLAG_QUOTA_NEAR};
 use storeshim_protocol::request::{Answer, Request};
 use storeshim_protocol::{Intent, Mount, MountState, OpenFlags, Space};
 
@@ -117,6 +117,16 @@ pub struct SessionInfo {
     pub threads: usize,
 }
 
+/// What tells processes that ask before they read from others: they have files of the run directory mapped. (The devices
+/// that mappings show are not those of stat(2) everywhere.)
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hooked {
+    /// Inode number of the control page, which each of them has mapped; 0 where it is not known.
+    pub control: u64,
+    /// Inode numbers of the ring files, one for each attached process.
+    pub rings: Vec<u64>,
+}
+
 /// All sessions of one run directory.
 pub struct Sessions {
     shared: Arc<Shared>,
@@ -195,6 +205,17 @@ impl Sessions {
         }
     }
 
+    /// Shows clients whether they are to ask before they let the mount grow.
+    pub fn set_quota_near(&self, mount: usize, near: bool) {
+        if let Some(mount) = self.mount(mount) {
+            if near {
+                mount.flags.fetch_or(FLAG_QUOTA_NEAR, Ordering::Release);
+            } else {
+                mount.flags.fetch_and(!FLAG_QUOTA_NEAR, Ordering::Release);
+            }
+        }
+    }
+
     /// 0, `THROTTLE_SLOW` or `THROTTLE_BLOCK`.
     pub fn set_throttle(&self, mount: usize, throttle: u32) {
         if let Some(mount) = self.mount(mount)
@@ -235,6 +256,11 @@ impl Sessions {
     /// The attached processes.
     pub fn list(&self) -> Vec<SessionInfo> {
         self.shared.table().list()
+    }
+
+    /// What the attached processes have mapped.
+    pub fn hooked(&self) -> Hooked {
+        Hooked { control: self.shared.run.control_ino().unwrap_or(0), rings: self.shared.table().rings() }
     }
 
     /// Rings that were found corrupt since the start.

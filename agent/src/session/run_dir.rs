@@ -58,6 +58,11 @@ impl RunDir {
         ResidencyTable::of_file(&file).map_err(io("map"))
     }
 
+    /// Inode number of the control page, which every client has mapped.
+    pub(super) fn control_ino(&self) -> io::Result<u64> {
+        Ok(fs::metadata(self.dir.join(names::CONTROL))?.ino())
+    }
+
     /// Lets another agent have the directory.
     pub(super) fn unlock(&self) {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();

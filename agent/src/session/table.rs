@@ -67,6 +67,11 @@ impl Table {
         self.clients.iter().map(Client::info).collect()
     }
 
+    /// Inode numbers of the clients' ring files.
+    pub(super) fn rings(&self) -> Vec<u64> {
+        self.clients.iter().filter_map(|client| client.ring.ino()).collect()
+    }
+
     /// What is due between freezes: new clients, dead clients, everybody's intents.
     pub(super) fn turn(&mut self, control: &Control) {
         if self.discovery.due() {

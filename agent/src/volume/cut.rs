@@ -15,6 +15,7 @@ use super::capture::{CaptureError, Piece, PieceSink};
 use super::chunks::ChunkStore;
 use super::dirty::{DirtySet, Names};
 use super::look::{Context, Look};
+use super::residency::file::Files;
 use super::status::Shared;
 use super::{Journal, VolumeError, index::Index, tree::Tree};
 
@@ -45,6 +46,8 @@ pub struct Cutter<'a, 's> {
     pub index: &'a Index,
     /// The tree.
     pub tree: &'a Tree,
+    /// What is absent of files, and the inodes' locks.
+    pub files: &'a Files,
     /// Where sessions put intents.
     pub sink: &'a std::sync::Mutex<DirtySet>,
     /// Counters, gate.
@@ -114,7 +117,7 @@ impl<'a> Cutter<'a, '_> {
         store: &mut ChunkStore<'_>,
         told: &mut Told,
     ) -> Result<Cut<'a>, CaptureError> {
-        let mut look = Look::new(Context { index: self.index, tree: self.tree })?;
+        let mut look = Look::new(Context { index: self.index, tree: self.tree, files: self.files })?;
         let mut everywhere = matches!(audit, Audit::Everywhere | Audit::Adopt);
         let limit = if matches!(audit, Audit::Adopt) { ADOPT } else { u64::MAX };
         look.shallow = matches!(audit, Audit::Adopt);
@@ -139,6 +142,8 @@ impl<'a> Cutter<'a, '_> {
             let mut work =
                 std::mem::take(&mut *self.sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
             work.merge(fresh);
+            // Before the gate opens: what is being looked at must not go away.
+            self.shared.unsettled.taking(&work);
             bytes = bytes.saturating_add(work.bytes);
             self.shared.cutting_bytes.fetch_add(work.bytes, Ordering::Relaxed);
             since = since.into_iter().chain(work.since).min();
@@ -156,12 +161,17 @@ impl<'a> Cutter<'a, '_> {
                 for (ino, dirty) in &mut found.inodes {
                     dirty.untold &= work.inodes.get(ino).is_none_or(|told| told.ranges.is_empty());
                 }
+                self.shared.unsettled.taking(&found);
                 told.found(&found);
                 work.merge(found);
             }
             told.suspects.extend(self.suspects.keys());
             for (ino, flags) in self.suspects.iter() {
                 work.add_inode(*ino).opened = Some(*flags);
+            }
+            self.shared.unsettled.taking(&work);
+            if everywhere {
+                self.shared.unsettled.taking_all();
             }
             let mapped = self.mapped_bytes()?;
             let small = !everywhere

@@ -19,8 +19,8 @@ use super::loader::Loader;
 use super::look::Trouble;
 use super::open::{self, Opened};
 use super::plan::{self, Plan};
-use super::residency::Residency;
 use super::residency::file::Files;
+use super::residency::{Parts, Residency};
 use super::status::{Mutex, Shared};
 use super::tree::Tree;
 use super::{
@@ -39,6 +39,8 @@ const FINDINGS: u64 = 20_000;
 const CROWD_MAX: u64 = 2 * CROWD;
 /// Metadata operations on their way, from which no cut is made for its age: their memory is bounded, too.
 const OPERATIONS_MAX: u64 = 100_000;
+/// How long a request waits for a cut that shows where an inode is.
+const SETTLE: Duration = Duration::from_secs(2);
 /// Between two looks at what the volume offers.
 const SPACE_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the engine looks at the dirty set's age and size.
@@ -48,6 +50,8 @@ enum Command {
     Barrier(u64, Box<dyn Reply>),
     Flush(Sender<Result<u64, VolumeError>>),
     Found(DirtySet),
+    /// Make a cut, and say when the index has it.
+    Settle(Sender<()>),
     Stop(Sender<()>),
 }
 
@@ -59,7 +63,7 @@ impl Command {
         match (self, error) {
             (Self::Barrier(_, reply), Some(error)) => Waiter::Barrier(reply).failed(error),
             (Self::Flush(to), error) => Waiter::Flush(to).failed(error.unwrap_or(&closed)),
-            (Self::Barrier(..) | Self::Found(_) | Self::Stop(_), _) => {}
+            (Self::Barrier(..) | Self::Found(_) | Self::Settle(_) | Self::Stop(_), _) => {}
         }
     }
 }
@@ -138,15 +142,20 @@ impl Volume {
         // What programs did while no agent looked: found by the first cut, which no barrier can overtake.
         sink.lock().unwrap_or_else(PoisonError::into_inner).look_everywhere("the agent has started");
         shared.show_space(blob.directory());
-        let residency = Residency::start(
-            &engine.index,
-            &engine.tree,
-            &blob,
-            &shared,
-            &engine.options,
-            &sink,
-            &Arc::clone(&engine.files),
-        )?;
+        let asked = commands.clone();
+        let residency = Residency::start(Parts {
+            index: Arc::clone(&engine.index),
+            tree: Arc::clone(&engine.tree),
+            blob: Arc::clone(&blob),
+            shared: Arc::clone(&shared),
+            options: engine.options.clone(),
+            sink: Arc::clone(&sink),
+            files: Arc::clone(&engine.files),
+            settle: Box::new(move || {
+                let (done, made) = bounded(1);
+                asked.send(Command::Settle(done)).is_ok() && made.recv_timeout(SETTLE).is_ok()
+            }),
+        })?;
         shared.set_ready();
         shared.gate().set_state(MountState::Ready);
         let index = Arc::clone(&engine.index);
@@ -188,18 +197,28 @@ impl Volume {
     /// Cheap, at any time.
     pub fn status(&self) -> VolumeStatus {
         let dirty = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
-        self.shared.status(dirty.bytes, dirty.entries(), dirty.since)
+        VolumeStatus {
+            residency: self.residency.status(),
+            ..self.shared.status(dirty.bytes, dirty.entries(), dirty.since)
+        }
     }
 
     /// Commits what is dirty, waits for it and ends the engine. Blocking; waits for as long as the backend only
     /// refuses for now.
     pub fn shutdown(&self) {
+        self.residency.stop();
+        if self.shared.failure().is_some()
+            && let Some(threads) = &*self.threads.lock()
+        {
+            // No cut is made any more; one that waits for the backend need not.
+            threads.index.close_loading();
+        }
         let (done, ended) = bounded(1);
         self.send(Command::Stop(done));
         // An engine that has ended already answers by hanging up.
         let _ = ended.recv();
         if let Some(Threads { engine, end, helpers, index }) = self.threads.lock().take() {
-            index.stop_loading();
+            index.close_loading();
             drop(end);
             for thread in helpers.into_iter().chain([engine]) {
                 // A thread that panicked has taken the process with it.
@@ -283,7 +302,7 @@ impl Engine {
         let mut stop = None;
         while stop.is_none() {
             let mut waiters = Vec::new();
-            let mut audit = Audit::No;
+            let (mut audit, mut settled) = (Audit::No, Vec::new());
             match inbox.recv_timeout(TICK) {
                 Ok(first) => {
                     for command in std::iter::once(first).chain(inbox.try_iter()) {
@@ -303,6 +322,7 @@ impl Engine {
                             (Command::Found(more), Audit::Found(found)) => found.merge(more),
                             (Command::Found(found), Audit::No) => audit = Audit::Found(found),
                             (Command::Found(_), _) => {}
+                            (Command::Settle(done), _) => settled.push(done),
                             (Command::Stop(done), _) => stop = Some(done),
                         }
                     }
@@ -315,9 +335,12 @@ impl Engine {
                 continue;
             }
             let asked = !matches!(audit, Audit::No);
-            if !waiters.is_empty() || stop.is_some() || asked || self.is_due(Instant::now()) {
+            let asked = asked || !settled.is_empty() || stop.is_some();
+            if asked || !waiters.is_empty() || self.is_due(Instant::now()) {
                 self.cut(waiters, audit);
             }
+            // Whoever asked may have given up.
+            settled.into_iter().for_each(|done| _ = done.send(()));
         }
         self.close(inbox);
         if let Some(done) = stop {
@@ -405,6 +428,7 @@ impl Engine {
             false
         });
         self.shared.cut_ended();
+        self.shared.unsettled.cut_ended(self.troubled.iter().map(|trouble| trouble.ino).collect());
         // At least as much rest as work, and never so much that the promised lag is lost to it.
         self.next_cut = Instant::now() + started.elapsed().min(self.options.max_lag / 2);
         more
@@ -423,12 +447,14 @@ impl Engine {
                 }
             }
         }
-        let (index, uploader) = (Arc::clone(&self.index), Arc::clone(&self.uploader));
+        let (index, uploader, files) =
+            (Arc::clone(&self.index), Arc::clone(&self.uploader), Arc::clone(&self.files));
         let mut chunks = ChunkStore::new(&index, &uploader);
         let suspects = self.suspects.clone();
         let cut = Cutter {
             index: &index,
             tree: &self.tree,
+            files: &files,
             sink: &self.sink,
             shared: &self.shared,
             suspects: &mut self.suspects,
@@ -521,6 +547,7 @@ impl Engine {
         let cut_at_ns = at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         let mut ops = plan.operations();
         ops.push((key::head(), Some(records::encode(&Head { seq, nonce, cut_at_ns })?)));
+        self.shared.unsettled.commit(seq, plan.inodes());
         // Before the backend moves, so that an agent that starts after us knows its own commit.
         self.index.apply(seq, nonce, &plan.changes)?;
         if self.options.durability == Durability::Local {

@@ -28,6 +28,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod unsettled;
 mod work;
 
 pub use dirty::DirtySet;
@@ -43,7 +44,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use storeshim_protocol::{MountState, Space};
 
-use crate::session::{IntentSink, ResidencyTable};
+use crate::session::{Hooked, IntentSink, ResidencyTable};
 
 /// What the engine needs of the sessions of its own mount (implemented over `session`, and by tests).
 pub trait Gatekeeper: Send + Sync {
@@ -60,6 +61,12 @@ pub trait Gatekeeper: Send + Sync {
     fn set_complete(&self, complete: bool);
     /// 0, `THROTTLE_SLOW` or `THROTTLE_BLOCK`.
     fn set_throttle(&self, throttle: u32);
+    /// Shows clients whether they are to ask before they let the volume grow.
+    fn set_quota_near(&self, _near: bool) {}
+    /// What tells processes that ask before they read from others. By default there are none.
+    fn hooked(&self) -> Hooked {
+        Hooked::default()
+    }
     /// Shows clients what the volume offers (statfs(2)).
     fn set_space(&self, space: &Space);
     /// What clients see of what is on this disk. To be called once; the error is a sentence.

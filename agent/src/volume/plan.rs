@@ -50,6 +50,17 @@ impl Plan {
         !self.changes.keys().any(|k| key::is_record(k))
     }
 
+    /// The inodes whose records or data change.
+    pub fn inodes(&self) -> HashSet<u64> {
+        self.changes
+            .keys()
+            .filter_map(|key| match key::parse(key) {
+                Ok(key::Key::Inode(inode) | key::Key::Block(inode, _)) => Some(inode),
+                _ => None,
+            })
+            .collect()
+    }
+
     /// Adds what the volume holds after this commit, if it held `before`; returns it.
     pub fn count(&mut self, before: Totals) -> Result<Totals> {
         let totals = Totals {

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use storeshim_protocol::MountState;
 use storeshim_protocol::control::{THROTTLE_BLOCK, THROTTLE_SLOW};
 
+use super::unsettled::Unsettled;
 use super::{Gatekeeper, Progress, VolumeError, VolumeStatus, residency, space};
 
 /// A lock whose holder cannot leave it poisoned in a way that matters: panics end the process.
+#[derive(Default)]
 pub struct Mutex<T>(StdMutex<T>);
 
 impl<T> Mutex<T> {
@@ -27,12 +29,25 @@ impl<T> Mutex<T> {
     }
 }
 
+impl<T> Mutex<T> {
+    /// Takes the lock if nobody has it.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        match self.0.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(std::sync::TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
 /// Pauses remembered for the percentiles.
 const PAUSES: usize = 1024;
 
 /// See the module.
 pub struct Shared {
     gate: Arc<dyn Gatekeeper>,
+    /// What the backend may not have yet.
+    pub unsettled: Unsettled,
     failure: Mutex<Option<VolumeError>>,
     ready: AtomicBool,
     seq: AtomicU64,
@@ -68,6 +83,7 @@ impl Shared {
     pub fn new(gate: Arc<dyn Gatekeeper>) -> Arc<Self> {
         Arc::new(Self {
             gate,
+            unsettled: Unsettled::default(),
             failure: Mutex::new(None),
             ready: AtomicBool::new(false),
             seq: AtomicU64::new(0),
@@ -151,6 +167,7 @@ impl Shared {
 
     /// Commit `seq` is durable.
     pub fn committed(&self, seq: u64) {
+        self.unsettled.durable(seq);
         self.seq.store(seq, Ordering::Release);
         self.count("commits", 1);
         self.backend_answers();

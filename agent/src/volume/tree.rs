@@ -45,6 +45,8 @@ pub struct Stat {
     pub ctime: Time,
     /// Names.
     pub links: u32,
+    /// What it takes of the disk, in blocks of 512 bytes.
+    pub blocks: u64,
     /// Device of the filesystem.
     pub dev: u64,
 }
@@ -192,7 +194,8 @@ impl Tree {
         Ok(at)
     }
 
-    fn with_permission<T>(
+    /// Opens what its owner has shut by giving the agent, which runs as that owner, permission for a moment.
+    pub(super) fn with_permission<T>(
         &self,
         handle: BorrowedFd<'_>,
         bits: u32,
@@ -312,8 +315,17 @@ impl Tree {
     /// Whether nobody can write to the inode behind `file` any more, by any descriptor or mapping (the kernel's
     /// own answer: a read lease is refused while a writer exists, fcntl(2) F_SETLEASE).
     pub fn no_writers(&self, file: &File) -> bool {
+        self.lease(file, libc::F_RDLCK)
+    }
+
+    /// As [`Tree::no_writers`], of anybody else who has it open at all.
+    pub fn nobody_else(&self, file: &File) -> bool {
+        self.lease(file, libc::F_WRLCK)
+    }
+
+    fn lease(&self, file: &File, kind: i32) -> bool {
         // SAFETY: no memory is passed.
-        let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) } == 0;
+        let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) } == 0;
         if taken {
             // SAFETY: no memory is passed.
             unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
@@ -403,6 +415,7 @@ fn statx(dir: BorrowedFd<'_>, path: &CStr, flags: i32) -> io::Result<Stat> {
         mtime: time(x.stx_mtime),
         ctime: time(x.stx_ctime),
         links: x.stx_nlink,
+        blocks: x.stx_blocks,
         dev: libc::makedev(x.stx_dev_major, x.stx_dev_minor),
     })
 }

@@ -80,6 +80,19 @@ impl Index {
         self.get(&absent_key(inode))
     }
 
+    /// Directories whose entries are not in the tree yet, at most `most` of them from `first` on, in order.
+    ///
+    /// # Errors
+    /// Where the index cannot be read.
+    pub fn unpopulated(&self, first: u64, most: usize) -> Result<Vec<u64>> {
+        let mut found = Vec::new();
+        for pair in self.records.range(unpopulated_key(first)..vec![b'a' + 1]).take(most) {
+            let key = pair.key()?;
+            found.extend(key.get(1..).and_then(|k| k.try_into().ok()).map(u64::from_be_bytes));
+        }
+        Ok(found)
+    }
+
     /// Whether every name of the volume is in the tree.
     ///
     /// # Errors
@@ -128,7 +141,14 @@ mod tests {
         assert!(index.names_complete().unwrap());
         let mut changes = Changes::new();
         let id = FileId { ino: 77, btime_ns: 5 };
-        let seen = Seen { id, size: 9, mtime: Time::default(), ctime: Time::default(), doubt: Doubt::None };
+        let seen = Seen {
+            id,
+            size: 9,
+            mtime: Time::default(),
+            ctime: Time::default(),
+            doubt: Doubt::None,
+            blocks: 0,
+        };
         set_seen(&mut changes, 4, &seen).unwrap();
         set_link(&mut changes, 4, 1, b"name");
         set_absent(&mut changes, 4, &Pieces::of(2..5)).unwrap();

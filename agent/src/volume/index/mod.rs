@@ -31,6 +31,7 @@ mod bulk;
 mod lazy;
 mod local;
 mod pieces;
+mod resident;
 #[cfg(test)]
 mod tests;
 mod undo;
@@ -41,6 +42,7 @@ pub use self::local::{
     Absent, Absentee, absent_key, set_absent, set_link, set_seen, set_unpopulated, unpopulated_key,
 };
 pub use self::pieces::Pieces;
+use self::resident::Resident;
 pub use self::undo::Standing;
 
 use std::collections::{BTreeMap, HashMap};
@@ -101,6 +103,8 @@ pub struct Seen {
     pub ctime: Time,
     /// Whether its times may hide a change.
     pub doubt: Doubt,
+    /// What a regular file takes of this disk, in blocks of 512 bytes.
+    pub blocks: u64,
 }
 
 /// Why an inode that stands as it was [`Seen`] may have changed all the same.
@@ -116,10 +120,22 @@ pub enum Doubt {
     Attributes,
 }
 
+impl Doubt {
+    /// The doubt that is left once the agent has moved an inode's times itself.
+    #[must_use]
+    pub fn moved(self) -> Self {
+        match self {
+            Self::Racy => Self::Racy,
+            Self::None | Self::Attributes => Self::Attributes,
+        }
+    }
+}
+
 impl Seen {
     /// What a look saw.
     pub fn of(stat: &Stat, doubt: Doubt) -> Self {
-        Self { id: stat.id, size: stat.size, mtime: stat.mtime, ctime: stat.ctime, doubt }
+        let blocks = if stat.is_file() { stat.blocks } else { 0 };
+        Self { id: stat.id, size: stat.size, mtime: stat.mtime, ctime: stat.ctime, doubt, blocks }
     }
 }
 
@@ -135,6 +151,7 @@ pub struct Index {
     db: Database,
     records: Keyspace,
     lazy: Lazy,
+    resident: Resident,
 }
 
 const BASE: &[u8] = b"m";
@@ -193,7 +210,7 @@ impl Index {
     pub fn open(path: &Path) -> Result<Self> {
         let db = Database::builder(path).cache_size(32 << 20).worker_threads(1).open()?;
         let records = db.keyspace("index", || KeyspaceCreateOptions::default().max_memtable_size(8 << 20))?;
-        let index = Self { db, records, lazy: Lazy::new() };
+        let index = Self { db, records, lazy: Lazy::new(), resident: Resident::default() };
         let base = index.base()?;
         index.lazy.stand(base.as_ref());
         if index.is_loaded() {
@@ -368,6 +385,11 @@ impl Index {
         Ok(found)
     }
 
+    /// Whether a kernel inode is one of them.
+    pub fn is_suspect(&self, ino: u64) -> Result<bool> {
+        Ok(self.records.contains_key(suspect_key(ino))?)
+    }
+
     /// Remembers them, for an agent that takes over from this one while the files stay open.
     pub fn set_suspects(
         &self,
@@ -433,6 +455,7 @@ impl Index {
 
     /// Takes over records of this node alone, which change nothing of the volume and need no undo.
     pub fn apply_local(&self, changes: &Changes) -> Result<()> {
+        let _counted = self.resident.change(&self.records, changes)?;
         let mut batch = self.db.batch();
         for (key, value) in changes {
             match value {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam::channel::Receiver;
@@ -424,7 +425,13 @@ fn a_reader_with_little_patience_gets_an_error_and_may_come_again() {
     assert!(world.index().load_inodes(&[2], Some(std::time::Instant::now())).is_err());
     assert!(world.index().load_inodes(&[2], Some(std::time::Instant::now())).is_ok());
     world.backend.refusals.store(u32::MAX, Ordering::Relaxed);
-    assert!(world.index().inode(2).unwrap().is_some());
+    assert!(world.index().inode(2).unwrap().is_some(), "it is here");
     world.index().stop_loading();
-    assert!(world.index().inode(3).is_err(), "one that waits is let go when the volume is closed");
+    assert!(
+        world.index().load_inodes(&[3], Some(std::time::Instant::now() + Duration::from_secs(60))).is_err()
+    );
+    world.backend.refusals.store(2, Ordering::Relaxed);
+    assert!(world.index().inode(3).unwrap().is_none(), "a last cut reads what it needs");
+    world.index().close_loading();
+    assert!(world.index().inode(4).is_err());
 }

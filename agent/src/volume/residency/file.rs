@@ -10,6 +10,7 @@ use std::time::Instant;
 use storeshim_protocol::residency::PIECE;
 
 use crate::volume::VolumeError;
+use crate::volume::dirty::{DirtySet, Names};
 use crate::volume::index::{Index, Pieces};
 use crate::volume::status::Mutex;
 
@@ -32,6 +33,8 @@ pub struct State {
 /// The states of the files that were touched, by volume inode. See the module.
 pub struct Files {
     shards: Vec<Mutex<HashMap<u64, State>>>,
+    /// Names that were told in directories which are not populated yet, by volume inode.
+    later: Mutex<HashMap<u64, Names>>,
     started: Instant,
     /// Seconds that tests let pass.
     ahead: AtomicU32,
@@ -46,7 +49,7 @@ pub struct Locked<'f> {
 impl Default for Files {
     fn default() -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::new(HashMap::new())).collect();
-        Self { shards, started: Instant::now(), ahead: AtomicU32::new(0) }
+        Self { shards, later: Mutex::new(HashMap::new()), started: Instant::now(), ahead: AtomicU32::new(0) }
     }
 }
 
@@ -56,6 +59,26 @@ impl Files {
         // There is one for each remainder.
         let shard = &self.shards[(inode % SHARDS as u64) as usize];
         Locked { inode, shard: shard.lock() }
+    }
+
+    /// The same, if nobody has it.
+    pub fn try_lock(&self, inode: u64) -> Option<Locked<'_>> {
+        let shard = &self.shards[(inode % SHARDS as u64) as usize];
+        Some(Locked { inode, shard: shard.try_lock()? })
+    }
+
+    /// Keeps names that were told in a directory until it is populated: before, nothing in it can be compared.
+    pub fn defer(&self, dir: u64, names: &Names) {
+        let mut told = DirtySet::default();
+        let mut later = self.later.lock();
+        told.names.extend(later.remove(&dir).map(|known| (dir, known)));
+        told.merge(DirtySet { names: HashMap::from([(dir, names.clone())]), ..DirtySet::default() });
+        later.extend(told.names);
+    }
+
+    /// What was kept.
+    pub fn deferred(&self, dir: u64) -> Option<Names> {
+        self.later.lock().remove(&dir)
     }
 
     /// The clock of last uses: seconds since the start.

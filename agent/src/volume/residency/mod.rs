@@ -7,25 +7,54 @@
 //!             ahead, background: the same, before anybody asks
 //! ```
 
+mod ahead;
+mod background;
+mod bypath;
+mod cache;
+mod evict;
+mod extents;
+mod fetch;
 pub mod file;
+mod find;
+mod guard;
+mod hydrate;
+mod lease;
+mod lru;
+mod openers;
+mod own;
+mod pin;
+mod populate;
+mod quota;
+mod requests;
+mod room;
+mod stage;
 pub mod table;
+mod wanted;
 
-use std::path::Path;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use storeshim_protocol::request::Ask;
 
+use self::ahead::Ahead;
+use self::background::Background;
+use self::cache::Cache;
+use self::fetch::Fetcher;
 use self::file::Files;
+use self::guard::Guards;
+use self::populate::Populating;
+use self::requests::Requests;
+use self::stage::Stage;
 use self::table::Table;
 use super::cut::Sink;
-use super::index::Index;
-use super::status::Shared;
+use super::index::{Absent, Index};
+use super::status::{Mutex, Shared};
 use super::tree::Tree;
-use super::{Evicted, VolumeError, VolumeOptions, Warmed, Warmup, Watch};
+use super::{Hydrate, VolumeError, VolumeOptions};
 use crate::blob::Blob;
-use crate::session::Reply;
 
 /// What `storeshim status` says of what is on this disk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -53,14 +82,8 @@ pub struct Status {
 /// Numbers that are kept as things happen. Signed where several threads add and take away in any order.
 #[derive(Debug, Default)]
 pub struct Meter {
-    /// Bytes of files that are absent, as their sizes say; those of files that are not in the tree yet are none of them.
-    pub absent_bytes: AtomicI64,
-    /// Files of which something is absent.
+    /// Files of which something is absent; those that are not in the tree yet are none of them.
     pub absent_files: AtomicI64,
-    /// Regular files in the tree, and the bytes in them as their sizes say.
-    pub files: AtomicI64,
-    /// See `files`.
-    pub bytes: AtomicI64,
     /// Requests for data, and those of them that found it here.
     pub asked: AtomicU64,
     /// See `asked`.
@@ -69,12 +92,18 @@ pub struct Meter {
     pub queued_pieces: AtomicI64,
 }
 
-/// Who wants to know when which part of a file was last of use: what is evicted is decided by that. Must not block, and
-/// may be called with an inode's lock held.
+/// What hydration needs of who decides what is evicted. Nothing of it may wait for an inode's lock, which may be held.
 pub trait Uses: Send + Sync {
     /// Pieces `start..end` of a file have been asked for, or have come.
     fn used(&self, inode: u64, start: u64, end: u64);
+    /// Makes room for `bytes` on this disk, which is full; whether it did.
+    fn make_room(&self, bytes: u64) -> bool;
+    /// The descriptor, open for reading and writing, by which a lease on a file is held: another one would break it.
+    fn leased(&self, ino: u64) -> Option<Arc<File>>;
 }
+
+/// Has the engine make a cut of what was told so far, and waits for that as long as is sensible; whether it was made.
+pub type Settle = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// See the module.
 pub struct Residency {
@@ -82,8 +111,6 @@ pub struct Residency {
     pub index: Arc<Index>,
     /// The tree.
     pub tree: Arc<Tree>,
-    /// Where data comes from.
-    pub blob: Arc<dyn Blob>,
     /// Counters, gate.
     pub shared: Arc<Shared>,
     /// Settings of the mount.
@@ -98,41 +125,150 @@ pub struct Residency {
     pub meter: Meter,
     /// Who decides what is evicted.
     pub uses: OnceLock<Arc<dyn Uses>>,
+    cache: Cache,
+    guards: Guards,
+    quota: OnceLock<quota::Keeper>,
+    settle: Settle,
+    stage: Stage,
+    populating: Populating,
+    fetcher: Fetcher,
+    ahead: Ahead,
+    background: Background,
+    requests: Requests,
+    closed: AtomicBool,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What the work needs of an open volume.
+pub struct Parts {
+    /// The last cut.
+    pub index: Arc<Index>,
+    /// The tree.
+    pub tree: Arc<Tree>,
+    /// Where data comes from.
+    pub blob: Arc<dyn Blob>,
+    /// Counters, gate.
+    pub shared: Arc<Shared>,
+    /// Settings.
+    pub options: VolumeOptions,
+    /// Where intents go.
+    pub sink: Sink,
+    /// The inodes' locks.
+    pub files: Arc<Files>,
+    /// See [`Settle`].
+    pub settle: Settle,
 }
 
 impl Residency {
-    /// Takes up the work for an open volume: to be called before the mount is shown ready.
-    pub fn start(
-        index: &Arc<Index>,
-        tree: &Arc<Tree>,
-        blob: &Arc<dyn Blob>,
-        shared: &Arc<Shared>,
-        options: &VolumeOptions,
-        sink: &Sink,
-        files: &Arc<Files>,
-    ) -> Result<Arc<Self>, VolumeError> {
+    /// Takes up the work for an open volume: to be called before the mount is shown ready. Blocking where the mount is to have
+    /// everything.
+    ///
+    /// # Errors
+    /// Where the table, the stage or a thread cannot be made, or the index cannot be read.
+    pub fn start(parts: Parts) -> Result<Arc<Self>, VolumeError> {
+        let Parts { index, tree, blob, shared, options, sink, files, settle } = parts;
         let shown = shared.gate().residency().map_err(VolumeError::Failed)?;
+        let threads = |e: std::io::Error| VolumeError::Failed(format!("no thread could be started: {e}"));
+        let stage = Stage::open(&options.state).map_err(|e| {
+            let state = options.state.display();
+            VolumeError::Failed(format!(
+                "the directory {state}/stage cannot be made: {e}; make room or mend the disk"
+            ))
+        })?;
+        let cache = Cache::new(&options, &files);
         let residency = Arc::new(Self {
-            index: Arc::clone(index),
-            tree: Arc::clone(tree),
-            blob: Arc::clone(blob),
-            shared: Arc::clone(shared),
-            options: options.clone(),
-            sink: Arc::clone(sink),
-            table: Table::new(shown, Arc::clone(shared)),
-            files: Arc::clone(files),
+            table: Table::new(shown, Arc::clone(&shared)),
+            fetcher: Fetcher::start(&blob, &shared).map_err(threads)?,
+            index,
+            tree,
+            shared,
+            options,
+            sink,
+            files,
             meter: Meter::default(),
             uses: OnceLock::new(),
+            cache,
+            guards: Guards::default(),
+            quota: OnceLock::new(),
+            settle,
+            stage,
+            populating: Populating::default(),
+            ahead: Ahead::default(),
+            background: Background::default(),
+            requests: Requests::default(),
+            closed: AtomicBool::new(false),
+            threads: Mutex::new(Vec::new()),
         });
-        residency.count()?;
+        residency.keep_bounds()?;
+        if residency.options.hydrate == Hydrate::Eager {
+            residency.count()?;
+            residency.bring_everything()?;
+        } else {
+            residency.spawn("count", |own| {
+                if let Err(error) = own.count() {
+                    own.shared.fail(error);
+                }
+            })?;
+        }
+        residency.spawn("names", |own| own.run_background())?;
+        for n in 0..ahead::THREADS {
+            residency.spawn(&format!("ahead-{n}"), |own| own.run_ahead())?;
+        }
         Ok(residency)
     }
 
-    /// Counts what is absent, for the table and the numbers.
+    fn spawn(
+        self: &Arc<Self>,
+        name: &str,
+        work: impl FnOnce(Arc<Self>) + Send + 'static,
+    ) -> Result<(), VolumeError> {
+        let own = Arc::clone(self);
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || work(own));
+        let thread = thread.map_err(|e| VolumeError::Failed(format!("no thread could be started: {e}")))?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    /// Ends the threads. What somebody waits for is not answered: it stands in its ring.
+    pub fn stop(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.cache.end();
+        if let Some(quota) = self.quota.get() {
+            quota.end();
+        }
+        self.index.stop_loading();
+        self.fetcher.stop();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            // A thread that panicked has taken the process with it.
+            let _ = thread.join();
+        }
+        while self.requests_under_way() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Whether the volume is being closed, or has failed in a way that ends it.
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Sleeps, but not past the end.
+    fn pause(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        while !self.is_closed() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20).min(pause));
+        }
+    }
+
+    /// Counts what is absent, for the table and the numbers. Until it ends, clients ask for everything.
     fn count(&self) -> Result<(), VolumeError> {
         self.index.absentees(|absentee| {
             if let Some(ino) = absentee.ino {
                 self.table.count_early(absentee.inode, ino);
+                if matches!(absentee.what, Absent::Pieces(_)) {
+                    self.meter.absent_files.fetch_add(1, Ordering::Relaxed);
+                }
             }
             Ok(())
         })?;
@@ -143,19 +279,32 @@ impl Residency {
         Ok(())
     }
 
-    /// Answers a request that is no barrier. Never blocks.
-    pub fn request(&self, _ask: Ask, reply: Box<dyn Reply>) {
-        self.meter.asked.fetch_add(1, Ordering::Relaxed);
-        reply.reply(libc::ENOSYS);
+    /// Has the engine make a cut, and waits for that; whether it was made.
+    fn settle(&self) -> bool {
+        !self.is_closed() && (self.settle)()
     }
 
-    /// Brings what is at `path` to this disk: everything is there.
-    pub fn warm(&self, _path: &Path, _how: Warmup, _watch: &dyn Watch) -> Result<Warmed, VolumeError> {
-        Ok(Warmed::default())
+    /// See [`Uses::make_room`].
+    fn make_room(&self, bytes: u64) -> bool {
+        self.uses.get().is_some_and(|uses| uses.make_room(bytes))
     }
 
-    /// Drops what is at `path` from this disk: nothing can be.
-    pub fn evict_path(&self, _path: &Path, _watch: &dyn Watch) -> Result<Evicted, VolumeError> {
-        Ok(Evicted::default())
+    /// See [`Uses::leased`].
+    fn leased(&self, ino: u64) -> Option<Arc<File>> {
+        self.uses.get().and_then(|uses| uses.leased(ino))
+    }
+
+    /// Cheap, at any time.
+    pub fn status(&self) -> Status {
+        let load = |number: &AtomicI64| number.load(Ordering::Relaxed).max(0) as u64;
+        let absent = load(&self.meter.absent_files);
+        self.bounds(Status {
+            names_complete: self.table.has_all_names(),
+            resident_files: load(&self.shared.files).saturating_sub(absent),
+            asked_hits: self.meter.asked_hits.load(Ordering::Relaxed),
+            asked: self.meter.asked.load(Ordering::Relaxed),
+            queued_pieces: load(&self.meter.queued_pieces),
+            ..Status::default()
+        })
     }
 }

@@ -145,6 +145,11 @@ impl Table {
         self.inner.lock().complete
     }
 
+    /// Whether all names of the volume are in the tree.
+    pub fn has_all_names(&self) -> bool {
+        self.inner.lock().names_complete
+    }
+
     /// Inodes that lack something.
     pub fn absentees(&self) -> u64 {
         self.inner.lock().total.max(0) as u64

@@ -1,0 +1,264 @@
+//! Brings names before anybody asks for them, so that after a while all of the volume's names are in the tree: directories
+//! below those that were asked for first, then all others. And where the mount is to have everything, data too. It must not
+//! know how a directory is populated.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::Residency;
+use super::find::Found;
+use super::hydrate::Job;
+use crate::volume::index::{Absent, Pieces};
+use crate::volume::status::Mutex;
+use crate::volume::{Progress, VolumeError};
+
+/// Directories whose entries are read from the backend together.
+const TOGETHER: usize = 64;
+/// Directories that are remembered because they were asked for.
+const HOT: usize = 1024;
+/// Between two looks at whether there is anything to do again, and after a failure.
+const REST: Duration = Duration::from_secs(2);
+/// Files that are brought together where everything is.
+const FILES: usize = 256;
+const BYTES: u64 = 16 << 20;
+/// Threads that bring everything.
+const THREADS: usize = 4;
+
+/// Directories that were asked for, the last one first.
+pub struct Background {
+    hot: Mutex<VecDeque<u64>>,
+}
+
+impl Default for Background {
+    fn default() -> Self {
+        Self { hot: Mutex::new(VecDeque::new()) }
+    }
+}
+
+impl Residency {
+    /// A directory was asked for: those in it will be.
+    pub(super) fn note_populated(&self, ino: u64) {
+        if let Ok(Some(kernel)) = self.index.kernel(ino)
+            && !self.table.is_complete()
+        {
+            let mut hot = self.background.hot.lock();
+            hot.retain(|dir| *dir != kernel.inode);
+            hot.push_front(kernel.inode);
+            hot.truncate(HOT);
+        }
+    }
+
+    /// The thread that brings names, until all are there or the volume is closed.
+    pub(super) fn run_background(self: &Arc<Self>) {
+        let mut failed = HashSet::new();
+        while !self.is_closed() {
+            match self.bring_some_names(&mut failed) {
+                Ok(true) => {}
+                Ok(false) => match self.index.names_complete() {
+                    Ok(true) => {
+                        self.table.names_are_complete();
+                        return;
+                    }
+                    // They are gone, or they cannot be made now.
+                    _ => {
+                        failed.clear();
+                        self.pause(REST);
+                    }
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "names cannot be brought to this disk for now; trying again");
+                    failed.clear();
+                    self.pause(REST);
+                }
+            }
+        }
+    }
+
+    /// Populates some directories; whether there were any.
+    fn bring_some_names(&self, failed: &mut HashSet<u64>) -> Result<bool, VolumeError> {
+        let dirs = self.next_directories(failed)?;
+        if dirs.is_empty() {
+            return Ok(false);
+        }
+        self.index.load_entries(&dirs, self.until())?;
+        for dir in dirs {
+            let began = Instant::now();
+            if self.is_closed() {
+                break;
+            }
+            if !self.bring_names_of(dir)? {
+                failed.insert(dir);
+            }
+            // Whoever waits for something goes first.
+            if self.requests_under_way() {
+                self.pause((began.elapsed() * 2).min(Duration::from_millis(50)));
+            }
+        }
+        Ok(true)
+    }
+
+    fn next_directories(&self, failed: &HashSet<u64>) -> Result<Vec<u64>, VolumeError> {
+        let mut dirs = Vec::new();
+        while dirs.is_empty() {
+            let Some(hot) = self.background.hot.lock().pop_front() else { break };
+            for (_, child) in self.index.children(hot)? {
+                if self.index.is_unpopulated(child)? && !failed.contains(&child) {
+                    dirs.push(child);
+                }
+            }
+        }
+        let mut first = 0;
+        while dirs.is_empty() {
+            let some = self.index.unpopulated(first, TOGETHER)?;
+            let Some(last) = some.last() else { break };
+            first = last.saturating_add(1);
+            dirs.extend(some.into_iter().filter(|dir| !failed.contains(dir)));
+        }
+        Ok(dirs)
+    }
+
+    /// Populates a directory; whether it could be found.
+    fn bring_names_of(&self, dir: u64) -> Result<bool, VolumeError> {
+        let Some(seen) = self.index.seen(dir)? else { return Ok(false) };
+        let Some(kernel) = self.index.kernel(seen.id.ino)?.filter(|kernel| kernel.inode == dir) else {
+            return Ok(false);
+        };
+        // Where it is not to be found at once, a cut for each would be too much: the next one shows.
+        match self.at_its_names(&kernel)? {
+            Some(found) => self.populate_found(&found, self.until()).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Brings everything: names, then data. Blocking; for as long as the backend only refuses for now.
+    ///
+    /// # Errors
+    /// What no waiting mends.
+    pub fn bring_everything(&self) -> Result<(), VolumeError> {
+        let activity = Progress { activity: "restoring".into(), ..Progress::default() };
+        self.shared.progress.lock().replace(activity);
+        let brought = self.bring_all_names().and_then(|()| self.bring_all_data());
+        self.shared.progress.lock().take();
+        brought
+    }
+
+    fn bring_all_names(&self) -> Result<(), VolumeError> {
+        let mut failed = HashSet::new();
+        loop {
+            match self.bring_some_names(&mut failed) {
+                Ok(true) => {}
+                Ok(false) => {
+                    if self.index.names_complete()? {
+                        self.table.names_are_complete();
+                    }
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.shared.backend_refuses(&error.to_string());
+                    self.pause(REST);
+                }
+            }
+            if let (true, Some(error)) = (self.is_closed(), self.shared.failure()) {
+                return Err(error);
+            }
+        }
+    }
+
+    fn bring_all_data(&self) -> Result<(), VolumeError> {
+        let (mut jobs, mut bytes, mut files) = (Vec::new(), 0, 0);
+        let mut found = Vec::new();
+        self.index.absentees(|absentee| {
+            if let (Absent::Pieces(pieces), Some(_)) = (absentee.what, absentee.ino) {
+                found.push((absentee.inode, pieces));
+            }
+            Ok(())
+        })?;
+        for (_, pieces) in &found {
+            files += 1;
+            bytes += pieces.count() * storeshim_protocol::residency::PIECE;
+        }
+        if let Some(progress) = self.shared.progress.lock().as_mut() {
+            (progress.files_total, progress.bytes_total) = (files, bytes);
+        }
+        let (mut group, mut size) = (Vec::new(), 0);
+        for (inode, pieces) in found {
+            size += pieces.count() * storeshim_protocol::residency::PIECE;
+            group.push(Job { inode, pieces });
+            if group.len() >= FILES || size >= BYTES {
+                jobs.push((std::mem::take(&mut group), std::mem::take(&mut size)));
+            }
+        }
+        jobs.push((group, size));
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let failed = Mutex::new(None);
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    while let Some((group, size)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        for attempt in [true, false] {
+                            let brought = self.bring_group(group);
+                            match brought {
+                                Err(_) if attempt && !self.is_closed() => self.pause(REST),
+                                Err(error) => drop(failed.lock().get_or_insert(error)),
+                                Ok(()) => break,
+                            }
+                        }
+                        if let Some(progress) = self.shared.progress.lock().as_mut() {
+                            progress.files_done += group.len() as u64;
+                            progress.bytes_done += size;
+                        }
+                    }
+                });
+            }
+        });
+        // A file that is damaged is no reason to withhold the others: whoever reads it gets the error.
+        if let Some(error) = failed.lock().take() {
+            tracing::error!(%error, "not everything could be brought to this disk; it is tried again when it is read");
+        }
+        Ok(())
+    }
+
+    fn bring_group(&self, group: &[Job]) -> Result<(), VolumeError> {
+        match group {
+            [] => Ok(()),
+            [one] => self.bring_pieces(one.inode, &one.pieces, false),
+            many => self.bring(many, false),
+        }
+    }
+
+    /// Brings all of a file.
+    ///
+    /// # Errors
+    /// As [`Residency::hydrate`].
+    pub fn bring_file(&self, inode: u64) -> Result<(), VolumeError> {
+        let absent: Pieces = self.files.lock(inode).absent(&self.index)?;
+        self.bring_pieces(inode, &absent, false)
+    }
+
+    /// The inode behind a path relative to the root, its directories populated on the way; `None` where there is none.
+    ///
+    /// # Errors
+    /// As [`Residency::populate`].
+    pub fn at_path(&self, path: &std::path::Path) -> Result<Option<super::find::Inode>, VolumeError> {
+        use std::os::fd::AsFd;
+        use std::os::unix::ffi::OsStrExt;
+        let mut below = Vec::new();
+        for part in path.components() {
+            let std::path::Component::Normal(name) = part else { continue };
+            if let Ok(dir) = self.tree.open_at(&below, libc::O_PATH)
+                && let Ok(stat) = self.tree.stat(dir.as_fd())
+            {
+                self.populate(stat.id.ino)?;
+            }
+            below = crate::volume::look::join(&below, name.as_bytes());
+        }
+        let Ok(handle) = self.tree.open_at(&below, libc::O_PATH) else { return Ok(None) };
+        let Ok(stat) = self.tree.stat(handle.as_fd()) else { return Ok(None) };
+        match self.find(stat.id.ino)? {
+            Found::Here(found) => Ok(Some(found)),
+            _ => Ok(None),
+        }
+    }
+}

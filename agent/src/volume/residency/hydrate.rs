@@ -1,0 +1,441 @@
+//! Brings pieces of files: what the index says of them is fetched and checked, and written where nothing is yet. A piece is
+//! shown as present, and remembered so, after its bytes are there. It must not know why they are wanted.
+
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use storeshim_protocol::residency::PIECE;
+
+use super::Residency;
+use super::file::{RUN, bytes_in};
+use super::find::{Found, Inode};
+use super::own::Own;
+use super::wanted::{self, Item};
+use crate::volume::capture;
+use crate::volume::index::{self, Changes, Pieces};
+use crate::volume::look::same;
+use crate::volume::{Hydrate, VolumeError};
+
+/// Files up to this size come as a whole, in bytes.
+pub const SMALL: u64 = 4 << 20;
+/// Pieces that are written under one lock: 1 MiB.
+const SLICE: u64 = 8;
+/// Pieces that are fetched together: what is in memory of one request.
+const SPAN: u64 = 2 * RUN;
+/// Threads that bring one large range.
+const SIDE_BY_SIDE: usize = 4;
+
+/// Pieces of a file that are wanted.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Volume inode.
+    pub inode: u64,
+    /// Which pieces; those that are here are left alone.
+    pub pieces: Pieces,
+}
+
+/// A file of a bring, and what of it has arrived.
+struct Target {
+    found: Inode,
+    pieces: Pieces,
+    /// Items that are still to come.
+    missing: usize,
+    parts: Vec<(u64, Vec<u8>)>,
+    failed: Option<VolumeError>,
+    done: bool,
+}
+
+type Result<T> = std::result::Result<T, VolumeError>;
+
+impl Residency {
+    /// Has the bytes `start..end` of the file behind a kernel inode number on this disk. Whatever is no regular file of the
+    /// last cut lacks nothing.
+    ///
+    /// # Errors
+    /// Where they could not be fetched for as long as patience goes, are damaged, or this disk does not take them.
+    pub fn hydrate(&self, ino: u64, start: u64, end: u64, pin: bool) -> Result<()> {
+        self.meter.asked.fetch_add(1, Ordering::Relaxed);
+        let found = match self.find(ino)? {
+            Found::Here(found) if found.stat.is_file() => found,
+            Found::Here(_) => return Ok(()),
+            Found::New => {
+                self.show_new(ino)?;
+                return Ok(());
+            }
+            Found::Gone => return Err(self.lost(ino)),
+        };
+        let whole = found.stat.size <= SMALL || self.options.hydrate == Hydrate::OnOpen;
+        let (start, end) = if whole { (0, u64::MAX) } else { (start, end) };
+        let range = start / PIECE..end.min(found.stat.size).div_ceil(PIECE);
+        let absent = self.ask(&found, &range, pin)?;
+        if absent.is_empty() {
+            self.meter.asked_hits.fetch_add(1, Ordering::Relaxed);
+            self.look_ahead(&found, &range, false);
+            return Ok(());
+        }
+        self.look_ahead(&found, &range, true);
+        // What came, and went again at once, is asked for again by who does not find it.
+        self.bring_pieces(found.inode, &absent, true)
+    }
+
+    /// Notes that a range was asked for, shows what is here of the file, and returns what is not.
+    fn ask(&self, found: &Inode, range: &std::ops::Range<u64>, pin: bool) -> Result<Pieces> {
+        let now = self.files.now();
+        let mut locked = self.files.lock(found.inode);
+        let state = locked.state(&self.index)?;
+        state.pinned |= pin;
+        for run in range.start / RUN..range.end.div_ceil(RUN).min(range.start / RUN + SPAN) {
+            state.used.insert(run, now);
+        }
+        let mut absent = Pieces::default();
+        state.absent.within(range.clone()).for_each(|part| absent.add(part));
+        let pieces = if state.absent.is_empty() { 1 } else { found.stat.size.div_ceil(PIECE) };
+        self.table.show(found.stat.id.ino, pieces, &state.absent);
+        if let Some(uses) = self.uses.get() {
+            uses.used(found.inode, range.start, range.end);
+        }
+        Ok(absent)
+    }
+
+    /// A file that the last cut does not know is wholly here: it gets a bitmap, so that nobody asks again.
+    fn show_new(&self, ino: u64) -> Result<()> {
+        self.table.show(ino, 1, &Pieces::default());
+        // Its number may have become a placeholder's since: what is shown then is not that.
+        if self.index.kernel(ino)?.is_some() {
+            self.table.forget(ino);
+        }
+        Ok(())
+    }
+
+    fn lost(&self, ino: u64) -> VolumeError {
+        VolumeError::Failed(format!(
+            "the file with inode {ino} below {} has lost its name before its data was here, and is in nobody's hands that \
+             the agent can see",
+            self.tree.path().display()
+        ))
+    }
+
+    /// Brings absent pieces of one file, however many.
+    ///
+    /// # Errors
+    /// As [`Residency::hydrate`].
+    pub fn bring_pieces(&self, inode: u64, pieces: &Pieces, urgent: bool) -> Result<()> {
+        let mut spans = Vec::new();
+        for range in pieces.iter() {
+            let mut at = range.start;
+            while at < range.end {
+                // On the borders of blocks, where chunks begin.
+                let next = ((at / SPAN + 1) * SPAN).min(range.end);
+                spans.push(Job { inode, pieces: Pieces::of(at..next) });
+                at = next;
+            }
+        }
+        if let [span] = spans.as_slice() {
+            return self.bring(std::slice::from_ref(span), urgent);
+        }
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            let run = || {
+                while let Some(span) = spans.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    self.bring(std::slice::from_ref(span), urgent)?;
+                }
+                Ok(())
+            };
+            let threads: Vec<_> = (0..SIDE_BY_SIDE.min(spans.len())).map(|_| scope.spawn(run)).collect();
+            // A thread that panicked has taken the process with it.
+            threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())))
+        })
+    }
+
+    /// Brings pieces of files together: their reads are under way at once, and neighbours are read once. The first error is
+    /// returned once all that could be brought is here.
+    ///
+    /// # Errors
+    /// As [`Residency::hydrate`].
+    pub fn bring(&self, jobs: &[Job], urgent: bool) -> Result<()> {
+        let queued: u64 = jobs.iter().map(|job| job.pieces.count()).sum();
+        self.meter.queued_pieces.fetch_add(queued as i64, Ordering::Relaxed);
+        let brought = self.bring_together(jobs, urgent);
+        self.meter.queued_pieces.fetch_sub(queued as i64, Ordering::Relaxed);
+        if let Err(error) = &brought {
+            self.shared.count("failed_hydrations", 1);
+            tracing::warn!(%error, "data could not be brought to this disk");
+        }
+        brought
+    }
+
+    fn bring_together(&self, jobs: &[Job], urgent: bool) -> Result<()> {
+        let until = Instant::now() + self.options.patience;
+        let (mut targets, mut items) = (Vec::new(), Vec::<Item>::new());
+        for job in jobs {
+            let mut pieces = Pieces::default();
+            let absent = self.files.lock(job.inode).absent(&self.index)?;
+            job.pieces.iter().flat_map(|range| absent.within(range)).for_each(|part| pieces.add(part));
+            if pieces.is_empty() {
+                continue;
+            }
+            let Some(found) = self.find_inode(job.inode)? else { continue };
+            let wanted = wanted::of_file(
+                &self.index,
+                targets.len(),
+                job.inode,
+                &pieces,
+                found.stat.size,
+                Some(until),
+            )?;
+            targets.push(Target {
+                found,
+                pieces,
+                missing: wanted.len(),
+                parts: Vec::new(),
+                failed: None,
+                done: false,
+            });
+            items.extend(wanted);
+        }
+        let reads = wanted::reads(items);
+        let under_way: Vec<_> = reads
+            .gets
+            .iter()
+            .map(|get| self.fetcher.get(get.pack, get.range.clone(), urgent, until))
+            .collect();
+        let mut failed = None;
+        for item in &reads.inline {
+            let read = item.inline();
+            if let Some(target) = targets.get_mut(item.file) {
+                match read {
+                    Ok(bytes) => target.parts.push((item.at, bytes)),
+                    Err(error) => target.failed = Some(error),
+                }
+                target.missing -= 1;
+            }
+        }
+        for target in targets.iter_mut().filter(|target| target.missing == 0) {
+            failed = failed.or(self.write(target).err());
+        }
+        for (get, answer) in reads.gets.iter().zip(under_way) {
+            let fetched =
+                answer.recv().unwrap_or_else(|_| Err(VolumeError::Failed("the volume is closed".into())));
+            let mut take = |item: &Item, read: Result<&[u8]>| {
+                if let Some(target) = targets.get_mut(item.file) {
+                    match read {
+                        Ok(bytes) => target.parts.push((item.at, bytes.to_vec())),
+                        Err(error) => target.failed = Some(error),
+                    }
+                    target.missing -= 1;
+                }
+            };
+            match fetched {
+                Ok(bytes) => get.unpack(&bytes, &mut take),
+                Err(error) => get.items.iter().for_each(|item| take(item, Err(error.clone()))),
+            }
+            for item in &get.items {
+                if let Some(target) =
+                    targets.get_mut(item.file).filter(|target| target.missing == 0 && !target.done)
+                {
+                    failed = failed.or(self.write(target).err());
+                }
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Writes what has arrived of a file.
+    fn write(&self, target: &mut Target) -> Result<()> {
+        target.done = true;
+        if let Some(error) = target.failed.take() {
+            return Err(error);
+        }
+        let mut parts = std::mem::take(&mut target.parts);
+        parts.sort_by_key(|(at, _)| *at);
+        for range in target.pieces.iter() {
+            let mut at = range.start;
+            while at < range.end {
+                let next = (at + SLICE).min(range.end);
+                self.write_slice(&target.found, at..next, &parts)?;
+                at = next;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_slice(
+        &self,
+        found: &Inode,
+        slice: std::ops::Range<u64>,
+        parts: &[(u64, Vec<u8>)],
+    ) -> Result<()> {
+        let _room = self.admit((slice.end - slice.start) * PIECE);
+        match self.try_write(found, slice.clone(), parts) {
+            Err(Unwritten::NoRoom) if self.make_room((slice.end - slice.start) * PIECE) => {
+                self.try_write(found, slice, parts).map_err(|e| self.cannot_write(found.inode, e))
+            }
+            other => other.map_err(|e| self.cannot_write(found.inode, e)),
+        }
+    }
+
+    fn cannot_write(&self, inode: u64, error: Unwritten) -> VolumeError {
+        let why = match error {
+            Unwritten::NoRoom => std::io::Error::from_raw_os_error(libc::ENOSPC),
+            Unwritten::Io(e) => e,
+            Unwritten::Index(e) => return e,
+        };
+        VolumeError::Failed(format!(
+            "data of the file with inode {inode} of the volume cannot be written below {}: {why}; make room or mend the disk",
+            self.tree.path().display()
+        ))
+    }
+
+    /// Under the inode's lock, and with no descriptor left behind it.
+    fn try_write(
+        &self,
+        found: &Inode,
+        slice: std::ops::Range<u64>,
+        parts: &[(u64, Vec<u8>)],
+    ) -> std::result::Result<(), Unwritten> {
+        let ino = found.stat.id.ino;
+        let mut locked = self.files.lock(found.inode);
+        let mut wanted = Pieces::default();
+        locked.state(&self.index)?.absent.within(slice).for_each(|part| wanted.add(part));
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let leased = self.leased(ino);
+        let opened = match &leased {
+            Some(file) => file.try_clone()?,
+            None => found.open(self, libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NONBLOCK)?,
+        };
+        let mut changes = Changes::new();
+        let mut own = Own::with(self, locked, ino, opened.as_fd())?;
+        let before = own.before;
+        // Whoever was here before us has told nobody, or his change is still to be looked at: his bytes stand.
+        let touched = self.index.seen(found.inode)?.is_none_or(|seen| !same(&seen, &before));
+        let written = wanted.iter().try_for_each(|range| {
+            let (start, end) = (range.start * PIECE, range.end.saturating_mul(PIECE).min(before.size));
+            let taken =
+                if touched && start < end { capture::segments(&opened, start, end)? } else { Vec::new() };
+            parts
+                .iter()
+                .filter(|(at, bytes)| *at < end && at + bytes.len() as u64 > start)
+                .try_for_each(|(at, bytes)| write_around(&opened, *at, bytes, start, end, &taken))
+        });
+        let written = written.map_err(Unwritten::from);
+        let mut came = None;
+        if written.is_ok() {
+            let state = own.locked.state(&self.index)?;
+            wanted.iter().for_each(|range| state.absent.remove(range));
+            index::set_absent(&mut changes, found.inode, &state.absent)?;
+            came = Some(state.absent.is_empty());
+        }
+        let locked = own.end(&mut changes)?;
+        self.index.apply_local(&changes)?;
+        if let Some(whole) = came {
+            // The bytes are there, and that is remembered.
+            for range in wanted.iter() {
+                self.came(found.inode, ino, &range);
+            }
+            self.shared.count("hydrated_bytes", bytes_in(&wanted, before.size));
+            if whole {
+                self.meter.absent_files.fetch_sub(1, Ordering::Relaxed);
+                self.table.whole(found.inode, ino);
+            }
+            if let (Some(uses), Some(range)) = (self.uses.get(), wanted.iter().next()) {
+                uses.used(found.inode, range.start, wanted.end());
+            }
+        }
+        drop(opened);
+        drop(locked);
+        written
+    }
+
+    /// Drops what is known of an inode that is gone: it lacks nothing any more.
+    ///
+    /// # Errors
+    /// Where the index cannot be read.
+    pub fn forget(&self, inode: u64, ino: u64) -> Result<()> {
+        let mut locked = self.files.lock(inode);
+        let absent = locked.absent(&self.index)?;
+        self.forget_locked(&mut locked, ino, &absent)
+    }
+
+    /// As [`Residency::forget`], where the index may have forgotten it already.
+    pub(super) fn forget_locked(
+        &self,
+        locked: &mut super::file::Locked<'_>,
+        ino: u64,
+        absent: &Pieces,
+    ) -> Result<()> {
+        let inode = locked.inode();
+        if !absent.is_empty() {
+            self.meter.absent_files.fetch_sub(1, Ordering::Relaxed);
+        }
+        if !absent.is_empty() || self.index.is_unpopulated(inode)? {
+            self.table.whole(inode, ino);
+        }
+        self.table.forget(ino);
+        locked.forget();
+        Ok(())
+    }
+}
+
+/// Why pieces were not written.
+enum Unwritten {
+    /// The disk is full.
+    NoRoom,
+    Io(std::io::Error),
+    Index(VolumeError),
+}
+
+impl From<std::io::Error> for Unwritten {
+    fn from(e: std::io::Error) -> Self {
+        match e.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => Self::NoRoom,
+            _ => Self::Io(e),
+        }
+    }
+}
+
+impl From<VolumeError> for Unwritten {
+    fn from(e: VolumeError) -> Self {
+        Self::Index(e)
+    }
+}
+
+/// Writes the part of `bytes`, which belong at `at`, that lies in `start..end` and in none of `taken`.
+fn write_around(
+    file: &std::fs::File,
+    at: u64,
+    bytes: &[u8],
+    start: u64,
+    end: u64,
+    taken: &[(u64, u64)],
+) -> std::io::Result<()> {
+    let (mut from, to) = (at.max(start), (at + bytes.len() as u64).min(end));
+    let behind = [(u64::MAX, u64::MAX)];
+    for (low, high) in taken.iter().chain(&behind) {
+        let upto = to.min(*low);
+        if from < upto {
+            let part = bytes.get((from - at) as usize..(upto - at) as usize).unwrap_or(&[]);
+            file.write_all_at(part, from)?;
+        }
+        from = from.max(*high);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_wrote_is_written_around() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(20).unwrap();
+        write_around(&file, 5, b"abcdefghij", 6, 14, &[(8, 9), (11, 12)]).unwrap();
+        let mut read = [0; 20];
+        file.read_exact_at(&mut read, 0).unwrap();
+        assert_eq!(&read, b"\0\0\0\0\0\0bc\0ef\0hi\0\0\0\0\0\0");
+    }
+}

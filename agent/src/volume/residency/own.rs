@@ -1,0 +1,99 @@
+//! What the agent itself does to an inode of the tree: nobody is to notice it by its times, and no look is to take it for a
+//! change, nor to miss what somebody else did meanwhile. It must not know what is done.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::sys::stat::futimens;
+use nix::sys::time::TimeSpec;
+
+use super::Residency;
+use super::file::Locked;
+use crate::volume::VolumeError;
+use crate::volume::index::{self, Changes, Seen};
+use crate::volume::look::same;
+use crate::volume::tree::{Stat, check, cstring};
+
+/// An inode that the agent is just changing: its lock is held, and clients know that its times are not its own.
+pub struct Own<'r, 'f> {
+    residency: &'r Residency,
+    /// The inode's lock.
+    pub locked: Locked<'r>,
+    ino: u64,
+    file: BorrowedFd<'f>,
+    /// As it stood before.
+    pub before: Stat,
+}
+
+impl<'r, 'f> Own<'r, 'f> {
+    /// Takes the lock of an inode that is open as `file`, and shows that it moves.
+    ///
+    /// # Errors
+    /// Where it cannot be looked at.
+    pub fn begin(residency: &'r Residency, inode: u64, ino: u64, file: BorrowedFd<'f>) -> io::Result<Self> {
+        Self::with(residency, residency.files.lock(inode), ino, file)
+    }
+
+    /// As [`Own::begin`], with the lock taken already.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with(
+        residency: &'r Residency,
+        locked: Locked<'r>,
+        ino: u64,
+        file: BorrowedFd<'f>,
+    ) -> io::Result<Self> {
+        residency.table.moving(ino, true);
+        let before = residency.tree.stat(file).inspect_err(|_| residency.table.moving(ino, false))?;
+        Ok(Self { residency, locked, ino, file, before })
+    }
+
+    /// Puts the time of modification back, and notes what stat(2) says now. Where somebody else had changed the inode before,
+    /// that stays to be found.
+    ///
+    /// # Errors
+    /// Where the index cannot be read.
+    pub fn end(self, changes: &mut Changes) -> Result<Locked<'r>, VolumeError> {
+        let Self { residency, locked, ino, file, before } = self;
+        let noted = note(residency, locked.inode(), file, before, changes);
+        residency.table.moving(ino, false);
+        noted.map(|()| locked)
+    }
+}
+
+fn note(
+    residency: &Residency,
+    inode: u64,
+    file: BorrowedFd<'_>,
+    before: Stat,
+    changes: &mut Changes,
+) -> Result<(), VolumeError> {
+    // What cannot be done leaves a difference that the next audit finds.
+    if set_mtime(file, before).is_err() {
+        return Ok(());
+    }
+    let Ok(after) = residency.tree.stat(file) else { return Ok(()) };
+    if let Some(seen) = residency.index.seen(inode)?
+        && same(&seen, &before)
+        && (after.size, after.mtime) == (before.size, before.mtime)
+    {
+        let seen = Seen::of(&after, seen.doubt.moved());
+        changes.insert(index::seen_key(inode), Some(index::encode(&seen)?));
+    }
+    Ok(())
+}
+
+fn set_mtime(file: BorrowedFd<'_>, before: Stat) -> io::Result<()> {
+    let mtime = TimeSpec::new(before.mtime.secs, i64::from(before.mtime.nanos));
+    match futimens(file, &TimeSpec::UTIME_OMIT, &mtime) {
+        // A descriptor that only names.
+        Err(nix::errno::Errno::EBADF) => {
+            let link = cstring(format!("/proc/self/fd/{}", file.as_raw_fd()).as_bytes())?;
+            let times = [*TimeSpec::UTIME_OMIT.as_ref(), *mtime.as_ref()];
+            // SAFETY: a C string, and two times.
+            check(unsafe { libc::utimensat(libc::AT_FDCWD, link.as_ptr(), times.as_ptr(), 0) }).map(drop)
+        }
+        other => Ok(other?),
+    }
+}

@@ -1,0 +1,322 @@
+//! Populates one directory: its entries are made on the stage, known to the index, shown as absent to clients, and only then
+//! moved to their names. The directory counts as populated from one write to the index on, in which all that is said of its
+//! entries is true. It must not know who wants them.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::Residency;
+use super::file::pieces_of;
+use super::find::{self, Found};
+use super::own::Own;
+use crate::meta::records::Inode;
+use crate::volume::VolumeError;
+use crate::volume::dirty::Names;
+use crate::volume::index::{self, Changes, Doubt, Pieces, Seen, Until};
+use crate::volume::tree::{FileId, Stat};
+
+/// Entries that are moved to their names under one lock.
+const BATCH: usize = 256;
+
+/// Directories that are being populated, by volume inode: whoever else wants one waits for that.
+#[derive(Default)]
+pub struct Populating {
+    dirs: Mutex<HashSet<u64>>,
+    ended: Condvar,
+}
+
+/// Ends the turn of a directory.
+struct Turn<'a>(&'a Populating, u64);
+
+impl Populating {
+    fn turn(&self, dir: u64) -> Turn<'_> {
+        let mut dirs = self.dirs.lock().unwrap_or_else(PoisonError::into_inner);
+        while !dirs.insert(dir) {
+            dirs = self.ended.wait(dirs).unwrap_or_else(PoisonError::into_inner);
+        }
+        Turn(self, dir)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.dirs.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
+        self.0.ended.notify_all();
+    }
+}
+
+/// An entry to be made.
+struct Entry {
+    name: Vec<u8>,
+    inode: u64,
+    record: Inode,
+    /// Its name on the stage, once it is there.
+    staged: String,
+    /// It is another name of an inode that is in the tree, or was staged before.
+    link: bool,
+    /// Which inode it became.
+    id: Option<FileId>,
+}
+
+type Result<T> = std::result::Result<T, VolumeError>;
+
+impl Residency {
+    /// Has the entries of the directory behind a kernel inode number in the tree. What is no directory, or has them, is done.
+    ///
+    /// # Errors
+    /// Where the backend or this disk does not let it, for as long as patience goes.
+    pub fn populate(&self, ino: u64) -> Result<()> {
+        match self.find(ino)? {
+            Found::Here(found) if found.stat.is_dir() => self.populate_found(&found, self.until()),
+            _ => Ok(()),
+        }
+    }
+
+    /// As [`Residency::populate`], of a directory that was found.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn populate_found(&self, found: &find::Inode, until: Until) -> Result<()> {
+        let dir = found.inode;
+        if !self.index.is_unpopulated(dir)? {
+            self.show_populated(dir, found.stat.id.ino)?;
+            return Ok(());
+        }
+        let _turn = self.populating.turn(dir);
+        if !self.index.is_unpopulated(dir)? {
+            return Ok(());
+        }
+        let children = self.index.load_children(dir, until)?;
+        self.bring_names(found, children)?;
+        self.shared.count("populated_directories", 1);
+        self.show_populated(dir, found.stat.id.ino)
+    }
+
+    /// A directory in a cell where something else is absent has a bitmap, so that nobody asks for it again.
+    fn show_populated(&self, dir: u64, ino: u64) -> Result<()> {
+        let locked = self.files.lock(dir);
+        if !self.index.is_unpopulated(dir)? {
+            self.table.show(ino, 1, &Pieces::default());
+        }
+        drop(locked);
+        Ok(())
+    }
+
+    /// Until when a reader waits.
+    pub fn until(&self) -> Until {
+        Some(Instant::now() + self.options.patience)
+    }
+
+    fn bring_names(&self, found: &find::Inode, children: Vec<(Vec<u8>, u64)>) -> Result<()> {
+        let failed = |e: std::io::Error| self.cannot_populate(found.inode, &e);
+        let ino = found.stat.id.ino;
+        let fd = self.open_dir(found).map_err(failed)?;
+        // Left by an agent that died half way, or made by a program without the shim.
+        let mut there: HashMap<Vec<u8>, Stat> = HashMap::new();
+        for name in self.tree.list(fd.as_fd()).map_err(failed)? {
+            if let Some(stat) = self.tree.stat_at(fd.as_fd(), &name).map_err(failed)? {
+                there.insert(name, stat);
+            }
+        }
+        let mut entries = Vec::with_capacity(children.len());
+        let (mut ours, mut foreign) = (Vec::new(), Vec::new());
+        for (name, inode) in children {
+            if let Some(stat) = there.remove(&name) {
+                let known = self.index.kernel(stat.id.ino)?;
+                if known.is_some_and(|k| k.id == stat.id && k.inode == inode) {
+                    ours.push((inode, stat.id, name));
+                } else {
+                    foreign.push(name);
+                }
+                continue;
+            }
+            let Some(record) = self.index.inode(inode)? else {
+                // Better all but one than none: the name is left out, and said.
+                let name = String::from_utf8_lossy(&name).into_owned();
+                tracing::error!(
+                    dir = found.inode,
+                    name,
+                    "the volume has no inode for a name, which is left out of the tree"
+                );
+                continue;
+            };
+            entries.push(Entry { name, inode, record, staged: String::new(), link: false, id: None });
+        }
+        foreign.extend(there.into_keys());
+        for batch in entries.chunks_mut(BATCH) {
+            let placed = self
+                .stage_all(batch, found.inode)
+                .and_then(|()| self.place_all(batch, found, &fd, &mut foreign));
+            for entry in batch.iter().filter(|entry| !entry.staged.is_empty()) {
+                // What has its name in the tree is not there any more.
+                self.stage.clear(&entry.staged, entry.record.mode & libc::S_IFMT == libc::S_IFDIR);
+            }
+            placed?;
+        }
+        let mut changes = Changes::new();
+        for (inode, id, name) in ours {
+            index::set_link(&mut changes, inode, found.inode, &name);
+            if self.index.seen(inode)?.is_none_or(|seen| seen.id != id) {
+                foreign.push(name);
+            }
+        }
+        index::set_unpopulated(&mut changes, found.inode, false);
+        {
+            let _locked = self.files.lock(found.inode);
+            self.index.apply_local(&changes)?;
+            self.table.whole(found.inode, ino);
+        }
+        if !foreign.is_empty() {
+            tracing::warn!(
+                dir = ino,
+                entries = foreign.len(),
+                "a program without the shim has made entries in a directory that was not here yet: they stand before those \
+                 of the volume"
+            );
+            self.shared.count("foreign_entries", foreign.len() as u64);
+        }
+        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        foreign.iter().for_each(|name| sink.add_name(ino, name));
+        match self.files.deferred(found.inode) {
+            Some(Names::All) => sink.add_name(ino, b""),
+            Some(Names::Some(names)) => names.iter().for_each(|name| sink.add_name(ino, name)),
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn open_dir(&self, found: &find::Inode) -> std::io::Result<OwnedFd> {
+        found.open(self, libc::O_RDONLY | libc::O_DIRECTORY).map(OwnedFd::from)
+    }
+
+    /// Makes entries on the stage, and lets index and clients know of them.
+    fn stage_all(&self, batch: &mut [Entry], dir: u64) -> Result<()> {
+        let mut staged: HashMap<u64, String> = HashMap::new();
+        let mut changes = Changes::new();
+        let mut absent = Vec::new();
+        for entry in batch.iter_mut() {
+            let failed = |e: std::io::Error| self.cannot_populate(dir, &e);
+            let name = self.stage.name();
+            let kind = entry.record.mode & libc::S_IFMT;
+            let old = self.index.seen(entry.inode)?;
+            let elsewhere = match (&old, entry.record.links > 1 && kind != libc::S_IFDIR) {
+                (Some(_), true) => self.find_inode(entry.inode)?,
+                _ => None,
+            };
+            let kept = elsewhere.is_none() && entry.record.links > 1 && self.take_kept(entry.inode, &name);
+            if kept {
+                entry.link = true;
+                entry.id = old.map(|seen| seen.id);
+            } else if let Some(first) = elsewhere {
+                self.stage.link_handle(first.handle.as_fd(), &name).map_err(failed)?;
+                (entry.link, entry.id) = (true, Some(first.stat.id));
+            } else if let Some(first) = staged.get(&entry.inode) {
+                self.stage.link(first, &name).map_err(failed)?;
+                entry.link = true;
+            } else {
+                self.stage.make(&self.tree, &name, &entry.record).map_err(failed)?;
+            }
+            entry.staged.clone_from(&name);
+            index::set_link(&mut changes, entry.inode, dir, &entry.name);
+            if entry.link {
+                continue;
+            }
+            let stat = self.tree.stat_at(self.stage.dir(), name.as_bytes()).map_err(failed)?;
+            let Some(stat) = stat else {
+                return Err(self.cannot_populate(dir, &std::io::ErrorKind::NotFound.into()));
+            };
+            entry.id = Some(stat.id);
+            if let Some(old) = old {
+                // Staged by an agent that died, or it had a name that is gone: that inode lacks nothing any more.
+                self.forget(entry.inode, old.id.ino)?;
+            }
+            index::set_seen(&mut changes, entry.inode, &Seen::of(&stat, Doubt::None.moved()))?;
+            let pieces = if kind == libc::S_IFREG { pieces_of(entry.record.size) } else { Pieces::default() };
+            index::set_absent(&mut changes, entry.inode, &pieces)?;
+            index::set_unpopulated(&mut changes, entry.inode, kind == libc::S_IFDIR);
+            if kind == libc::S_IFDIR || !pieces.is_empty() {
+                absent.push((entry.inode, stat.id.ino));
+                if kind == libc::S_IFREG {
+                    self.meter.absent_files.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            if entry.record.links > 1 && kind != libc::S_IFDIR {
+                staged.insert(entry.inode, name);
+            }
+        }
+        // Before any of them can be met.
+        self.index.apply_local(&changes)?;
+        absent.into_iter().for_each(|(inode, ino)| self.table.absent(inode, ino));
+        Ok(())
+    }
+
+    /// Brings a file to the stage that had lost its names in the tree before this one came; whether there was one.
+    fn take_kept(&self, inode: u64, name: &str) -> bool {
+        let kept = inode.to_string();
+        nix::fcntl::renameat(self.stage.kept(), kept.as_str(), self.stage.dir(), name).is_ok()
+    }
+
+    /// Gives staged entries their names, and notes what stat(2) says of them then.
+    fn place_all(
+        &self,
+        batch: &mut [Entry],
+        found: &find::Inode,
+        fd: &OwnedFd,
+        foreign: &mut Vec<Vec<u8>>,
+    ) -> Result<()> {
+        let failed = |e: std::io::Error| self.cannot_populate(found.inode, &e);
+        let mut changes = Changes::new();
+        {
+            let own = Own::begin(self, found.inode, found.stat.id.ino, fd.as_fd()).map_err(failed)?;
+            let mut place = || -> std::io::Result<()> {
+                for entry in batch.iter() {
+                    match self.stage.place(&entry.staged, fd.as_fd(), &entry.name) {
+                        Ok(()) => self.stage.finish(fd.as_fd(), &entry.name, &entry.record)?,
+                        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+                            foreign.push(entry.name.clone());
+                        }
+                        Err(e) => return Err(e),
+                    }
+                }
+                Ok(())
+            };
+            let placed = match place() {
+                // Shut by its owner, whom the agent runs as.
+                Err(e) if e.raw_os_error() == Some(libc::EACCES) => {
+                    self.tree.with_permission(fd.as_fd(), 0o700, place)
+                }
+                other => other,
+            };
+            let _locked = own.end(&mut changes)?;
+            self.index.apply_local(&changes)?;
+            placed.map_err(failed)?;
+        }
+        let mut changes = Changes::new();
+        for entry in batch.iter() {
+            // Their move has changed the last of their times.
+            let Some(stat) = self.tree.stat_at(fd.as_fd(), &entry.name).map_err(failed)? else { continue };
+            if entry.id == Some(stat.id) {
+                let _locked = self.files.lock(entry.inode);
+                if let Some(seen) = self.index.seen(entry.inode)?.filter(|seen| seen.id == stat.id)
+                    && (seen.size, seen.mtime) == (stat.size, stat.mtime)
+                {
+                    changes.insert(
+                        index::seen_key(entry.inode),
+                        Some(index::encode(&Seen::of(&stat, seen.doubt.moved()))?),
+                    );
+                }
+            }
+        }
+        self.index.apply_local(&changes)
+    }
+
+    fn cannot_populate(&self, dir: u64, error: &std::io::Error) -> VolumeError {
+        VolumeError::Failed(format!(
+            "the directory with inode {dir} of the volume cannot be populated below {}: {error}; make room or mend the disk",
+            self.tree.path().display()
+        ))
+    }
+}

@@ -1,0 +1,184 @@
+//! Makes entries where nobody sees them: with their attributes, and known to the index, before they get their names in the
+//! tree. It must not know which directory they are for.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
+
+use crate::meta::records::Inode;
+use crate::volume::entry;
+use crate::volume::tree::{Tree, check, cstring};
+
+/// A private directory of the tree's filesystem, in which entries are made.
+pub struct Stage {
+    dir: OwnedFd,
+    kept: OwnedFd,
+    next: AtomicU64,
+    root: bool,
+}
+
+impl Stage {
+    /// Makes the stage in the state directory. What an agent that died has left there has never been seen by anybody, and is
+    /// removed.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn open(state: &Path) -> io::Result<Self> {
+        let path = state.join("stage");
+        match std::fs::remove_dir_all(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        std::fs::create_dir(&path)?;
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        let dir = nix::fcntl::open(&path, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let kept = state.join("kept");
+        match std::fs::create_dir(&kept) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => std::fs::set_permissions(&kept, std::os::unix::fs::PermissionsExt::from_mode(0o700))?,
+        }
+        let kept = nix::fcntl::open(&kept, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        Ok(Self { dir, kept, next: AtomicU64::new(0), root: nix::unistd::geteuid().is_root() })
+    }
+
+    /// Whether what is made here can be moved into the tree, and whether the tree's filesystem tells holes from data: without
+    /// either a volume has to be restored whole.
+    ///
+    /// # Errors
+    /// The reason, as a part of a sentence.
+    pub fn fits(state: &Path, tree: &Tree) -> Result<(), String> {
+        let probe = || -> io::Result<bool> {
+            let stage = Self::open(state)?;
+            let name = stage.name();
+            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+            let file = nix::fcntl::openat(&stage.dir, name.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+            let file = std::fs::File::from(file);
+            file.set_len(1 << 20)?;
+            std::os::unix::fs::FileExt::write_all_at(&file, b"x", 512 << 10)?;
+            let data = crate::volume::capture::segments(&file, 0, 1 << 20)?;
+            let tells = matches!(data.as_slice(), [(start, end)] if *start > 0 && *end < 1 << 20);
+            // Over its own name nothing is changed; across filesystems it is refused all the same.
+            let same = tree.dev() == tree.stat(file.as_fd())?.dev;
+            stage.clear(&name, false);
+            Ok(tells && same)
+        };
+        match probe() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(
+                "the tree's filesystem does not tell holes from data, or is not that of the state directory"
+                    .into(),
+            ),
+            Err(e) => Err(format!("no files can be made in {}: {e}", state.display())),
+        }
+    }
+
+    /// A name that nothing here has.
+    pub fn name(&self) -> String {
+        self.next.fetch_add(1, Ordering::Relaxed).to_string()
+    }
+
+    /// The stage's descriptor.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// The directory of files that have lost their names in the tree and have another one that is not there yet, each by its
+    /// volume inode.
+    pub fn kept(&self) -> BorrowedFd<'_> {
+        self.kept.as_fd()
+    }
+
+    /// Makes an inode as `record` says, with its attributes and without data.
+    ///
+    /// # Errors
+    /// Those of the system calls.
+    pub fn make(&self, tree: &Tree, name: &str, record: &Inode) -> io::Result<()> {
+        let dir = self.dir.as_fd();
+        entry::make(tree, dir, name.as_bytes(), record)?;
+        if record.mode & libc::S_IFMT == libc::S_IFDIR && !self.root {
+            // One that its owner may not change cannot be moved: see `finish`.
+            let open = Inode { mode: record.mode | libc::S_IRWXU, ..record.clone() };
+            return entry::set_attributes(dir, name.as_bytes(), &open);
+        }
+        entry::set_attributes(dir, name.as_bytes(), record)
+    }
+
+    /// Sets, at its place, what would have hindered the move of a directory there.
+    ///
+    /// # Errors
+    /// Those of the system calls.
+    pub fn finish(&self, dir: BorrowedFd<'_>, name: &[u8], record: &Inode) -> io::Result<()> {
+        if record.mode & libc::S_IFMT == libc::S_IFDIR
+            && !self.root
+            && record.mode & libc::S_IRWXU != libc::S_IRWXU
+        {
+            return entry::set_attributes(dir, name, record);
+        }
+        Ok(())
+    }
+
+    /// Another name here for what has one.
+    ///
+    /// # Errors
+    /// Those of linkat(2).
+    pub fn link(&self, from: &str, name: &str) -> io::Result<()> {
+        Ok(linkat(&self.dir, from, &self.dir, name, AtFlags::empty())?)
+    }
+
+    /// Another name here for an inode of the tree.
+    ///
+    /// # Errors
+    /// Those of linkat(2).
+    pub fn link_handle(&self, handle: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+        let link = format!("/proc/self/fd/{}", handle.as_raw_fd());
+        Ok(linkat(nix::fcntl::AT_FDCWD, link.as_str(), &self.dir, name, AtFlags::AT_SYMLINK_FOLLOW)?)
+    }
+
+    /// Gives an entry its name in the tree; an error of kind `AlreadyExists` where somebody has taken that.
+    ///
+    /// # Errors
+    /// Those of renameat2(2).
+    pub fn place(&self, name: &str, dir: BorrowedFd<'_>, to: &[u8]) -> io::Result<()> {
+        let (from, to) = (cstring(name.as_bytes())?, cstring(to)?);
+        let rename = |flags: u32| {
+            // SAFETY: two C strings.
+            let done = unsafe {
+                libc::syscall(
+                    libc::SYS_renameat2,
+                    self.dir.as_raw_fd(),
+                    from.as_ptr(),
+                    dir.as_raw_fd(),
+                    to.as_ptr(),
+                    flags,
+                )
+            };
+            check(done as i32).map(drop)
+        };
+        match rename(libc::RENAME_NOREPLACE) {
+            // A filesystem without the notion: whoever makes the same name in this very moment loses it.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
+                // SAFETY: a C string; `stat` is not read.
+                let there = unsafe {
+                    libc::faccessat(dir.as_raw_fd(), to.as_ptr(), libc::F_OK, libc::AT_SYMLINK_NOFOLLOW)
+                };
+                if there == 0 {
+                    return Err(io::ErrorKind::AlreadyExists.into());
+                }
+                rename(0)
+            }
+            other => other,
+        }
+    }
+
+    /// Removes what did not get its name.
+    pub fn clear(&self, name: &str, is_dir: bool) {
+        let flags = if is_dir { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
+        // It is removed at the next start, if not now.
+        let _ = unlinkat(&self.dir, name, flags);
+    }
+}

@@ -1,0 +1,185 @@
+//! From pieces of a file to ranges of packs, and back: which stored bytes hold what is wanted, which of them are read
+//! together, and what they say once they are here, checked against their hashes. It must not know who wants them.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use storeshim_protocol::residency::PIECE;
+
+use crate::blob::pack::{self, Part};
+use crate::meta::records::{BLOCK_SIZE, Chunk, ChunkHash, Location, PackId};
+use crate::volume::VolumeError;
+use crate::volume::index::{Index, Pieces, Until};
+
+/// Two ranges of a pack that lie closer than this are read as one, in bytes.
+const GAP: u64 = 128 << 10;
+/// Bytes of a pack that are read at once.
+pub const GET_MAX: u64 = 4 << 20;
+
+/// Bytes of a file that lie in one chunk.
+#[derive(Clone)]
+pub struct Item {
+    /// Which of the files that are wanted together.
+    pub file: usize,
+    /// Where they belong in it.
+    pub at: u64,
+    len: u32,
+    /// Their first byte, counted from the part's.
+    skip: u32,
+    hash: ChunkHash,
+    chunk: Arc<Chunk>,
+    part: Part,
+}
+
+/// Bytes of a pack that are read at once, and what is in them.
+pub struct Get {
+    /// Which pack.
+    pub pack: PackId,
+    /// Which bytes of it.
+    pub range: Range<u64>,
+    /// In the order of where they lie.
+    pub items: Vec<Item>,
+}
+
+/// What a list of items comes down to.
+#[derive(Default)]
+pub struct Reads {
+    /// Is in the metadata.
+    pub inline: Vec<Item>,
+    /// Is to be read.
+    pub gets: Vec<Get>,
+}
+
+fn damaged(inode: u64) -> VolumeError {
+    VolumeError::Failed(format!(
+        "the volume's metadata is damaged: a record of the file with inode {inode} is missing; restore the backend from a copy"
+    ))
+}
+
+/// What is to be read for `pieces` of a file of `size` bytes, which is number `file` of those that are wanted together.
+///
+/// # Errors
+/// Where the index cannot be read, or contradicts itself.
+pub fn of_file(
+    index: &Index,
+    file: usize,
+    inode: u64,
+    pieces: &Pieces,
+    size: u64,
+    until: Until,
+) -> Result<Vec<Item>, VolumeError> {
+    let mut items = Vec::new();
+    let mut chunks: HashMap<ChunkHash, Arc<Chunk>> = HashMap::new();
+    let bytes = |piece: u64| piece.saturating_mul(PIECE).min(size);
+    let span = pieces.iter().next().map_or(0, |range| bytes(range.start))..bytes(pieces.end());
+    if span.is_empty() {
+        return Ok(items);
+    }
+    index.load_file(inode, span.clone(), until)?;
+    for range in pieces.iter() {
+        let (start, end) = (bytes(range.start), bytes(range.end));
+        for number in index.block_numbers(inode, start / BLOCK_SIZE, end.div_ceil(BLOCK_SIZE))? {
+            let base = number * BLOCK_SIZE;
+            for extent in index.block(inode, number)?.unwrap_or_default().extents {
+                let from = (base + u64::from(extent.start)).max(start);
+                let to = (base + u64::from(extent.start) + u64::from(extent.len)).min(end);
+                if from >= to {
+                    continue;
+                }
+                let chunk = match chunks.get(&extent.chunk) {
+                    Some(chunk) => Arc::clone(chunk),
+                    None => {
+                        let chunk = Arc::new(index.chunk(&extent.chunk)?.ok_or_else(|| damaged(inode))?);
+                        chunks.insert(extent.chunk, Arc::clone(&chunk));
+                        chunk
+                    }
+                };
+                let first = u64::from(extent.chunk_offset) + (from - base - u64::from(extent.start));
+                let Ok(first) = u32::try_from(first) else { return Err(damaged(inode)) };
+                // Fits: it is a part of an extent.
+                let len = (to - from) as u32;
+                let part = pack::frames_around(&chunk, first..first.saturating_add(len))?;
+                let skip = first - part.bytes.start;
+                items.push(Item { file, at: from, len, skip, hash: extent.chunk, chunk, part });
+            }
+        }
+    }
+    Ok(items)
+}
+
+/// Puts together what lies near one another.
+pub fn reads(items: Vec<Item>) -> Reads {
+    let mut reads = Reads::default();
+    let mut packed: Vec<(PackId, Range<u64>, Item)> = Vec::with_capacity(items.len());
+    for item in items {
+        match &item.chunk.location {
+            Location::Inline(_) => reads.inline.push(item),
+            Location::Pack { pack, offset } => {
+                let stored = &item.part.stored;
+                let range =
+                    u64::from(*offset) + u64::from(stored.start)..u64::from(*offset) + u64::from(stored.end);
+                packed.push((*pack, range, item));
+            }
+        }
+    }
+    packed.sort_by_key(|(pack, range, _)| (*pack, range.start, range.end));
+    for (pack, range, item) in packed {
+        match reads.gets.last_mut() {
+            Some(get)
+                if get.pack == pack
+                    && range.start <= get.range.end + GAP
+                    && range.end.max(get.range.end) - get.range.start <= GET_MAX =>
+            {
+                get.range.end = get.range.end.max(range.end);
+                get.items.push(item);
+            }
+            _ => reads.gets.push(Get { pack, range, items: vec![item] }),
+        }
+    }
+    reads
+}
+
+impl Item {
+    /// The bytes of an item in the metadata.
+    ///
+    /// # Errors
+    /// Where they are damaged.
+    pub fn inline(&self) -> Result<Vec<u8>, VolumeError> {
+        let Location::Inline(stored) = &self.chunk.location else { return Ok(Vec::new()) };
+        let (start, end) = (self.part.stored.start as usize, self.part.stored.end as usize);
+        let stored = stored.get(start..end).unwrap_or(&[]);
+        let bytes = pack::read_part(&self.hash, &self.chunk, &self.part, stored, "the metadata")?;
+        Ok(self.of_part(&bytes).to_vec())
+    }
+
+    fn of_part<'b>(&self, part: &'b [u8]) -> &'b [u8] {
+        let start = self.skip as usize;
+        part.get(start..start + self.len as usize).unwrap_or(&[])
+    }
+}
+
+impl Get {
+    /// Calls `each` with every item's bytes, or with what is wrong with them.
+    pub fn unpack(&self, read: &[u8], each: &mut dyn FnMut(&Item, Result<&[u8], VolumeError>)) {
+        let place = format!("pack {:032x}", u128::from_be_bytes(self.pack));
+        let mut last: Option<(&Item, Result<Vec<u8>, VolumeError>)> = None;
+        for item in &self.items {
+            let same = |before: &Item| before.hash == item.hash && before.part == item.part;
+            let part = match last.take().filter(|(before, _)| same(before)) {
+                Some((_, part)) => part,
+                None => self.part(item, read, &place),
+            };
+            each(item, part.as_ref().map(|part| item.of_part(part)).map_err(Clone::clone));
+            last = Some((item, part));
+        }
+    }
+
+    fn part(&self, item: &Item, read: &[u8], place: &str) -> Result<Vec<u8>, VolumeError> {
+        let Location::Pack { offset, .. } = item.chunk.location else { return Ok(Vec::new()) };
+        let stored = &item.part.stored;
+        let start = (u64::from(offset) + u64::from(stored.start)).saturating_sub(self.range.start) as usize;
+        let stored = read.get(start..start + (stored.end - stored.start) as usize).unwrap_or(&[]);
+        Ok(pack::read_part(&item.hash, &item.chunk, &item.part, stored, place)?)
+    }
+}
