@@ -42,6 +42,11 @@ pub struct Plan {
     pub inodes: i64,
     /// The next free inode number.
     pub next_inode: u64,
+    /// Inodes that the volume has no more: volume inode, and the kernel inode number that stood for it.
+    pub dead: Vec<(u64, u64)>,
+    /// Directories from which one has vanished that was not populated yet: it is to be made again. Volume inode, and kernel
+    /// inode number.
+    pub vanished: Vec<(u64, u64)>,
 }
 
 impl Plan {
@@ -85,8 +90,15 @@ impl Plan {
 
 /// Plans the commit of a finished look.
 pub fn plan(index: &Index, mut look: Look<'_>, chunks: &mut dyn NewChunks) -> Result<Plan> {
-    let mut planner =
-        Planner { index, plan: Plan::default(), refs: HashMap::new(), chunks, dead: HashSet::new() };
+    let mut planner = Planner {
+        index,
+        plan: Plan::default(),
+        refs: HashMap::new(),
+        chunks,
+        dead: HashSet::new(),
+        lost: HashMap::new(),
+        vanished: BTreeSet::new(),
+    };
     let touched = planner.bury(&mut look)?;
     planner.names(&look)?;
     let mut looked = std::mem::take(&mut look.inodes);
@@ -103,6 +115,9 @@ pub fn plan(index: &Index, mut look: Look<'_>, chunks: &mut dyn NewChunks) -> Re
         }
     }
     let dead: Vec<u64> = planner.dead.iter().copied().collect();
+    // Of those that were never read here their extents are still in the backend.
+    index.load_files(&dead, None)?;
+    planner.make_again()?;
     for inode in dead {
         planner.delete(inode)?;
     }
@@ -134,6 +149,10 @@ struct Planner<'a> {
     refs: HashMap<ChunkHash, i64>,
     chunks: &'a mut dyn NewChunks,
     dead: HashSet<u64>,
+    /// Names that inodes had before this look, and that stand for something else after it.
+    lost: HashMap<u64, BTreeSet<(u64, Vec<u8>)>>,
+    /// Directories from which one has vanished that was not populated.
+    vanished: BTreeSet<u64>,
 }
 
 impl Planner<'_> {
@@ -144,6 +163,9 @@ impl Planner<'_> {
         let mut queue = VecDeque::new();
         for ((dir, name), child) in &look.dentries {
             let old = self.index.child(*dir, name)?;
+            if let Some(old) = old.filter(|old| Some(*old) != *child) {
+                self.lost.entry(old).or_default().insert((*dir, name.clone()));
+            }
             for inode in [old, *child].into_iter().flatten() {
                 if touched.insert(inode) {
                     queue.push_back(inode);
@@ -157,7 +179,7 @@ impl Planner<'_> {
                 continue;
             }
             let alive = look.links_of(inode)?.iter().any(|(dir, _)| !self.dead.contains(dir));
-            if alive {
+            if alive || self.elsewhere(inode)? > 0 || self.keep_unpopulated(inode, look)? {
                 continue;
             }
             self.dead.insert(inode);
@@ -176,6 +198,48 @@ impl Planner<'_> {
             }
         }
         Ok(touched)
+    }
+
+    /// Names of an inode in directories that are not populated yet: those that it is said to have, and of which none here
+    /// knows.
+    fn elsewhere(&self, inode: u64) -> Result<u32> {
+        let Some(record) = self.index.inode(inode)?.filter(|record| record.links > 1) else { return Ok(0) };
+        let mut known: BTreeSet<(u64, Vec<u8>)> = self.index.links(inode)?.into_iter().collect();
+        known.extend(self.lost.get(&inode).into_iter().flatten().cloned());
+        Ok(record.links.saturating_sub(u32::try_from(known.len()).unwrap_or(u32::MAX)))
+    }
+
+    /// A directory that was not populated has all its entries in the volume only. Whoever removes it through the shim has it
+    /// populated first, so this was a program that took it for empty: it keeps its name.
+    fn keep_unpopulated(&mut self, inode: u64, look: &mut Look<'_>) -> Result<bool> {
+        if !self.index.is_unpopulated(inode)? {
+            return Ok(false);
+        }
+        let names: Vec<(u64, Vec<u8>)> = self.lost.get(&inode).into_iter().flatten().cloned().collect();
+        let mut kept = false;
+        for (dir, name) in names {
+            let link = (dir, name);
+            if !self.dead.contains(&dir) && look.dentries.get(&link).is_some_and(Option::is_none) {
+                look.dentries.remove(&link);
+                self.vanished.insert(dir);
+                kept = true;
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Has the directories populated anew from which one has vanished that was not.
+    fn make_again(&mut self) -> Result<()> {
+        for dir in std::mem::take(&mut self.vanished) {
+            if self.dead.contains(&dir) {
+                continue;
+            }
+            if let Some(seen) = self.index.seen(dir)? {
+                self.plan.vanished.push((dir, seen.id.ino));
+                index::set_unpopulated(&mut self.plan.changes, dir, true);
+            }
+        }
+        Ok(())
     }
 
     fn names(&mut self, look: &Look<'_>) -> Result<()> {
@@ -213,7 +277,7 @@ impl Planner<'_> {
 
     fn count_links(&self, inode: u64, look: &Look<'_>) -> Result<u32> {
         let links = look.links_of(inode)?.iter().filter(|(dir, _)| !self.dead.contains(dir)).count();
-        Ok(links.max(1) as u32)
+        Ok((links as u32).saturating_add(self.elsewhere(inode)?).max(1))
     }
 
     fn inode(&mut self, inode: u64, looked: Looked, look: &Look<'_>) -> Result<()> {
@@ -318,6 +382,7 @@ impl Planner<'_> {
             self.set(key, None);
         }
         if let Some(seen) = self.index.seen(inode)? {
+            self.plan.dead.push((inode, seen.id.ino));
             let kernel = index::kernel_key(seen.id.ino);
             // The number may stand for a new inode already.
             let ours = self.index.kernel(seen.id.ino)?.is_some_and(|k| k.inode == inode);
