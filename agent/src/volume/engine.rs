@@ -14,7 +14,7 @@ use storeshim_protocol::{MountState, OpenFlags};
 use super::chunks::ChunkStore;
 use super::commit::{Job, Pipeline, Uploader, Waiter};
 use super::cut::{Audit, CROWD, Cut, Cutter, Sink, Suspects};
-use super::index::Index;
+use super::index::{Changes, Index};
 use super::loader::Loader;
 use super::look::Trouble;
 use super::open::{self, Opened};
@@ -126,6 +126,7 @@ impl Volume {
             shared: Arc::clone(&shared),
             sink: Arc::clone(&sink),
             files: Arc::default(),
+            residency: None,
             suspects,
             journal,
             troubled: Vec::new(),
@@ -156,6 +157,7 @@ impl Volume {
                 asked.send(Command::Settle(done)).is_ok() && made.recv_timeout(SETTLE).is_ok()
             }),
         })?;
+        engine.residency = Some(Arc::clone(&residency));
         shared.set_ready();
         shared.gate().set_state(MountState::Ready);
         let index = Arc::clone(&engine.index);
@@ -281,6 +283,8 @@ struct Engine {
     pipeline: Pipeline,
     /// What is absent of files, and the inodes' locks.
     files: Arc<Files>,
+    /// There as soon as anything can be absent.
+    residency: Option<Arc<Residency>>,
     suspects: Suspects,
     journal: Arc<Journal>,
     /// What could not be read: no barrier succeeds until they can.
@@ -509,7 +513,7 @@ impl Engine {
             since: since.unwrap_or_else(Instant::now),
         };
         if plan.is_empty() {
-            if let Err(error) = self.index.apply_local(&plan.changes) {
+            if let Err(error) = self.take_over(&plan, |changes| self.index.apply_local(changes)) {
                 return Err((error, job.waiters));
             }
             // Kept in order behind the commits that are on their way, whose changes they may wait for.
@@ -549,11 +553,27 @@ impl Engine {
         ops.push((key::head(), Some(records::encode(&Head { seq, nonce, cut_at_ns })?)));
         self.shared.unsettled.commit(seq, plan.inodes());
         // Before the backend moves, so that an agent that starts after us knows its own commit.
-        self.index.apply(seq, nonce, &plan.changes)?;
+        self.take_over(plan, |changes| self.index.apply(seq, nonce, changes))?;
         if self.options.durability == Durability::Local {
             self.index.sync()?;
         }
         Ok((Batch { ops }, totals))
+    }
+
+    /// Has the index take over a plan, and with it whoever keeps what is absent of its inodes.
+    fn take_over(
+        &self,
+        plan: &Plan,
+        apply: impl FnOnce(&Changes) -> Result<(), VolumeError>,
+    ) -> Result<(), VolumeError> {
+        let Some(residency) = &self.residency else { return apply(&plan.changes) };
+        for (inode, ino) in &plan.dead {
+            residency.bury(*inode, *ino)?;
+        }
+        residency.vanished(&plan.vanished);
+        apply(&plan.changes)?;
+        residency.buried(plan.dead.iter().map(|(inode, _)| *inode));
+        Ok(())
     }
 
     /// The last cut, then the pipeline's end; a clean mark where everything is on the disk.

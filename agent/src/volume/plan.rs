@@ -42,6 +42,11 @@ pub struct Plan {
     pub inodes: i64,
     /// The next free inode number.
     pub next_inode: u64,
+    /// Inodes that the volume has no more: volume inode, and the kernel inode number that stood for it.
+    pub dead: Vec<(u64, u64)>,
+    /// Directories from which one has vanished that was not populated yet: it is to be made again. Volume inode, and kernel
+    /// inode number.
+    pub vanished: Vec<(u64, u64)>,
 }
 
 impl Plan {
@@ -93,6 +98,8 @@ pub fn plan(index: &Index, mut look: Look<'_>, chunks: &mut dyn NewChunks) -> Re
         dead: HashSet::new(),
         names: HashMap::new(),
         complete: index.names_complete()?,
+        lost: HashMap::new(),
+        vanished: BTreeSet::new(),
     };
     let touched = planner.bury(&mut look)?;
     planner.names(&look)?;
@@ -113,7 +120,9 @@ pub fn plan(index: &Index, mut look: Look<'_>, chunks: &mut dyn NewChunks) -> Re
         }
     }
     let dead: Vec<u64> = planner.dead.iter().copied().collect();
+    // Of those that were never read here their extents are still in the backend.
     index.load_files(&dead, None)?;
+    planner.make_again()?;
     for inode in dead {
         planner.delete(inode)?;
     }
@@ -149,6 +158,10 @@ struct Planner<'a> {
     names: HashMap<u64, i64>,
     /// Every name of the volume is in the tree: the names that a look knows are all.
     complete: bool,
+    /// Names that inodes had before this look, and that stand for something else after it.
+    lost: HashMap<u64, BTreeSet<(u64, Vec<u8>)>>,
+    /// Directories from which one has vanished that was not populated.
+    vanished: BTreeSet<u64>,
 }
 
 impl Planner<'_> {
@@ -162,6 +175,9 @@ impl Planner<'_> {
                 old.into_iter().for_each(|old| *self.names.entry(old).or_default() -= 1);
                 child.iter().for_each(|child| *self.names.entry(*child).or_default() += 1);
             }
+            if let Some(old) = old.filter(|old| Some(*old) != *child) {
+                self.lost.entry(old).or_default().insert((*dir, name.clone()));
+            }
             touched.extend(old.into_iter().chain(*child));
         }
         // Also inodes that were met under a name which is not theirs any more.
@@ -171,7 +187,11 @@ impl Planner<'_> {
             self.index.load_inodes(&level, None)?;
             let mut dirs = Vec::new();
             for inode in level {
-                if inode == ROOT_INODE || self.dead.contains(&inode) || self.count_names(inode, look)? > 0 {
+                if inode == ROOT_INODE
+                    || self.dead.contains(&inode)
+                    || self.count_names(inode, look)? > 0
+                    || self.keep_unpopulated(inode, look)?
+                {
                     continue;
                 }
                 self.dead.insert(inode);
@@ -204,6 +224,40 @@ impl Planner<'_> {
         let before = self.index.inode(inode)?.map_or(0, |record| u64::from(record.links));
         let change = self.names.get(&inode).copied().unwrap_or(0);
         Ok(before.saturating_add_signed(change).max(found))
+    }
+
+    /// A directory that was not populated has all its entries in the volume only. Whoever removes it through the shim has it
+    /// populated first, so this was a program that took it for empty: it keeps its name.
+    fn keep_unpopulated(&mut self, inode: u64, look: &mut Look<'_>) -> Result<bool> {
+        if !self.index.is_unpopulated(inode)? {
+            return Ok(false);
+        }
+        let names: Vec<(u64, Vec<u8>)> = self.lost.get(&inode).into_iter().flatten().cloned().collect();
+        let mut kept = false;
+        for (dir, name) in names {
+            let link = (dir, name);
+            if !self.dead.contains(&dir) && look.dentries.get(&link).is_some_and(Option::is_none) {
+                look.dentries.remove(&link);
+                *self.names.entry(inode).or_default() += 1;
+                self.vanished.insert(dir);
+                kept = true;
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Has the directories populated anew from which one has vanished that was not.
+    fn make_again(&mut self) -> Result<()> {
+        for dir in std::mem::take(&mut self.vanished) {
+            if self.dead.contains(&dir) {
+                continue;
+            }
+            if let Some(seen) = self.index.seen(dir)? {
+                self.plan.vanished.push((dir, seen.id.ino));
+                index::set_unpopulated(&mut self.plan.changes, dir, true);
+            }
+        }
+        Ok(())
     }
 
     fn names(&mut self, look: &Look<'_>) -> Result<()> {
@@ -345,6 +399,7 @@ impl Planner<'_> {
             self.set(key, None);
         }
         if let Some(seen) = self.index.seen(inode)? {
+            self.plan.dead.push((inode, seen.id.ino));
             let kernel = index::kernel_key(seen.id.ino);
             // The number may stand for a new inode already.
             let ours = self.index.kernel(seen.id.ino)?.is_some_and(|k| k.inode == inode);
