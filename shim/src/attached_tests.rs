@@ -4,6 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
+use storeshim_protocol::control::FLAG_COMPLETE;
 use storeshim_protocol::intent::{ENTRIES_MAX, Entry, decode};
 use storeshim_protocol::{CONTROL_MAGIC, Control, Intent, MountState, NAME_MAX, OpenFlags, VERSION, names};
 
@@ -11,16 +12,29 @@ use crate::attach::{self, Seat};
 use crate::sys::{self, PathBuf};
 use crate::{ask, control, fds, gate, place, tell};
 
-struct Run {
-    control: &'static Control,
+pub struct Run {
+    pub control: &'static Control,
     tree: String,
+    /// That of mount 1, /lazy, which is not complete: on another device, where there is one.
+    pub lazy: String,
 }
 
-fn base() -> std::path::PathBuf {
+pub fn base() -> std::path::PathBuf {
     std::env::temp_dir().join(format!("storeshim-shim-test-{}", std::process::id()))
 }
 
+/// Where the tree of mount 1 lies.
+pub fn lazy_base() -> std::path::PathBuf {
+    let elsewhere = std::path::Path::new("/dev/shm");
+    if elsewhere.is_dir() {
+        elsewhere.join(format!("storeshim-shim-test-{}", std::process::id()))
+    } else {
+        base().join("lazy")
+    }
+}
+
 extern "C" fn remove_base() {
+    let _ = std::fs::remove_dir_all(lazy_base());
     let _ = std::fs::remove_dir_all(base());
 }
 
@@ -28,8 +42,8 @@ unsafe extern "C" {
     fn atexit(last: extern "C" fn()) -> i32;
 }
 
-/// The agent's side of the test: one mount, /storage, translated.
-fn run() -> &'static Run {
+/// The agent's side of the test: two mounts, /storage, which is complete, and /lazy; both translated.
+pub fn run() -> &'static Run {
     static RUN: OnceLock<Run> = OnceLock::new();
     RUN.get_or_init(|| {
         let base = base();
@@ -50,25 +64,33 @@ fn run() -> &'static Run {
         sys::close(fd);
         // SAFETY: a mapping of a whole page that stays for the test's life.
         let page = unsafe { &*at.cast::<Control>() };
-        let mount = &page.mounts[0];
-        let meta = std::fs::metadata(&tree).unwrap();
-        let tree = tree.to_str().unwrap().to_owned();
-        assert!(mount.set_paths(b"/storage", tree.as_bytes()));
-        mount.dev.store(meta.dev(), Ordering::Relaxed);
-        mount.root_ino.store(meta.ino(), Ordering::Relaxed);
-        mount.interval.store(1, Ordering::Relaxed);
-        mount.request_timeout_ms.store(50, Ordering::Relaxed);
-        mount.state.store(MountState::Ready as u32, Ordering::Release);
+        let lazy = lazy_base().join("tree");
+        std::fs::create_dir_all(&lazy).unwrap();
+        let lazy = lazy.canonicalize().unwrap();
+        let show = |index: usize, prefix: &[u8], tree: &std::path::Path, flags, timeout| {
+            let mount = &page.mounts[index];
+            let meta = std::fs::metadata(tree).unwrap();
+            assert!(mount.set_paths(prefix, tree.to_str().unwrap().as_bytes()));
+            mount.dev.store(meta.dev(), Ordering::Relaxed);
+            mount.root_ino.store(meta.ino(), Ordering::Relaxed);
+            mount.interval.store(1, Ordering::Relaxed);
+            mount.flags.store(flags, Ordering::Relaxed);
+            mount.request_timeout_ms.store(timeout, Ordering::Relaxed);
+            mount.state.store(MountState::Ready as u32, Ordering::Release);
+        };
+        show(0, b"/storage", &tree, FLAG_COMPLETE, 50);
+        show(1, b"/lazy", &lazy, 0, 10_000);
         page.version.store(VERSION, Ordering::Relaxed);
         page.size.store(size_of::<Control>() as u32, Ordering::Relaxed);
         page.agent_uid.store(sys::geteuid(), Ordering::Relaxed);
         page.heartbeat_ns.store(u64::MAX, Ordering::Relaxed);
-        page.mount_count.store(1, Ordering::Release);
+        page.mount_count.store(2, Ordering::Release);
         page.magic.store(CONTROL_MAGIC, Ordering::Release);
         // SAFETY: the first test to come here does so before any code of the library reads the environment.
         unsafe { std::env::set_var(names::ENV_RUN_DIR, &base) };
         assert!(control::control().is_some(), "the page just made is found");
-        Run { control: page, tree }
+        let text = |path: std::path::PathBuf| path.to_str().unwrap().to_owned();
+        Run { control: page, tree: text(tree), lazy: text(lazy) }
     })
 }
 
@@ -304,5 +326,5 @@ fn a_forked_child_attaches_anew() {
         waitpid(child, &raw mut status, 0);
         assert_eq!(status, 0);
     }
-    assert_eq!(run().control.mount_count.load(Ordering::Relaxed), 1);
+    assert_eq!(run().control.mount_count.load(Ordering::Relaxed), 2);
 }

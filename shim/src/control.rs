@@ -5,11 +5,12 @@ use core::ffi::{CStr, c_char, c_void};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use storeshim_protocol::control::{
-    FLAG_IDENTITY, FLAG_LOCAL, HEARTBEAT_STALE_NS, PREFIX_MAX, THROTTLE_BLOCK, THROTTLE_SLOW, TREE_MAX,
+    FLAG_COMPLETE, FLAG_IDENTITY, FLAG_LOCAL, HEARTBEAT_STALE_NS, PREFIX_MAX, THROTTLE_BLOCK, THROTTLE_SLOW,
+    TREE_MAX,
 };
 use storeshim_protocol::{Control, MAX_MOUNTS, Mount, MountState, names};
 
-use crate::sys::{self, Errno, PathBuf, errno, k};
+use crate::sys::{self, Errno, PathBuf, Stat, errno, k};
 use crate::{beside, loader};
 
 /// Where the agent's run directory is when the environment does not say.
@@ -348,15 +349,26 @@ pub fn holds_device(dev: u64) -> bool {
     control().is_some_and(|c| c.mounts().iter().any(|mount| mount.dev.load(Ordering::Relaxed) == dev))
 }
 
+/// Whether a file lies on the file system of mount `index`.
+pub fn is_on(index: usize, stat: &Stat) -> bool {
+    table().and_then(|table| table.get(index)).is_some_and(|entry| entry.dev == stat.st_dev)
+}
+
 /// The live entry of a mount.
 #[inline(always)]
 pub fn mount(index: usize) -> Option<&'static Mount> {
     known_control()?.mounts.get(index)
 }
 
+/// The FLAG_* bits of a mount; those of a local one where there is none.
+#[inline(always)]
+pub fn flags(index: usize) -> u32 {
+    mount(index).map_or(FLAG_LOCAL | FLAG_COMPLETE, |mount| mount.flags.load(Ordering::Acquire))
+}
+
 /// Whether barriers of this mount are the kernel's own.
 pub fn is_local(index: usize) -> bool {
-    mount(index).is_none_or(|mount| mount.flags.load(Ordering::Relaxed) & FLAG_LOCAL != 0)
+    flags(index) & FLAG_LOCAL != 0
 }
 
 /// Whether the agent has shown life lately.

@@ -6,6 +6,7 @@
 
 use core::ffi::{CStr, c_char, c_int};
 
+use crate::absent;
 use crate::act::Act;
 use crate::control::{self, Entry, Table};
 use crate::hook::Reply;
@@ -248,7 +249,7 @@ fn leaves<'t>(table: &'t Table, dirfd: c_int, path: &mut PathBuf) -> Option<(&'t
         let stat = if start == 0 {
             sys::stat_at(dirfd, c"".as_ptr(), k::AT_EMPTY_PATH)
         } else {
-            path.with_head(start, |head| sys::stat_at(dirfd, head, 0))
+            path.with_head(start, |head| absent::stat_at(dirfd, head, 0))
         };
         // Where it leads nowhere, the kernel will say so.
         let stat = stat.ok()?;

@@ -9,7 +9,7 @@ use storeshim_protocol::{Intent, OpenFlags};
 use crate::control::{self, Table};
 use crate::place::Class;
 use crate::sys::{self, Bytes, Stat, k};
-use crate::{names, streams, tell};
+use crate::{names, residency, streams, tell};
 
 /// Descriptors that are remembered; higher ones are looked up each time.
 const REMEMBERED: usize = 65_536;
@@ -132,6 +132,40 @@ pub fn remember(fd: c_int, known: Known) {
     }
 }
 
+/// Remembers what was found out of `fd`, of which `word` was known when the kernel was asked; not where that has changed
+/// meanwhile: the number may stand for another file.
+fn learn(fd: c_int, word: u64, known: Known) {
+    if may_remember()
+        && let Some(entry) = entry(fd)
+        && entry.compare_exchange(word, known.0, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+    {
+        HIGH.fetch_max(fd as u32 + 1, Ordering::Relaxed);
+    }
+}
+
+/// Whether `fd` may be a file of a mount of which something is not here. For most descriptors two or three loads.
+#[inline(always)]
+pub fn may_lack(fd: c_int) -> bool {
+    match entry(fd).map_or(0, |entry| entry.load(Ordering::Relaxed)) {
+        0 => residency::is_any_partial(),
+        word => Known(word).mount().is_some_and(residency::is_partial),
+    }
+}
+
+/// Whether `fd` still is `file`, which was found behind it: another thread may have closed the number, and opened another
+/// file by it.
+#[inline]
+pub fn is_still(fd: c_int, file: &File) -> bool {
+    // What was read is ordered before the look.
+    fence(Ordering::Acquire);
+    entry(fd).is_some_and(|entry| entry.load(Ordering::Relaxed) == file.known.0) || is_now(fd, file)
+}
+
+#[cold]
+fn is_now(fd: c_int, file: &File) -> bool {
+    sys::fstat(fd).is_ok_and(|stat| stat.st_ino == file.ino && control::is_on(file.mount, &stat))
+}
+
 /// Forgets `fd`, whose number stands or will stand for something else; what was known of it.
 #[inline(always)]
 pub fn forget(fd: c_int) -> Known {
@@ -201,9 +235,15 @@ pub fn duplicate(old: c_int, new: c_int) {
     }
 }
 
-/// Tells that writes to `fd`, where it is a file of a mount, will come which pass no hook.
+/// Tells that writes to `fd`, where it is a file of a mount, will come which pass no hook; or reads, which the agent cannot
+/// be asked for then.
 pub fn tell_unseen(fd: c_int) {
-    let Some(file) = file(fd).filter(|file| file.known.writable()) else { return };
+    let Some(file) = file(fd) else { return };
+    let append = if file.known.appends() { k::O_APPEND } else { 0 };
+    let _ = residency::keep(fd, if file.known.writable() { k::O_WRONLY | append } else { k::O_RDONLY });
+    if !file.known.writable() {
+        return;
+    }
     let flags =
         if file.known.appends() { OpenFlags::UNSEEN.with(OpenFlags::APPEND) } else { OpenFlags::UNSEEN };
     tell::note(file.mount, &Intent::Opened { ino: file.ino, flags });
@@ -239,7 +279,7 @@ fn look_up(fd: c_int) -> Known {
     let Ok(stat) = sys::fstat(fd) else { return outside };
     let directory = sys::is_directory(&stat);
     if !directory && !sys::is_regular(&stat) {
-        remember(fd, outside);
+        learn(fd, 0, outside);
         return outside;
     }
     // Without an agent nothing is remembered: one may come.
@@ -253,7 +293,7 @@ fn look_up(fd: c_int) -> Known {
         Class::Above => Known(ABOVE),
         Class::Outside => outside,
     };
-    remember(fd, known);
+    learn(fd, 0, known);
     if known.writable()
         && let Some(index) = known.mount()
     {
@@ -342,11 +382,12 @@ fn find_ino(fd: c_int, mount: usize, known: Known) -> Option<File> {
     let stat = sys::fstat(fd).ok()?;
     let dev = control::table()?.get(mount)?.dev;
     if stat.st_dev != dev || !(sys::is_regular(&stat) || sys::is_directory(&stat)) {
-        remember(fd, Known(OUTSIDE));
+        learn(fd, known.0, Known(OUTSIDE));
         return None;
     }
+    let word = known.0;
     let known = known.with_ino(stat.st_ino);
-    remember(fd, known);
+    learn(fd, word, known);
     Some(File { mount, ino: stat.st_ino, known })
 }
 

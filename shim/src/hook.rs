@@ -9,7 +9,7 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 
 use crate::loader::{Real, set_errno};
 use crate::sys::{Answer, Errno, PathBuf};
-use crate::{detour, place};
+use crate::{absent, detour, place};
 
 /// What a libc function answers: a value, or its way of saying "failed, see errno".
 pub trait Reply: Sized {
@@ -158,10 +158,15 @@ pub unsafe fn translated(real: &Real, name: &CStr, arguments: &[usize], path: us
     let function: unsafe extern "C" fn(usize, usize, usize, usize, usize, usize) -> usize =
         unsafe { core::mem::transmute(real.address(name)) };
     let [a, b, c, d, e, f] = words;
-    // SAFETY: as above.
-    let result = unsafe { function(a, b, c, d, e, f) };
     // As an int: what a function of one leaves above it is nothing.
-    if result as c_int == -1 && lies.mount.is_none() {
+    let failed = |result: usize| result as c_int == -1;
+    // SAFETY: as above.
+    let mut result = unsafe { function(a, b, c, d, e, f) };
+    if failed(result) && absent::again(lies) {
+        // SAFETY: as above.
+        result = unsafe { function(a, b, c, d, e, f) };
+    }
+    if failed(result) && lies.mount.is_none() {
         let again = detour::by_link(lies, |inside| {
             let mut words = arguments_of(arguments);
             if let Some(word) = words.get_mut(path) {

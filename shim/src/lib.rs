@@ -2,7 +2,7 @@
 //! does the rest.
 //!
 //! `hooks/` holds every function that stands in libc's place, one family per file; a hook calls down only:
-//! hooks → (open, names, write) → place, fds → gate → tell, ask → attach → control → sys.
+//! hooks → (open, names, write, reading) → place, fds, residency → gate → tell, ask → attach → control → sys.
 //!
 //! The library allocates nothing (but where libc's own contract says so: `respell`), takes no lock that a dead or
 //! suspended thread could hold, keeps no descriptor, starts no thread and cannot unwind, so it may run wherever the app
@@ -10,6 +10,7 @@
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(test, allow(dead_code, unused_imports, reason = "hooks are exported in the library only"))]
 
+mod absent;
 mod act;
 mod ask;
 mod attach;
@@ -27,11 +28,15 @@ mod loader;
 mod names;
 mod net;
 mod outside;
+#[cfg(test)]
+mod partial_tests;
 mod paths;
 mod place;
+mod reading;
 mod residency;
 mod respell;
 mod room;
+mod seen;
 mod start;
 mod streams;
 mod sys;

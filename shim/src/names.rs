@@ -4,6 +4,7 @@ use core::ffi::{c_char, c_int};
 
 use storeshim_protocol::Intent;
 
+use crate::absent::{self, Before, Change};
 use crate::act::Act;
 use crate::gate::{self, Inside};
 use crate::place::{self, Place};
@@ -79,17 +80,19 @@ fn settle(entry: Option<Entry>, answer: Answer) {
 /// Runs `act`, which changes the entry that `path` names, inside the gate and told. `Err` gives the place back where
 /// it is in no mount: the function behind is then called with it.
 pub fn change(
+    kind: Change,
     dirfd: c_int,
     path: *const c_char,
     room: &mut PathBuf,
     mut act: impl FnMut(c_int, *const c_char) -> Answer,
 ) -> Result<Answer, Place> {
     // One copy of the code for all the calls there are.
-    change_by(dirfd, path, room, Act::new(&mut |(dirfd, path)| act(dirfd, path)))
+    change_by(kind, dirfd, path, room, Act::new(&mut |(dirfd, path)| act(dirfd, path)))
 }
 
 #[inline(never)]
 fn change_by(
+    kind: Change,
     dirfd: c_int,
     path: *const c_char,
     room: &mut PathBuf,
@@ -100,11 +103,22 @@ fn change_by(
         Err(errno) => return Ok(Err(errno)),
     };
     let Some(index) = place.mount else { return Err(place) };
-    let mut inside = match gate::enter(index, 0) {
-        Ok(inside) => inside,
-        Err(errno) => return Ok(Err(errno)),
+    let place = Place { path: room.c_str(), ..place };
+    let mut before = Before::new(index);
+    let (mut inside, entry) = loop {
+        let inside = match gate::enter(index, 0) {
+            Ok(inside) => inside,
+            Err(errno) => return Ok(Err(errno)),
+        };
+        let entry = Entry::find(index, place.dirfd, room);
+        if !before.lacks(kind, entry, place.dirfd, room.c_str()) {
+            break (inside, entry);
+        }
+        drop(inside);
+        if let Err(errno) = before.ask(place) {
+            return Ok(Err(errno));
+        }
     };
-    let entry = Entry::find(index, place.dirfd, room);
     inside.is_about(entry.map_or(0, |entry| entry.dir));
     tell_entry(&inside, entry, room);
     let answer = act.run((place.dirfd, room.c_str()));
@@ -184,22 +198,39 @@ fn change_two_by(
     {
         return Ok(Err(across(kind, a, b)));
     }
-    let mut inside = match gate::enter(index, 0) {
-        Ok(inside) => inside,
-        Err(errno) => return Ok(Err(errno)),
-    };
-    let old = if kind == Kind::Rename { Entry::find(index, a.dirfd, from.room) } else { None };
-    let new = match old {
-        Some(old) if a.dirfd == b.dirfd => old.sibling(from.room, to.room),
-        _ => None,
-    };
-    let new = new.or_else(|| Entry::find(index, b.dirfd, to.room));
-    // The link count of a file with two names changes.
-    let file = match kind {
-        Kind::Rename => None,
-        Kind::Link { follow } => {
-            let follow = if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
-            sys::stat_at(a.dirfd, a.path, follow | k::AT_EMPTY_PATH).ok()
+    let (mut before_old, mut before_new) = (Before::new(index), Before::new(index));
+    let (mut inside, old, new, file) = loop {
+        let inside = match gate::enter(index, 0) {
+            Ok(inside) => inside,
+            Err(errno) => return Ok(Err(errno)),
+        };
+        let old = if kind == Kind::Rename { Entry::find(index, a.dirfd, from.room) } else { None };
+        let new = match old {
+            Some(old) if a.dirfd == b.dirfd => old.sibling(from.room, to.room),
+            _ => None,
+        };
+        let new = new.or_else(|| Entry::find(index, b.dirfd, to.room));
+        // The link count of a file with two names changes.
+        let (file, lacks) = match kind {
+            Kind::Rename => (None, before_old.lacks(Change::Move, old, a.dirfd, a.path)),
+            Kind::Link { follow } => {
+                let follow = if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
+                let file = sys::stat_at(a.dirfd, a.path, follow | k::AT_EMPTY_PATH).ok();
+                let seeks = file.is_none() && before_old.seeks();
+                (file, seeks)
+            }
+        };
+        let goes = if kind == Kind::Rename { Change::Remove } else { Change::Move };
+        let (before, place) = if lacks {
+            (&mut before_old, a)
+        } else if before_new.lacks(goes, new, b.dirfd, b.path) {
+            (&mut before_new, b)
+        } else {
+            break (inside, old, new, file);
+        };
+        drop(inside);
+        if let Err(errno) = before.ask(place) {
+            return Ok(Err(errno));
         }
     };
     let tell = |inside: &Inside| {
@@ -239,7 +270,7 @@ fn leads_out(index: usize, place: Place, room: &mut PathBuf) -> bool {
     }
     let dev = control::table().and_then(|table| table.get(index)).map(|entry| entry.dev);
     let outside = |dirfd, head| {
-        sys::stat_at(dirfd, head, 0).is_ok_and(|stat| Some(stat.st_dev) == dev)
+        absent::stat_at(dirfd, head, 0).is_ok_and(|stat| Some(stat.st_dev) == dev)
             && place::is_outside(dirfd, head)
     };
     if start == 0 {
@@ -255,10 +286,10 @@ fn across(kind: Kind, from: Place, to: Place) -> Errno {
     let border = Errno::of(errno::EXDEV);
     let Kind::Link { follow } = kind else { return border };
     let follow = if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
-    if let Err(errno) = sys::stat_at(from.dirfd, from.path, follow | k::AT_EMPTY_PATH) {
+    if let Err(errno) = absent::stat_at(from.dirfd, from.path, follow | k::AT_EMPTY_PATH) {
         return errno;
     }
-    match sys::stat_at(to.dirfd, to.path, k::AT_SYMLINK_NOFOLLOW) {
+    match absent::stat_at(to.dirfd, to.path, k::AT_SYMLINK_NOFOLLOW) {
         Ok(_) => Errno::of(errno::EEXIST),
         Err(_) => border,
     }

@@ -6,6 +6,7 @@
 use core::ffi::{CStr, c_char, c_int};
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use crate::absent;
 use crate::control::{self, Entry, Table};
 use crate::detour;
 use crate::fds;
@@ -216,7 +217,8 @@ fn far_below(entry: &Entry, path: *const c_char, rest: &[u8], room: &mut PathBuf
     let (head, tail) = rest.split_at_checked(cut).ok_or(too_long)?;
     paths::join(room, entry.tree(), head)?;
     let flags = k::O_PATH | k::O_DIRECTORY | k::O_CLOEXEC;
-    let fd = sys::openat(CWD, room.c_str(), flags as c_int, 0)?;
+    let head = Place { mount: None, dirfd: CWD, path: room.c_str() };
+    let fd = absent::reached(head, || sys::openat(CWD, head.path, flags as c_int, 0))?;
     room.start_at(fd as c_int, tail)
 }
 
@@ -392,10 +394,27 @@ pub fn is_outside(dirfd: c_int, path: *const c_char) -> bool {
 fn really(table: &Table, dirfd: c_int, path: *const c_char, follow: bool) -> Result<Option<usize>, Errno> {
     let now = outside::now(table);
     let nofollow = if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
-    let stat = sys::stat_at(dirfd, path, nofollow)?;
+    let stat = absent::stat_at(dirfd, path, nofollow)?;
     let device = table.mounts().find(|(_, entry)| entry.dev == stat.st_dev).map(|(device, _)| device);
     let device = device.filter(|device| !outside::is_known(*device, stat.st_ino, now));
     Ok(device.and_then(|device| ask(table, dirfd, path, follow, device, now)))
+}
+
+/// The mount that the directory `path`, which is there, lies in.
+pub fn mount_at(dirfd: c_int, path: *const c_char) -> Option<usize> {
+    let table = control::table()?;
+    let stat = sys::stat_at(dirfd, path, 0).ok()?;
+    let (device, _) = table.mounts().find(|(_, entry)| entry.dev == stat.st_dev)?;
+    let now = outside::now(table);
+    if outside::is_known(device, stat.st_ino, now) {
+        return None;
+    }
+    ask(table, dirfd, path, true, device, now)
+}
+
+/// The mount that the file at `place` lies in, as the kernel finds it; a last link is followed only in a mount.
+pub fn mount_of_file(place: Place) -> Option<usize> {
+    really(control::table()?, place.dirfd, place.path, true).ok().flatten()
 }
 
 #[cold]

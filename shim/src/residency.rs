@@ -1,14 +1,24 @@
-//! What of a mount is on this disk, as this process sees it: the agent's table, mapped read-only at the first need. It
-//! must not know which call asks, nor how the agent brings anything here.
+//! What of a mount is on this disk, as this process sees it: the agent's table, mapped read-only at the first need, and the
+//! question to the agent for what the table does not show. It must not know which call asks, nor how the agent brings
+//! anything here.
 
+use core::ffi::c_int;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use storeshim_protocol::control::FLAG_COMPLETE;
-use storeshim_protocol::residency::Residency;
+use storeshim_protocol::request::Ask;
+use storeshim_protocol::residency::{Residency, Stamp};
 use storeshim_protocol::{MAX_MOUNTS, names};
 
-use crate::control;
+use crate::fds::{self, File};
+use crate::place::{self, Place};
 use crate::sys::{self, Errno, PathBuf, errno, k};
+use crate::{absent, ask, control};
+
+/// The end of any file.
+pub const END: u64 = u64::MAX;
+/// Longest wait for a file's times to be believed, in nanoseconds: an agent that died may have left it so.
+const MOVING_MAX_NS: u64 = 2_000_000_000;
 
 static TABLES: [AtomicPtr<Residency>; MAX_MOUNTS] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_MOUNTS];
@@ -16,7 +26,168 @@ static TABLES: [AtomicPtr<Residency>; MAX_MOUNTS] =
 /// Whether something of the mount may not be here. `false` is what most processes see, for the price of one load.
 #[inline(always)]
 pub fn is_partial(index: usize) -> bool {
-    control::mount(index).is_some_and(|mount| mount.flags.load(Ordering::Acquire) & FLAG_COMPLETE == 0)
+    control::flags(index) & FLAG_COMPLETE == 0
+}
+
+/// Whether something of any mount may not be here.
+#[inline(never)]
+pub fn is_any_partial() -> bool {
+    control::control().is_some_and(|control| {
+        let mut mounts = control.mounts().iter();
+        mounts.any(|mount| mount.flags.load(Ordering::Acquire) & FLAG_COMPLETE == 0)
+    })
+}
+
+/// Says whether bytes are still here that were when it was given.
+#[derive(Clone, Copy)]
+pub struct Held {
+    index: usize,
+    /// `None` where the mount was complete, or there is no table.
+    stamp: Option<Stamp>,
+    complete: bool,
+}
+
+impl Held {
+    /// Where the mount is complete: it holds for as long as that is so.
+    #[inline(always)]
+    pub fn complete(index: usize) -> Self {
+        Self { index, stamp: None, complete: true }
+    }
+
+    /// Whether none of the bytes have gone since.
+    #[inline]
+    #[must_use]
+    pub fn still(&self) -> bool {
+        match (self.complete, self.stamp) {
+            (true, _) => !is_partial(self.index),
+            (_, Some(stamp)) => table(self.index).is_some_and(|table| table.still(stamp)),
+            // Without a table bytes are asked for to stay.
+            _ => true,
+        }
+    }
+}
+
+/// Whether all of a file is here, of a cell where nothing is missing.
+#[inline]
+pub fn whole(index: usize, ino: u64) -> Option<Held> {
+    let stamp = table(index)?.whole(ino)?;
+    Some(Held { index, stamp: Some(stamp), complete: false })
+}
+
+/// Whether the bytes `start..end` of a file are here, as far as the table shows.
+#[inline]
+pub fn held(index: usize, ino: u64, start: u64, end: u64) -> Option<Held> {
+    let stamp = table(index)?.check(ino, start, end)?;
+    Some(Held { index, stamp: Some(stamp), complete: false })
+}
+
+/// Says that bytes will be read soon.
+#[inline(never)]
+pub fn hint(index: usize, ino: u64, start: u64, end: u64) {
+    if held(index, ino, start, end).is_none() {
+        let _ = ask::request(index, Ask::Hint { ino, start, end });
+    }
+}
+
+/// Sees to it that the bytes `start..end` of a file of a mount that is partial are here, and stay here where `pin` is set:
+/// until nobody has the file open or mapped any more. Never to be called inside the gate.
+///
+/// Errors: those of [`ask::request`].
+#[inline(never)]
+pub fn bring(index: usize, ino: u64, start: u64, end: u64, pin: bool) -> Result<Held, Errno> {
+    let table = table(index);
+    let known = if pin { None } else { table.and_then(|table| table.check(ino, start, end)) };
+    let stamp = match known {
+        Some(stamp) => Some(stamp),
+        None => {
+            // Before the question: what goes after the answer is noticed.
+            let stamp = table.map(|table| table.stamp(ino));
+            ask::request(index, Ask::Hydrate { ino, start, end, pin: pin || stamp.is_none() })?;
+            stamp
+        }
+    };
+    Ok(Held { index, stamp, complete: false })
+}
+
+/// Sees to it that the file behind `fd` is here from `start` to `end` and stays: it is going to be read where no hook
+/// sees it. Nothing where it is a file of no mount, or one of a complete mount.
+///
+/// Errors: as [`bring`].
+pub fn pin(fd: c_int, start: u64, end: u64) -> Result<(), Errno> {
+    match lacking(fd) {
+        Some(file) => bring(file.mount, file.ino, start, end, true).map(|_| ()),
+        None => Ok(()),
+    }
+}
+
+/// The same for a stream's file, which was opened with `flags`. What a stream writes to stays without being asked for, but
+/// what it touches must be here.
+#[inline(never)]
+pub fn keep(fd: c_int, flags: u32) -> Result<(), Errno> {
+    let Some(file) = lacking(fd) else { return Ok(()) };
+    let reads = flags & k::O_ACCMODE != k::O_WRONLY;
+    let end_only = !reads && flags & k::O_APPEND != 0;
+    let start = if end_only { sys::fstat(fd).map_or(0, |stat| stat.st_size as u64) } else { 0 };
+    bring(file.mount, file.ino, start, END, reads).map(|_| ())
+}
+
+/// The same for a file that is to be opened by its name, all of it, wherever links lead.
+pub fn pin_place(place: Place) -> Result<(), Errno> {
+    let Some(table) = control::table().filter(|_| is_any_partial()) else { return Ok(()) };
+    absent::present(place)?;
+    let Ok(stat) = sys::stat_at(place.dirfd, place.path, k::AT_EMPTY_PATH) else {
+        // For the kernel to refuse.
+        return Ok(());
+    };
+    let may_lack =
+        |index: usize| table.get(index).is_some_and(|entry| entry.dev == stat.st_dev) && is_partial(index);
+    if !sys::is_regular(&stat) || !table.mounts().any(|(index, _)| may_lack(index)) {
+        return Ok(());
+    }
+    // SAFETY: a look at it has succeeded.
+    let is_descriptor = unsafe { *place.path } == 0;
+    let own = place.mount.filter(|_| is_descriptor || !table.shares_device);
+    match own.or_else(|| place::mount_at(place.dirfd, place.path)).filter(|index| may_lack(*index)) {
+        Some(index) => bring(index, stat.st_ino, 0, END, true).map(|_| ()),
+        None => Ok(()),
+    }
+}
+
+/// The file behind `fd` where some of it may not be here.
+#[inline]
+pub fn lacking(fd: c_int) -> Option<File> {
+    if !fds::may_lack(fd) {
+        return None;
+    }
+    fds::file(fd).filter(|file| is_partial(file.mount))
+}
+
+/// Whether the agent is just writing into an inode: its times are then not its own.
+#[inline]
+pub fn is_moving(index: usize, ino: u64) -> bool {
+    is_partial(index) && table(index).is_some_and(|table| table.is_moving(ino))
+}
+
+/// Waits while it does.
+#[inline]
+pub fn wait_moved(index: usize, ino: u64) {
+    if let Some(table) = table(index)
+        && table.is_moving(ino)
+    {
+        wait_while_moving(table, ino);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn wait_while_moving(table: &Residency, ino: u64) {
+    let start = sys::now_ns();
+    while table.is_moving(ino)
+        && control::agent_lives()
+        && sys::now_ns().saturating_sub(start) < MOVING_MAX_NS
+    {
+        sys::sleep_ns(20_000);
+    }
 }
 
 /// The table of a mount. `None` where it cannot be mapped: everything is to be asked for.

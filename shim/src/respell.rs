@@ -127,39 +127,6 @@ pub fn padded(out: &mut PathBuf, real: &[u8], length: usize) -> Result<(), Errno
     out.push(real)
 }
 
-/// A symbolic link is as long as what readlink gives: corrects what lstat said of the one at `path`, taken from
-/// `dirfd`.
-///
-/// # Safety
-/// `stat` must be what a successful lstat has filled in.
-#[inline(always)]
-pub unsafe fn correct_size(dirfd: core::ffi::c_int, path: *const c_char, stat: *mut Stat) {
-    // SAFETY: as above.
-    let mode = unsafe { (*stat).st_mode };
-    if mode & k::S_IFMT == k::S_IFLNK
-        && let Some(size) = link_size(dirfd, path)
-    {
-        // SAFETY: as above.
-        unsafe { (*stat).st_size = size as _ };
-    }
-}
-
-/// As [`correct_size`], for statx.
-///
-/// # Safety
-/// `stat` must be what a successful statx has filled in.
-#[inline(always)]
-pub unsafe fn correct_statx(dirfd: core::ffi::c_int, path: *const c_char, stat: *mut k::statx) {
-    // SAFETY: as above.
-    let mode = unsafe { (*stat).stx_mode };
-    if u32::from(mode) & k::S_IFMT == k::S_IFLNK
-        && let Some(size) = link_size(dirfd, path)
-    {
-        // SAFETY: as above.
-        unsafe { (*stat).stx_size = size as u64 };
-    }
-}
-
 /// The length of a link's target as the app knows it, where that is another than the kernel's.
 #[cold]
 #[inline(never)]

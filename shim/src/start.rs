@@ -3,7 +3,7 @@
 use core::ffi::c_int;
 
 use crate::sys::{self, k};
-use crate::{control, fds, hooks};
+use crate::{control, fds, hooks, residency};
 
 /// Run by the loader before the app. (musl passes no arguments; none are used.)
 #[cfg(not(test))]
@@ -20,15 +20,29 @@ extern "C" fn start() {
     }
 }
 
-/// stdio writes to a standard stream pass no hook. One that is a file of a mount must be told before it does; the
-/// others cost one fstat.
+/// What stdio reads from a standard stream and writes to it passes no hook. One that is a file of a mount must be told before
+/// it is written to, and be here before it is read; the others cost one fstat.
 fn tell_inherited(fd: c_int) {
     let Ok(flags) = sys::status_flags(fd) else { return };
-    if flags as u32 & k::O_ACCMODE == k::O_RDONLY {
+    let flags = flags as u32;
+    let writes = flags & k::O_ACCMODE != k::O_RDONLY;
+    if !sys::fstat(fd).is_ok_and(|stat| sys::is_regular(&stat) && control::holds_device(stat.st_dev))
+        || !(writes || residency::is_any_partial())
+    {
         return;
     }
-    if sys::fstat(fd).is_ok_and(|stat| sys::is_regular(&stat) && control::holds_device(stat.st_dev)) {
-        // Looks the descriptor up, which tells it where it lies in a mount.
-        let _ = fds::known(fd);
+    // Looks the descriptor up, which tells it where it lies in a mount.
+    let _ = fds::known(fd);
+    if residency::keep(fd, flags).is_err() {
+        control::complain(
+            b"storeshim: a standard stream of this program is a file that could not be fetched: it cannot be used; see \
+              `storeshim status`\n",
+        );
+        // What is there instead can be neither read nor written: no zeros are taken for the file.
+        if let Ok(nothing) = sys::openat(k::AT_FDCWD, c"/".as_ptr(), (k::O_PATH | k::O_CLOEXEC) as c_int, 0) {
+            fds::forget(fd);
+            let _ = sys::replace(fd, nothing as c_int);
+            sys::close(nothing as c_int);
+        }
     }
 }

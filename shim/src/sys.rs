@@ -140,9 +140,8 @@ pub fn stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Er
         Ok(_) => {
             // SAFETY: the kernel has filled it.
             let out = unsafe { out.assume_init() };
-            let (major, minor) = (u64::from(out.stx_dev_major), u64::from(out.stx_dev_minor));
             Ok(Stat {
-                st_dev: minor & 0xff | major << 8 | (minor & !0xff) << 12,
+                st_dev: device(out.stx_dev_major, out.stx_dev_minor),
                 st_ino: out.stx_ino,
                 st_mode: u32::from(out.stx_mode),
                 st_nlink: u64::from(out.stx_nlink),
@@ -155,6 +154,12 @@ pub fn stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Er
         }
         Err(errno) => Err(errno),
     }
+}
+
+/// A device, as stat(2) numbers it.
+pub fn device(major: u32, minor: u32) -> u64 {
+    let (major, minor) = (u64::from(major), u64::from(minor));
+    minor & 0xff | major << 8 | (minor & !0xff) << 12
 }
 
 #[cold]
@@ -323,6 +328,11 @@ pub fn abort() -> ! {
 /// Sends the process a signal.
 pub fn raise(signal: u32) {
     let _ = call!(__NR_kill, getpid(), signal);
+}
+
+/// dup3(2) without flags.
+pub fn replace(fd: c_int, by: c_int) -> Answer {
+    call!(__NR_dup3, by, fd, 0)
 }
 
 /// fcntl(2) F_GETFL.

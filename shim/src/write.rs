@@ -1,11 +1,18 @@
-//! Writing to a file of a mount: throttled, gated, told, in slices that a cut need not wait long for.
+//! Writing to a file of a mount: throttled, gated, told, in slices that a cut need not wait long for, and only where what is
+//! touched is here.
 
 use core::ffi::c_int;
 
+use storeshim_protocol::Intent;
+use storeshim_protocol::control::FLAG_QUOTA_NEAR;
+use storeshim_protocol::request::Ask;
+
+use crate::act::Act;
 use crate::fds::File;
 use crate::gate::{self, Inside};
-use crate::sys::{self, Answer, k};
-use crate::{ask, control};
+use crate::residency::{self, END};
+use crate::sys::{self, Answer, Errno, errno, k};
+use crate::{ask, control, tell};
 
 /// A gated piece is at most this long, in bytes: a cut waits for it.
 pub const SLICE: usize = 1 << 20;
@@ -37,9 +44,18 @@ impl Position {
         if self == Self::End { APPEND_SLICE } else { SLICE }
     }
 
+    /// Where that is now.
+    fn start(self, fd: c_int) -> u64 {
+        match self {
+            Self::At(offset) => offset,
+            Self::Cursor => position_of(fd),
+            Self::End => size_of_file(fd),
+        }
+    }
+
     /// `done` bytes further on.
     #[inline(always)]
-    fn after(self, done: usize) -> Self {
+    pub fn after(self, done: usize) -> Self {
         match self {
             Self::At(offset) => Self::At(offset.saturating_add(done as u64)),
             other => other,
@@ -49,40 +65,182 @@ impl Position {
 
 /// Tells what a write of `n` bytes is about to change.
 #[inline(never)]
-fn tell(inside: &Inside, fd: c_int, file: &File, position: Position, n: usize) {
+fn tell_piece(inside: &Inside, fd: c_int, file: &File, position: Position, n: usize) {
     let n = n as u64;
     match position {
         Position::At(offset) => inside.tell_range(file.ino, offset, offset.saturating_add(n)),
         // The position costs a system call: not where the answer would be no news.
         Position::Cursor if inside.has_told_all(file.ino) => inside.account(file.ino, n),
         Position::Cursor => {
-            let at = sys::lseek(fd, 0, k::SEEK_CUR).unwrap_or(0) as u64;
+            let at = position_of(fd);
             inside.tell_range(file.ino, at, at.saturating_add(n));
         }
         Position::End if inside.has_told_end(file.ino) => inside.account(file.ino, n),
-        Position::End => {
-            let size = sys::fstat(fd).map_or(0, |stat| stat.st_size as u64);
-            inside.tell_range(file.ino, size, u64::MAX);
+        Position::End => inside.tell_range(file.ino, size_of_file(fd), u64::MAX),
+    }
+}
+
+/// What must be here before a file is changed.
+#[derive(Clone, Copy)]
+pub enum Needs {
+    /// Nothing: the change touches no byte.
+    Nothing,
+    /// These bytes, the second number being one past the last.
+    Bytes(u64, u64),
+    /// What a write of so many bytes touches.
+    Written(Position, usize),
+}
+
+/// Enters the gate for a change of `file`, once what it touches is here: a change of a part of what is not here would be
+/// lost when the rest arrives. Eviction waits for the gate, so what is here inside stays.
+///
+/// Errors: those of [`gate::enter`] and [`ask::request`].
+#[inline(never)]
+pub fn entered(fd: c_int, file: &File, needs: Needs) -> Result<Inside, Errno> {
+    let (index, ino) = (file.mount, file.ino);
+    control::throttle(index);
+    if matches!(needs, Needs::Nothing) {
+        return gate::enter(index, ino);
+    }
+    loop {
+        let partial = residency::is_partial(index);
+        let (held, at) =
+            if partial { touched(fd, file, needs)? } else { (residency::Held::complete(index), None) };
+        let inside = gate::enter(index, ino)?;
+        // Who shares the position may have moved it, too.
+        if held.still() && at.is_none_or(|at| at == position_of(fd)) {
+            return Ok(inside);
         }
     }
 }
 
+fn position_of(fd: c_int) -> u64 {
+    sys::lseek(fd, 0, k::SEEK_CUR).unwrap_or(0) as u64
+}
+
+/// Brings what a change touches; also the position that it goes to, where that counts.
+#[inline(never)]
+fn touched(fd: c_int, file: &File, needs: Needs) -> Result<(residency::Held, Option<u64>), Errno> {
+    residency::wait_moved(file.mount, file.ino);
+    if let Some(held) = residency::whole(file.mount, file.ino) {
+        return Ok((held, None));
+    }
+    let mut at = None;
+    let (start, end) = match needs {
+        Needs::Nothing => (0, 0),
+        Needs::Bytes(start, end) => (start, end),
+        Needs::Written(position, n) => {
+            let start = position.start(fd);
+            at = Some(start).filter(|_| position == Position::Cursor);
+            (start, start.saturating_add(n as u64))
+        }
+    };
+    // More than is brought at a time stays until it has been changed.
+    let pin = end.saturating_sub(start) > PINNED;
+    Ok((residency::bring(file.mount, file.ino, start, end, pin)?, at))
+}
+
+/// Bytes of one change that need not be held while they are brought.
+const PINNED: u64 = 64 << 20;
+
+fn size_of_file(fd: c_int) -> u64 {
+    sys::fstat(fd).map_or(0, |stat| stat.st_size as u64)
+}
+
+/// Asks for what the volume's quota leaves, where that is little and the volume is about to grow by `bytes`.
+///
+/// Errors: EDQUOT or ENOSPC where there is not enough.
+#[inline]
+pub fn grows(index: usize, bytes: impl Fn() -> u64) -> Result<(), Errno> {
+    if control::flags(index) & FLAG_QUOTA_NEAR == 0 {
+        return Ok(());
+    }
+    match bytes() {
+        0 => Ok(()),
+        bytes => ask::request(index, Ask::Grow { bytes, inodes: 0 }).map(|_| ()),
+    }
+}
+
+/// By how much a file grows that will end at `end`.
+pub fn beyond(fd: c_int, end: u64) -> u64 {
+    end.saturating_sub(size_of_file(fd))
+}
+
+/// Whether the disk, which is full, has room for `bytes` now.
+#[cold]
+#[inline(never)]
+pub fn made_room(index: usize, bytes: u64) -> bool {
+    ask::request(index, Ask::Room { bytes }).is_ok()
+}
+
+/// Before a file of `ino` gets another `size`: what the agent has to do about what is not here.
+///
+/// Errors: those of [`ask::request`].
+#[inline(never)]
+pub fn resizing(index: usize, ino: u64, size: u64, now: u64) -> Result<(), Errno> {
+    if size < now && residency::is_partial(index) && residency::held(index, ino, 0, END).is_none() {
+        tell::note(index, &Intent::Written { ino, offset: size, length: u64::MAX });
+        ask::request(index, Ask::Resize { ino, size })?;
+    }
+    Ok(())
+}
+
+/// The same for a file that is to be emptied or cut by its name. `opened` is a descriptor that writes to it, which is
+/// closed: only who may write may cut, and what refuses the one refuses the other, too.
+#[cold]
+#[inline(never)]
+pub fn resizing_opened(index: usize, opened: Answer, size: u64) -> Result<(), Errno> {
+    let Ok(fd) = opened else { return Ok(()) };
+    let asked = match sys::fstat(fd as c_int) {
+        Ok(stat) if sys::is_regular(&stat) && control::is_on(index, &stat) => {
+            resizing(index, stat.st_ino, size, stat.st_size as u64)
+        }
+        _ => Ok(()),
+    };
+    sys::close(fd as c_int);
+    asked
+}
+
+/// Flags of such a descriptor.
+pub const TO_RESIZE: u32 = k::O_WRONLY | k::O_CLOEXEC | k::O_NONBLOCK | k::O_NOCTTY;
+
 /// One gated piece: `act` writes `n` bytes at `position`.
 #[inline(always)]
-pub fn piece(fd: c_int, file: &File, position: Position, n: usize, act: impl FnOnce() -> Answer) -> Answer {
-    control::throttle(file.mount);
-    let mut inside = gate::enter(file.mount, file.ino)?;
-    tell(&inside, fd, file, position, n);
-    let answer = act();
-    if inside.overtaken() {
-        // Where it went is behind us by now: all of it, to be sure.
-        match position {
-            Position::At(_) => tell(&inside, fd, file, position, n),
-            _ => inside.tell_range(file.ino, 0, u64::MAX),
-        }
-    }
-    answer
+pub fn piece(
+    fd: c_int,
+    file: &File,
+    position: Position,
+    n: usize,
+    mut act: impl FnMut() -> Answer,
+) -> Answer {
+    // One copy of the code for all the calls there are.
+    piece_of(fd, file, position, n, Act::new(&mut |()| act()))
 }
+
+#[inline(never)]
+fn piece_of(fd: c_int, file: &File, position: Position, n: usize, mut act: Act<'_, (), Answer>) -> Answer {
+    grows(file.mount, || beyond(fd, position.start(fd).saturating_add(n as u64)))?;
+    let mut full = false;
+    loop {
+        let mut inside = entered(fd, file, Needs::Written(position, n))?;
+        tell_piece(&inside, fd, file, position, n);
+        let answer = act.run(());
+        if inside.overtaken() {
+            // Where it went is behind us by now: all of it, to be sure.
+            match position {
+                Position::At(_) => tell_piece(&inside, fd, file, position, n),
+                _ => inside.tell_range(file.ino, 0, u64::MAX),
+            }
+        }
+        drop(inside);
+        if answer != FULL || full || !made_room(file.mount, n as u64) {
+            return answer;
+        }
+        full = true;
+    }
+}
+
+const FULL: Answer = Err(Errno::of(errno::ENOSPC));
 
 /// Writes `total` bytes in slices: `act(done, n, position)` writes `n` bytes of those after the first `done`.
 #[inline(always)]
@@ -91,7 +249,7 @@ pub fn sliced(
     file: &File,
     position: Position,
     total: usize,
-    act: impl Fn(usize, usize, Position) -> Answer,
+    mut act: impl FnMut(usize, usize, Position) -> Answer,
 ) -> Answer {
     let mut done = 0usize;
     loop {

@@ -46,6 +46,15 @@ fn quick_cpython() {
     holds("cpython");
 }
 
+/// On a mount whose cache is a tenth of its data, evicted all the time.
+#[test]
+fn quick_fsx_through_a_small_cache() {
+    let asked = Asked::parse(["--quick", "--cache-tenth", "fsx"].map(str::to_owned)).unwrap();
+    let report = asked.run().unwrap();
+    assert!(report.is_well(), "\n{report}");
+    println!("{report}");
+}
+
 #[test]
 fn quick_users() {
     holds("users");
@@ -62,7 +71,7 @@ fn canary_a_broken_layer_differs() {
     for (name, only) in [("pjdfstest", "chmod"), ("fsx", "1")] {
         let suite = named(name)[0];
         suites::prepare(suite).unwrap();
-        let options = Options { quick: true, only: Some(only.into()) };
+        let options = Options { quick: true, only: Some(only.into()), cache: None };
         let native = suites::run(suite, Place::Native, &options).unwrap();
         let broken = suites::run(suite, Place::Broken, &options).unwrap();
         assert_ne!(compare(&native.results, &broken.results), [], "{name} finds nothing wrong");

@@ -15,6 +15,9 @@ pub struct Arguments {
     /// A subset that takes seconds: what `cargo xtask test` runs.
     #[arg(long)]
     quick: bool,
+    /// In volumes, with a cache of a tenth of the suite's data, evicted all the time.
+    #[arg(long)]
+    cache_tenth: bool,
     /// Only natively.
     #[arg(long)]
     native_only: bool,
@@ -37,7 +40,12 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     let sh = workspace::shell()?;
     let shim = build::shim(&sh)?;
     let mut words: Vec<&str> = Vec::new();
-    for (is, flag) in [(arguments.quick, "--quick"), (arguments.native_only, "--native-only")] {
+    let flags = [
+        (arguments.quick, "--quick"),
+        (arguments.cache_tenth, "--cache-tenth"),
+        (arguments.native_only, "--native-only"),
+    ];
+    for (is, flag) in flags {
         words.extend(is.then_some(flag));
     }
     for (value, flag) in [(&arguments.only, "--only"), (&arguments.place, "--place")] {

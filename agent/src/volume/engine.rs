@@ -15,6 +15,7 @@ use super::chunks::ChunkStore;
 use super::commit::{Job, Pipeline, Uploader, Waiter};
 use super::cut::{Audit, CROWD, Cut, Cutter, Sink, Suspects};
 use super::index::Index;
+use super::loader::Loader;
 use super::look::Trouble;
 use super::open::{self, Opened};
 use super::plan::{self, Plan};
@@ -27,7 +28,7 @@ use super::{
     audit,
 };
 use crate::blob::Blob;
-use crate::meta::records::{self, PackId, key};
+use crate::meta::records::{self, PackId, Totals, key};
 use crate::meta::{Batch, Head, Meta};
 use crate::session::{IntentSink, Reply};
 
@@ -73,6 +74,7 @@ pub struct Volume {
     sink: Sink,
     commands: Sender<Command>,
     residency: Arc<Residency>,
+    index: Arc<Index>,
     threads: Mutex<Option<Threads>>,
 }
 
@@ -80,7 +82,7 @@ struct Threads {
     engine: JoinHandle<()>,
     /// The helpers end when this is dropped.
     end: Sender<()>,
-    helpers: [JoinHandle<()>; 3],
+    helpers: Vec<JoinHandle<()>>,
 }
 
 impl Volume {
@@ -94,10 +96,12 @@ impl Volume {
         sink: Sink,
         journal: Arc<Journal>,
     ) -> Result<Arc<Self>, VolumeError> {
-        let Opened { index, tree, head, adopt } = open::open(&options, &*meta, &*blob, &shared)?;
+        let Opened { index, tree, head, totals, adopt, doubtful } =
+            open::open(&options, &meta, &*blob, &shared)?;
         let threads = |e: std::io::Error| VolumeError::Failed(format!("no thread could be started: {e}"));
         let (index, tree) = (Arc::new(index), Arc::new(tree));
-        count_files(&index, &shared)?;
+        shared.files.store(i64::try_from(totals.files).unwrap_or(i64::MAX), Ordering::Relaxed);
+        shared.bytes.store(i64::try_from(totals.bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
         shared.set_seq(head.map_or(0, |h| h.seq));
         let (commands, inbox) = unbounded();
         let known = index.suspects()?;
@@ -107,11 +111,14 @@ impl Volume {
         }
         index.set_suspects(&known, &suspects)?;
         journal.taken(&suspects);
+        let (sweep, swept) = unbounded();
+        let loader = Loader::new(&index, &blob, &shared, sweep)?;
         let mut engine = Engine {
             uploader: Arc::new(Uploader::start(&blob, &shared, options.upload_parallelism).map_err(threads)?),
             pipeline: Pipeline::start(meta, Arc::clone(&blob), Arc::clone(&index), Arc::clone(&shared))
                 .map_err(threads)?,
-            garbage: leftover_garbage(&index)?,
+            swept,
+            totals,
             options,
             index,
             tree,
@@ -150,13 +157,14 @@ impl Volume {
         })?;
         shared.set_ready();
         shared.gate().set_state(MountState::Ready);
-        let (end, helpers) = engine.start_helpers(&blob, commands.clone()).map_err(threads)?;
+        let index = Arc::clone(&engine.index);
+        let (end, helpers) = engine.start_helpers(&blob, commands.clone(), loader).map_err(threads)?;
         let thread = std::thread::Builder::new()
             .name("volume".into())
-            .spawn(move || engine.run(&inbox, &blob))
+            .spawn(move || engine.run(&inbox))
             .map_err(threads)?;
         let threads = Mutex::new(Some(Threads { engine: thread, end, helpers }));
-        Ok(Arc::new(Self { shared, sink, commands, residency, threads }))
+        Ok(Arc::new(Self { shared, sink, commands, residency, index, threads }))
     }
 
     /// Answers a request of a client; see [`Ask`]. Never blocks. The inode of a barrier is looked at whether or not an
@@ -202,6 +210,7 @@ impl Volume {
         self.send(Command::Stop(done));
         // An engine that has ended already answers by hanging up.
         let _ = ended.recv();
+        self.index.stop_loading();
         if let Some(Threads { engine, end, helpers }) = self.threads.lock().take() {
             drop(end);
             for thread in helpers.into_iter().chain([engine]) {
@@ -220,33 +229,6 @@ impl Volume {
     fn closed(&self) -> VolumeError {
         self.shared.failure().unwrap_or_else(|| VolumeError::Failed("the volume is closed".into()))
     }
-}
-
-fn count_files(index: &Index, shared: &Shared) -> Result<(), VolumeError> {
-    let (mut files, mut bytes) = (0, 0);
-    index.scan(key::INODES, |key, value| {
-        let record: records::Inode = records::decode(key, value)?;
-        if record.mode & libc::S_IFMT == libc::S_IFREG {
-            files += 1;
-            bytes += record.size as i64;
-        }
-        Ok(())
-    })?;
-    shared.files.store(files, Ordering::Relaxed);
-    shared.bytes.store(bytes, Ordering::Relaxed);
-    Ok(())
-}
-
-/// Packs that an earlier agent found dead but may not have deleted.
-fn leftover_garbage(index: &Index) -> Result<Vec<PackId>, VolumeError> {
-    let mut found = Vec::new();
-    index.scan(key::GARBAGE, |key, _| {
-        if let key::Key::Garbage(id) = key::parse(key)? {
-            found.push(id);
-        }
-        Ok(())
-    })?;
-    Ok(found)
 }
 
 fn is_over(ended: &Receiver<()>, wait: Duration) -> bool {
@@ -296,19 +278,20 @@ struct Engine {
     journal: Arc<Journal>,
     /// What could not be read: no barrier succeeds until they can.
     troubled: Vec<Trouble>,
-    /// Packs of earlier agents, to be deleted once.
-    garbage: Vec<PackId>,
+    /// Packs of earlier agents that have been deleted.
+    swept: Receiver<PackId>,
+    /// What the volume holds after the last cut.
+    totals: Totals,
     seq: u64,
     next_cut: Instant,
     last_suspicion: Instant,
 }
 
 impl Engine {
-    fn run(mut self, inbox: &Receiver<Command>, blob: &Arc<dyn Blob>) {
+    fn run(mut self, inbox: &Receiver<Command>) {
         // A lease that is broken while we hold it raises SIGIO, which would kill a process that does not care.
         // SAFETY: ignoring a signal touches no memory.
         unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
-        self.garbage.retain(|id| blob.delete(id).is_ok());
         let mut stop = None;
         while stop.is_none() {
             let mut waiters = Vec::new();
@@ -390,11 +373,13 @@ impl Engine {
         &self,
         blob: &Arc<dyn Blob>,
         commands: Sender<Command>,
-    ) -> std::io::Result<(Sender<()>, [JoinHandle<()>; 3])> {
+        loader: Loader,
+    ) -> std::io::Result<(Sender<()>, Vec<JoinHandle<()>>)> {
         let (end, ended) = bounded::<()>(0);
         let (index, tree, shared) =
             (Arc::clone(&self.index), Arc::clone(&self.tree), Arc::clone(&self.shared));
         let (interval, ended_too, ended_last) = (self.options.audit_interval, ended.clone(), ended.clone());
+        let ended_loading = ended.clone();
         let auditor = std::thread::Builder::new()
             .name("audit".into())
             .spawn(move || audit_in_background(&index, &tree, &shared, interval, &ended, &commands))?;
@@ -417,7 +402,9 @@ impl Engine {
                 shared.show_space(blob.directory());
             }
         })?;
-        Ok((end, [auditor, throttle, space]))
+        let loader =
+            std::thread::Builder::new().name("load".into()).spawn(move || loader.run(&ended_loading))?;
+        Ok((end, vec![auditor, throttle, space, loader]))
     }
 
     /// Takes in the files that were there before the volume was.
@@ -453,12 +440,14 @@ impl Engine {
                 }
             }
         }
-        let (index, uploader) = (Arc::clone(&self.index), Arc::clone(&self.uploader));
+        let (index, uploader, files) =
+            (Arc::clone(&self.index), Arc::clone(&self.uploader), Arc::clone(&self.files));
         let mut chunks = ChunkStore::new(&index, &uploader);
         let suspects = self.suspects.clone();
         let cut = Cutter {
             index: &index,
             tree: &self.tree,
+            files: &files,
             sink: &self.sink,
             shared: &self.shared,
             suspects: &mut self.suspects,
@@ -497,7 +486,7 @@ impl Engine {
         since: Option<Instant>,
         at: std::time::SystemTime,
     ) -> Result<(), (VolumeError, Vec<Waiter>)> {
-        for id in self.pipeline.deleted.try_iter().chain(self.garbage.drain(..)) {
+        for id in self.pipeline.deleted.try_iter().chain(self.swept.try_iter()) {
             plan.changes.insert(key::garbage(&id), None);
         }
         let mut job = Job {
@@ -524,9 +513,10 @@ impl Engine {
             return Ok(());
         }
         (job.seq, job.nonce) = (self.seq + 1, rand::random());
-        let prepared = self.prepare(&plan, job.seq, job.nonce, at);
+        let prepared = self.prepare(&mut plan, job.seq, job.nonce, at);
         match prepared {
-            Ok(batch) => {
+            Ok((batch, totals)) => {
+                self.totals = totals;
                 job.operations = batch.ops.len() as u64;
                 job.batch = Some(batch);
             }
@@ -541,11 +531,12 @@ impl Engine {
 
     fn prepare(
         &self,
-        plan: &Plan,
+        plan: &mut Plan,
         seq: u64,
         nonce: u128,
         at: std::time::SystemTime,
-    ) -> Result<Batch, VolumeError> {
+    ) -> Result<(Batch, Totals), VolumeError> {
+        let totals = plan.count(self.totals)?;
         let cut_at_ns = at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
         let mut ops = plan.operations();
         ops.push((key::head(), Some(records::encode(&Head { seq, nonce, cut_at_ns })?)));
@@ -555,7 +546,7 @@ impl Engine {
         if self.options.durability == Durability::Local {
             self.index.sync()?;
         }
-        Ok(Batch { ops })
+        Ok((Batch { ops }, totals))
     }
 
     /// The last cut, then the pipeline's end; a clean mark where everything is on the disk.

@@ -17,6 +17,7 @@ mod engine;
 mod entry;
 mod index;
 mod journal;
+mod loader;
 mod look;
 mod open;
 mod plan;

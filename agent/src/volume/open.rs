@@ -4,27 +4,39 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::index::{self, Base, Index, Kernel, Standing};
+use serde::de::DeserializeOwned;
+
+use super::entry;
+use super::index::{self, Base, Changes, Doubt, Index, Kernel, Seen, Standing};
 use super::restore::Restore;
 use super::status::Shared;
 use super::tree::{LOST_AND_FOUND, Tree};
 use super::{Durability, VolumeError, VolumeOptions};
 use crate::blob::Blob;
-use crate::meta::records::{self, Format, ROOT_INODE, key};
+use crate::meta::records::{self, Format, Inode, ROOT_INODE, Totals, key};
 use crate::meta::{Head, Meta};
+
+/// Whether a directory is populated, and a file hydrated, when it is first touched; else everything is brought here before
+/// the mount is ready.
+pub const LAZY: bool = true;
 
 /// A volume whose tree may be used.
 pub struct Opened {
     /// The index, current.
     pub index: Index,
-    /// The tree, populated.
+    /// The tree: all that is in it is of the volume, or younger.
     pub tree: Tree,
     /// Where the backend stands.
     pub head: Option<Head>,
+    /// What the volume holds.
+    pub totals: Totals,
     /// The volume is new and the tree may hold files already.
     pub adopt: bool,
+    /// The machine has stopped without warning: what came from the backend may be lost from this disk again.
+    pub doubtful: bool,
 }
 
 type Result<T> = std::result::Result<T, VolumeError>;
@@ -34,6 +46,8 @@ type Result<T> = std::result::Result<T, VolumeError>;
 enum Verdict {
     /// Index and tree are those of the backend's head, or newer by what was not committed yet.
     Keep,
+    /// The same, but files that nobody synced to this disk may have lost data.
+    KeepInDoubt,
     /// Take the files that are there into a new volume.
     Adopt,
     /// Populate an empty tree.
@@ -42,35 +56,56 @@ enum Verdict {
     SetAside(&'static str),
 }
 
-/// Opens the volume. Blocking: restores where that is needed.
-pub fn open(options: &VolumeOptions, meta: &dyn Meta, blob: &dyn Blob, shared: &Shared) -> Result<Opened> {
-    let format = key::format();
-    let value = meta.get(&format)?.ok_or_else(|| {
-        VolumeError::Failed("the volume has no format record; restore the backend from a copy".into())
-    })?;
-    let Format { volume_id, .. } = records::decode(&format, &value)?;
-    let head: Option<Head> = match meta.get(&key::head())? {
-        Some(value) => Some(records::decode(&key::head(), &value)?),
-        None => None,
-    };
+/// What is read of every volume, in one go.
+struct Start {
+    volume_id: u128,
+    head: Option<Head>,
+    totals: Option<Totals>,
+    root: Option<Inode>,
+}
+
+impl Start {
+    fn read(meta: &dyn Meta) -> Result<Self> {
+        let (format, head, totals, root) = std::thread::scope(|scope| {
+            let head = scope.spawn(|| get(meta, &key::head()));
+            let totals = scope.spawn(|| get(meta, &key::totals()));
+            let root = scope.spawn(|| get(meta, &key::inode(ROOT_INODE)));
+            let format: Result<Option<Format>> = get(meta, &key::format());
+            (format, joined(head), joined(totals), joined(root))
+        });
+        let format = format?.ok_or_else(|| {
+            VolumeError::Failed("the volume has no format record; restore the backend from a copy".into())
+        })?;
+        Ok(Self { volume_id: format.volume_id, head: head?, totals: totals?, root: root? })
+    }
+}
+
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|_| Err(VolumeError::Failed("a thread that reads metadata died".into())))
+}
+
+fn get<T: DeserializeOwned>(meta: &dyn Meta, key: &[u8]) -> Result<Option<T>> {
+    Ok(meta.get(key)?.map(|value| records::decode(key, &value)).transpose()?)
+}
+
+/// Opens the volume. Blocking: where all is restored before anybody may see it, for as long as that takes.
+pub fn open(
+    options: &VolumeOptions,
+    meta: &Arc<dyn Meta>,
+    blob: &dyn Blob,
+    shared: &Shared,
+) -> Result<Opened> {
+    let start = Start::read(&**meta)?;
+    let (volume_id, head) = (start.volume_id, start.head);
     let tree = Tree::open(&options.tree, &options.prefix, &options.neighbours.list())
         .map_err(|e| disk(&options.tree, &e))?;
     let index = Index::open(&options.state.join("index"))?;
+    index.set_source(Arc::clone(meta));
     let boot_id = boot_id();
     let verdict = judge(options, &index, &tree, volume_id, head, &boot_id)?;
     tracing::info!(?verdict, seq = head.map_or(0, |h| h.seq), tree = %tree.path().display(), "opening the volume");
-    let base = |populated| Base {
-        volume_id,
-        seq: head.map_or(0, |h| h.seq),
-        nonce: head.map_or(0, |h| h.nonce),
-        populated,
-        boot_id: boot_id.clone(),
-        clean: false,
-        loaded: true,
-        since: ROOT_INODE + 1,
-    };
     match verdict {
-        Verdict::Keep => {}
+        Verdict::Keep | Verdict::KeepInDoubt | Verdict::Restore => {}
         Verdict::Adopt => index.clear()?,
         Verdict::SetAside(why) => {
             let aside = set_aside(&tree, &options.state).map_err(|e| disk(tree.path(), &e))?;
@@ -82,18 +117,80 @@ pub fn open(options: &VolumeOptions, meta: &dyn Meta, blob: &dyn Blob, shared: &
             tracing::warn!("{notice}");
             *shared.notice.lock() = Some(notice);
         }
-        Verdict::Restore => {}
     }
-    if matches!(verdict, Verdict::Restore | Verdict::SetAside(_)) {
-        index.clear()?;
-        index.set_base(&base(false))?;
-        let parallelism = options.upload_parallelism;
-        Restore { meta, blob, index: &index, tree: &tree, shared, parallelism }.run()?;
+    let (seq, nonce) = head.map_or((0, 0), |h| (h.seq, h.nonce));
+    let (clean, loaded, since) = (false, true, ROOT_INODE + 1);
+    let base =
+        Base { volume_id, seq, nonce, populated: true, boot_id: boot_id.clone(), clean, loaded, since };
+    match verdict {
+        Verdict::Restore | Verdict::SetAside(_) if LAZY => begin(&index, &tree, &start, &base)?,
+        Verdict::Restore | Verdict::SetAside(_) => {
+            index.clear()?;
+            index.set_base(&Base { populated: false, ..base.clone() })?;
+            let parallelism = options.upload_parallelism;
+            Restore { meta: &**meta, blob, index: &index, tree: &tree, shared, parallelism }.run()?;
+            index.set_base(&base)?;
+        }
+        Verdict::Adopt => index.set_base(&base)?,
+        Verdict::Keep | Verdict::KeepInDoubt => index.change_base(|base| {
+            base.boot_id.clone_from(&boot_id);
+            base.clean = false;
+        })?,
     }
     let root = tree.stat(tree.root()).map_err(|e| disk(tree.path(), &e))?.id;
     index.load([(index::kernel_key(root.ino), index::encode(&Kernel { id: root, inode: ROOT_INODE })?)])?;
-    index.set_base(&base(true))?;
-    Ok(Opened { index, tree, head, adopt: verdict == Verdict::Adopt })
+    let totals = count(&index)?;
+    let (adopt, doubtful) = (verdict == Verdict::Adopt, verdict == Verdict::KeepInDoubt);
+    Ok(Opened { index, tree, head, totals, adopt, doubtful })
+}
+
+/// Begins with an empty tree: the root is there and nothing in it, all else comes when it is touched.
+fn begin(index: &Index, tree: &Tree, start: &Start, base: &Base) -> Result<()> {
+    index.clear()?;
+    let mut changes = Changes::new();
+    if let Some(root) = &start.root {
+        entry::set_attributes(tree.root(), b".", root).map_err(|e| disk(tree.path(), &e))?;
+        let stat = tree.stat(tree.root()).map_err(|e| disk(tree.path(), &e))?;
+        // The times of its own change are young: a change that follows at once may carry the same.
+        index::set_seen(&mut changes, ROOT_INODE, &Seen::of(&stat, Doubt::Attributes))?;
+        changes.insert(key::inode(ROOT_INODE), Some(records::encode(root)?.to_vec()));
+    }
+    // Until it is known which numbers are given away, none is known to be free.
+    let since = start.totals.map_or(u64::MAX, |totals| totals.next_inode);
+    if let Some(totals) = &start.totals {
+        changes.insert(key::totals(), Some(records::encode(totals)?.to_vec()));
+        index::set_next_inode(&mut changes, totals.next_inode)?;
+    }
+    index::set_unpopulated(&mut changes, ROOT_INODE, true);
+    index.load(changes.into_iter().filter_map(|(key, value)| Some((key, value?))))?;
+    // Last, and it makes all of these durable: without it the next opening begins anew.
+    index.set_base(&Base { loaded: false, since, ..base.clone() })
+}
+
+/// What the volume holds. A volume whose commits never said so is read as a whole, once.
+fn count(index: &Index) -> Result<Totals> {
+    if let Some(totals) = index.totals()? {
+        return Ok(totals);
+    }
+    index.load_all(&mut |_| true)?;
+    let mut totals = Totals { next_inode: index.next_inode()?, ..Totals::default() };
+    index.scan(key::INODES, |key, value| {
+        let record: Inode = records::decode(key, value)?;
+        if let key::Key::Inode(inode) = key::parse(key)? {
+            totals.next_inode = totals.next_inode.max(inode.saturating_add(1));
+        }
+        totals.inodes += 1;
+        if record.mode & libc::S_IFMT == libc::S_IFREG {
+            totals.files += 1;
+            totals.bytes = totals.bytes.saturating_add(record.size);
+        }
+        Ok(())
+    })?;
+    let mut changes = Changes::new();
+    index::set_next_inode(&mut changes, totals.next_inode)?;
+    changes.insert(key::totals(), Some(records::encode(&totals)?.to_vec()));
+    index.load(changes.into_iter().filter_map(|(key, value)| Some((key, value?))))?;
+    Ok(totals)
 }
 
 fn judge(
@@ -130,7 +227,8 @@ fn judge(
     }
     let root = tree.stat(tree.root()).map_err(|e| disk(tree.path(), &e))?.id;
     let same_root = index.seen(ROOT_INODE)?.is_none_or(|seen| seen.id == root);
-    let expected = !index.children(ROOT_INODE)?.is_empty();
+    // A root that is not populated yet is empty, or half made: population goes on from there.
+    let expected = !index.is_unpopulated(ROOT_INODE)? && !index.children(ROOT_INODE)?.is_empty();
     if expected && is_empty {
         // Programs that empty a tree while no agent runs are rare; disks that are lost are what we are for.
         return Ok(Verdict::Restore);
@@ -139,12 +237,13 @@ fn judge(
         return Ok(Verdict::SetAside("it is not the directory that the agent had left"));
     }
     let same_boot = !boot_id.is_empty() && base.boot_id == boot_id;
-    if !same_boot && !base.clean && options.durability == Durability::Remote && head.is_some() {
-        return Ok(Verdict::SetAside(
+    match options.durability {
+        _ if same_boot || base.clean || head.is_none() => Ok(Verdict::Keep),
+        Durability::Remote => Ok(Verdict::SetAside(
             "the machine stopped without warning, and files that were not synced to this disk may have lost data",
-        ));
+        )),
+        Durability::Local => Ok(Verdict::KeepInDoubt),
     }
-    Ok(Verdict::Keep)
 }
 
 /// Moves everything in the tree to a new directory of the state directory.

@@ -1,20 +1,46 @@
-//! Writes that others make for the app: the threads of libc's POSIX AIO, the kernel's AIO (libaio) and io_uring. No hook
-//! sees them done, so a file that they write to is told as written unseen; a barrier that could not be kept is refused.
+//! Reads and writes that others make for the app: the threads of libc's POSIX AIO, the kernel's AIO (libaio) and io_uring. No
+//! hook sees them done, so a file that they write to is told as written unseen, and what they touch is brought before and
+//! stays; a barrier that could not be kept is refused.
 
 use core::ffi::{c_int, c_long, c_uint, c_void};
 
 use crate::hook::{fail, hook, real};
 use crate::sys::{self, Answer, Errno, errno};
-use crate::{control, fds};
+use crate::{control, fds, residency};
 
-/// The beginning of both libcs' aiocb.
+/// Both libcs' aiocb on 64-bit machines, as far as it is used.
 #[repr(C)]
 pub struct Control {
     fd: c_int,
     operation: c_int,
+    priority: c_int,
+    buffer: *mut c_void,
+    n: usize,
+    rest: [u64; 12],
+    offset: i64,
 }
 
+const _: () = assert!(core::mem::offset_of!(Control, offset) == 128);
+
+const LIO_READ: c_int = 0;
 const LIO_WRITE: c_int = 1;
+
+/// Before `n` bytes of `fd` are read or written elsewhere.
+fn bring(fd: c_int, offset: i64, n: u64) -> Result<(), Errno> {
+    let start = offset.max(0) as u64;
+    residency::pin(fd, start, start.saturating_add(n))
+}
+
+hook! {
+    unsafe fn aio_read | aio_read64(block: *mut Control) -> c_int => my_aio_read {
+        if let Some(block) = block.as_ref()
+            && let Err(errno) = bring(block.fd, block.offset, block.n as u64)
+        {
+            return fail(errno);
+        }
+        real!(aio_read)(block)
+    }
+}
 
 /// Whether a barrier for `fd` is one of the agent.
 fn remote(fd: c_int) -> bool {
@@ -52,7 +78,13 @@ hook! {
     unsafe fn lio_listio | lio_listio64(mode: c_int, list: *const *mut Control, n: c_int, event: *mut c_void) -> c_int
         => my_lio_listio {
         for at in 0..if list.is_null() { 0 } else { n.max(0) as usize } {
-            if let Some(block) = (*list.add(at)).as_ref().filter(|block| block.operation == LIO_WRITE) {
+            let Some(block) = (*list.add(at)).as_ref() else { continue };
+            if block.operation == LIO_READ
+                && let Err(errno) = bring(block.fd, block.offset, block.n as u64)
+            {
+                return fail(errno);
+            }
+            if block.operation == LIO_WRITE {
                 if synchronous(block.fd) {
                     return fail(Errno::of(errno::EINVAL));
                 }
@@ -72,16 +104,21 @@ pub struct KernelControl {
     operation: u16,
     priority: i16,
     fd: c_int,
-    rest: [u64; 5],
+    buffer: u64,
+    n: u64,
+    offset: i64,
+    rest: [u64; 2],
 }
 
-/// Before io_submit(2): tells the files that it writes to.
+/// Before io_submit(2): tells the files that it writes to, and brings what it reads.
 ///
-/// Errors: EINVAL where it asks for a barrier, which an old kernel has none of either.
+/// Errors: those of [`residency::pin`]; EINVAL where it asks for a barrier, which an old kernel has none of either.
 ///
 /// # Safety
 /// `list` must hold `n` iocbs.
 pub unsafe fn submitting(n: c_long, list: *const *const KernelControl) -> Answer {
+    const PREAD: u16 = 0;
+    const PREADV: u16 = 7;
     const PWRITE: u16 = 1;
     const FSYNC: u16 = 2;
     const FDSYNC: u16 = 3;
@@ -93,6 +130,12 @@ pub unsafe fn submitting(n: c_long, list: *const *const KernelControl) -> Answer
         else {
             continue;
         };
+        match block.operation {
+            PREAD => bring(block.fd, block.offset, block.n)?,
+            // Their length is in the vectors.
+            PREADV => bring(block.fd, block.offset, residency::END)?,
+            _ => {}
+        }
         let refused = match block.operation {
             FSYNC | FDSYNC => remote(block.fd),
             PWRITE | PWRITEV => {

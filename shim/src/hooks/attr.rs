@@ -3,13 +3,16 @@
 use core::ffi::{c_char, c_int, c_void};
 
 use storeshim_protocol::Intent;
+use storeshim_protocol::control::{FLAG_COMPLETE, FLAG_QUOTA_NEAR};
 
+use crate::absent::{self, Before};
 use crate::act::Act;
 use crate::hook::{answer, fail, hook, path_hook, real};
 use crate::hooks::open::of_mount;
 use crate::place::{self, CWD, Place};
-use crate::sys::{self, PathBuf, k};
-use crate::{control, fds, gate};
+use crate::sys::{self, Errno, PathBuf, k};
+use crate::write::{TO_RESIZE, grows, resizing_opened};
+use crate::{control, fds, gate, residency};
 
 /// Calls `act` with the place of `path`, inside the gate where it is in a mount, after the attributes of what it names
 /// were told.
@@ -32,14 +35,31 @@ fn by_path_of(dirfd: c_int, path: *const c_char, follow: bool, mut act: Act<'_, 
         Err(errno) => return fail(errno),
     };
     let Some(index) = place.mount else { return act.run(place) };
-    let mut inside = match gate::enter(index, 0) {
-        Ok(inside) => inside,
-        Err(errno) => return fail(errno),
-    };
     // AT_EMPTY_PATH: some of these take a descriptor by an empty path; with another path it says nothing.
     let flags = k::AT_EMPTY_PATH | if follow { 0 } else { k::AT_SYMLINK_NOFOLLOW };
-    let ino =
-        sys::stat_at(place.dirfd, place.path, flags).ok().filter(|s| of_mount(index, s)).map(|s| s.st_ino);
+    let (mut before, mut waited) = (Before::new(index), false);
+    let (mut inside, ino) = loop {
+        let inside = match gate::enter(index, 0) {
+            Ok(inside) => inside,
+            Err(errno) => return fail(errno),
+        };
+        let found = sys::stat_at(place.dirfd, place.path, flags);
+        let ino = found.ok().filter(|stat| of_mount(index, stat)).map(|stat| stat.st_ino);
+        match ino {
+            Some(ino) if !waited && residency::is_moving(index, ino) => {
+                drop(inside);
+                residency::wait_moved(index, ino);
+                waited = true;
+            }
+            None if found.is_err() && before.seeks() => {
+                drop(inside);
+                if let Err(errno) = before.ask(place) {
+                    return fail(errno);
+                }
+            }
+            _ => break (inside, ino),
+        }
+    };
     let tell = |inside: &gate::Inside| {
         if let Some(ino) = ino {
             inside.tell(&Intent::Attributes { ino });
@@ -63,6 +83,9 @@ pub fn by_fd(fd: c_int, mut act: impl FnMut() -> c_int) -> c_int {
 #[inline(never)]
 fn by_fd_of(fd: c_int, mut act: Act<'_, (), c_int>) -> c_int {
     let Some(file) = fds::file_of_any_kind(fd) else { return act.run(()) };
+    if residency::is_moving(file.mount, file.ino) {
+        residency::wait_moved(file.mount, file.ino);
+    }
     let mut inside = match gate::enter(file.mount, file.ino) {
         Ok(inside) => inside,
         Err(errno) => return fail(errno),
@@ -210,9 +233,9 @@ unsafe fn new_question(number: u32, dirfd: c_int, path: *const c_char, [a, b, c,
     let mut room = PathBuf::new();
     match place::at(dirfd, path, &mut room) {
         // SAFETY: the caller keeps the contract of the call.
-        Ok(place) => answer(unsafe {
+        Ok(place) => answer(absent::reached(place, || unsafe {
             sys::raw(number as usize, place.dirfd as usize, place.path as usize, a, b, c, d)
-        }),
+        })),
         Err(errno) => fail(errno),
     }
 }
@@ -238,6 +261,22 @@ hook! {
     }
 }
 
+/// What is to be asked before the file at `place` gets another size.
+#[inline(never)]
+fn truncating(index: usize, place: Place, size: u64) -> Result<(), Errno> {
+    const ASKED: u32 = FLAG_COMPLETE | FLAG_QUOTA_NEAR;
+    if control::flags(index) & ASKED == FLAG_COMPLETE {
+        return Ok(());
+    }
+    let Ok(stat) = sys::stat_at(place.dirfd, place.path, 0) else { return Ok(()) };
+    if !sys::is_regular(&stat) {
+        return Ok(());
+    }
+    let opened = sys::openat(place.dirfd, place.path, (TO_RESIZE | k::O_LARGEFILE) as c_int, 0);
+    resizing_opened(index, opened, size)?;
+    if opened.is_err() { Ok(()) } else { grows(index, || size.saturating_sub(stat.st_size as u64)) }
+}
+
 hook! {
     unsafe fn truncate | truncate64(path: *const c_char, length: i64) -> c_int => my_truncate {
         let mut room = PathBuf::new();
@@ -246,6 +285,12 @@ hook! {
             Err(errno) => return fail(errno),
         };
         let Some(index) = place.mount else { return real!(truncate)(place.path, length) };
+        if let Err(errno) = absent::present(place) {
+            return fail(errno);
+        }
+        if length >= 0 && let Err(errno) = truncating(index, place, length as u64) {
+            return fail(errno);
+        }
         control::throttle(index);
         let mut inside = match gate::enter(index, 0) {
             Ok(inside) => inside,

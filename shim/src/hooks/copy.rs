@@ -1,18 +1,120 @@
-//! Copies inside the kernel whose output is a file.
+//! Copies inside the kernel, of which a file is the input or the output.
 
 use core::ffi::c_int;
 
-use crate::fds;
+use crate::act::Act;
+use crate::fds::{self, File};
+use crate::gate;
 use crate::hook::{answer, hook, real};
-use crate::sys::{self, Answer, Errno, errno};
+use crate::residency;
+use crate::sys::{self, Answer, Errno, errno, k};
 use crate::write::{Position, SLICE, piece, sliced, synced};
+
+/// What was brought has gone again. No errno of the kernel's.
+const GONE: Answer = Err(Errno(0));
+
+/// Bytes that are brought at a time for a pipe or a socket, which may let one wait.
+const PART: usize = 8 << 20;
+
+/// A copy from a file of which something may not be here.
+struct Copy {
+    source: File,
+    input: c_int,
+    from: *const i64,
+    out: c_int,
+    n: usize,
+}
+
+impl Copy {
+    /// Where it reads next.
+    fn at(&self) -> u64 {
+        if sys::leads_nowhere(self.from) {
+            return sys::lseek(self.input, 0, k::SEEK_CUR).unwrap_or(0) as u64;
+        }
+        // SAFETY: the app vouches for its offset.
+        unsafe { self.from.read() }.max(0) as u64
+    }
+
+    /// Copies by slices, each of which is here when `act` is told its length. A copy to a file is made inside a gate, which
+    /// eviction waits for; to a pipe or a socket, where it may have to wait, of bytes that stay.
+    #[inline(never)]
+    fn run(&self, target: Option<(File, Position)>, mut act: Act<'_, usize, Answer>) -> Answer {
+        let File { mount, ino, .. } = self.source;
+        let gated = target.is_some() || sys::fstat(self.out).is_ok_and(|stat| sys::is_regular(&stat));
+        // A thread is in one gate at a time.
+        let pin = !gated || target.is_some_and(|(file, _)| file.mount != mount);
+        let mut done = 0usize;
+        loop {
+            let n = (self.n - done).min(if gated { SLICE } else { PART });
+            let start = self.at();
+            let brought = residency::bring(mount, ino, start, start.saturating_add(n as u64), pin);
+            let mut once =
+                |held: residency::Held| if held.still() && self.at() == start { act.run(n) } else { GONE };
+            let moved = match (brought, target) {
+                (Err(errno), _) => Err(errno),
+                (Ok(held), Some((file, position))) => {
+                    piece(self.out, &file, position.after(done), n, || once(held))
+                }
+                (Ok(held), None) if gated => gate::enter(mount, ino).and_then(|_inside| once(held)),
+                (Ok(held), None) => once(held),
+            };
+            match moved {
+                GONE => {}
+                Ok(moved) => {
+                    done += moved;
+                    if moved < n || done >= self.n {
+                        return Ok(done);
+                    }
+                }
+                // What was copied is told; the next call meets the error.
+                Err(errno) => return if done == 0 { Err(errno) } else { Ok(done) },
+            }
+        }
+    }
+}
+
+/// Copies `n` bytes by `act`, which is told how many each time, into `target` where that is a file of a mount; `None` where
+/// neither end is one of which there is something to be done.
+#[inline(always)]
+fn copy(
+    input: c_int,
+    from: *const i64,
+    out: c_int,
+    target: Option<(File, Position)>,
+    n: usize,
+    mut act: impl FnMut(usize) -> Answer,
+) -> Option<Answer> {
+    copy_by(input, from, out, target, n, Act::new(&mut act))
+}
+
+#[inline(never)]
+fn copy_by(
+    input: c_int,
+    from: *const i64,
+    out: c_int,
+    target: Option<(File, Position)>,
+    n: usize,
+    mut act: Act<'_, usize, Answer>,
+) -> Option<Answer> {
+    let copied = match (residency::lacking(input), target) {
+        (Some(source), _) => Copy { source, input, from, out, n }.run(target, act),
+        // The kernel moves the offsets on by itself.
+        (None, Some((file, position))) => sliced(out, &file, position, n, |_, n, _| act.run(n)),
+        (None, None) => return None,
+    };
+    Some(match target {
+        Some((file, _)) => synced(&file, false, copied),
+        None => copied,
+    })
+}
 
 hook! {
     unsafe fn sendfile | sendfile64(out: c_int, input: c_int, offset: *mut i64, n: usize) -> isize => my_sendfile {
-        let Some(file) = fds::file(out) else { return real!(sendfile)(out, input, offset, n) };
-        // The kernel moves `offset` (or the input's position) on by itself.
-        let wrote = sliced(out, &file, Position::of(&file), n, |_, n, _| sys::sendfile(out, input, offset, n));
-        answer(synced(&file, false, wrote))
+        let target = fds::file(out).map(|file| (file, Position::of(&file)));
+        match copy(input, offset, out, target, n, |n| sys::sendfile(out, input, offset, n)) {
+            Some(done) => answer(done),
+            None => real!(sendfile)(out, input, offset, n),
+        }
     }
 }
 
@@ -20,7 +122,7 @@ hook! {
 ///
 /// # Safety
 /// `offset` must be null or valid.
-unsafe fn position(file: &fds::File, offset: *const i64) -> Position {
+unsafe fn position(file: &File, offset: *const i64) -> Position {
     // One that leads nowhere ends with EFAULT.
     if sys::leads_nowhere(offset) {
         return Position::of(file);
@@ -32,18 +134,17 @@ unsafe fn position(file: &fds::File, offset: *const i64) -> Position {
 hook! {
     unsafe fn copy_file_range(input: c_int, from: *mut i64, out: c_int, to: *mut i64, n: usize, flags: u32) -> isize
         => my_copy_file_range {
-        let Some(file) = fds::file(out) else { return real!(copy_file_range)(input, from, out, to, n, flags) };
-        // The kernel moves both offsets on by itself.
-        let wrote = sliced(out, &file, position(&file, to), n, |_, n, _| {
-            sys::copy_file_range(input, from, out, to, n, flags)
-        });
-        answer(synced(&file, false, wrote))
+        let target = fds::file(out).map(|file| (file, position(&file, to)));
+        match copy(input, from, out, target, n, |n| sys::copy_file_range(input, from, out, to, n, flags)) {
+            Some(done) => answer(done),
+            None => real!(copy_file_range)(input, from, out, to, n, flags),
+        }
     }
 }
 
 /// splice(2) from a pipe, which may be empty: waited for outside the gate.
 fn splice_in(
-    file: &fds::File,
+    file: &File,
     at: Position,
     input: c_int,
     n: usize,
@@ -65,8 +166,13 @@ fn splice_in(
 hook! {
     unsafe fn splice(input: c_int, from: *mut i64, out: c_int, to: *mut i64, n: usize, flags: u32) -> isize
         => my_splice {
-        let Some(file) = fds::file(out) else { return real!(splice)(input, from, out, to, n, flags) };
-        let at = position(&file, to);
-        answer(splice_in(&file, at, input, n, flags, |n, flags| sys::splice(input, from, out, to, n, flags), out))
+        let act = |n, flags| sys::splice(input, from, out, to, n, flags);
+        match fds::file(out) {
+            Some(file) => answer(splice_in(&file, position(&file, to), input, n, flags, act, out)),
+            None => match copy(input, from, out, None, n.min(SLICE), |n| act(n, flags)) {
+                Some(done) => answer(done),
+                None => real!(splice)(input, from, out, to, n, flags),
+            },
+        }
     }
 }

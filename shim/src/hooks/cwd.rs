@@ -2,6 +2,7 @@
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 
+use crate::absent;
 use crate::detour;
 use crate::hook::{fail, hook, real};
 use crate::loader::{get_errno, set_errno};
@@ -141,7 +142,7 @@ hook! {
         match place::at(CWD, path, &mut room) {
             Ok(place) => {
                 place::forget_cwd();
-                let result = real!(chdir)(place.path);
+                let result = absent::found(place, || real!(chdir)(place.path));
                 // Another thread may have looked in between.
                 place::forget_cwd();
                 if result != 0 {
@@ -169,7 +170,7 @@ hook! {
         super::process::before_confinement();
         let mut room = PathBuf::new();
         match place::at(CWD, path, &mut room) {
-            Ok(place) => real!(chroot)(place.path),
+            Ok(place) => absent::found(place, || real!(chroot)(place.path)),
             Err(errno) => fail(errno),
         }
     }
@@ -190,7 +191,8 @@ unsafe fn canonical(
         Err(errno) => return fail(errno),
     };
     let mut found = [0 as c_char; sys::PATH_MAX];
-    let good = !call(place.path, found.as_mut_ptr()).is_null();
+    let out_at = found.as_mut_ptr();
+    let good = !absent::found(place, || call(place.path, out_at)).is_null();
     if !good {
         // SAFETY: the caller vouches for `out`.
         if let Some(done) = detour::by_link(place, |inside| unsafe { canonical(inside, out, call) }) {

@@ -10,9 +10,9 @@ use storeshim_protocol::names;
 use super::script;
 use crate::hook::{fail, hook, real};
 use crate::loader::{self, get_errno};
-use crate::place::{self, CWD};
+use crate::place::{self, CWD, Place};
 use crate::sys::{self, Errno, PathBuf, errno};
-use crate::{control, detour, net};
+use crate::{control, detour, fds, net};
 
 /// An array of C strings that ends with null, as exec takes them.
 pub type Strings = *const *const c_char;
@@ -166,6 +166,9 @@ hook! {
         let mut room = PathBuf::new();
         match place::at(CWD, path, &mut room) {
             Ok(place) => {
+                if let Err(errno) = script::bring(&place) {
+                    return fail(errno);
+                }
                 let failed = script::run(path, &place, argv, &mut |path, argv| {
                     with_environment(envp, |envp| real!(execve)(path, argv, envp))
                 });
@@ -186,7 +189,7 @@ hook! {
     unsafe fn execveat(dirfd: c_int, path: *const c_char, argv: Strings, envp: Strings, flags: c_int) -> c_int
         => my_execveat {
         let mut room = PathBuf::new();
-        match place::at(dirfd, path, &mut room) {
+        match place::at(dirfd, path, &mut room).and_then(|place| script::bring(&place).map(|()| place)) {
             Ok(place) => with_environment(envp, |envp| {
                 crate::hook::answer(Err(sys::execveat(place.dirfd, place.path, argv, envp, flags)))
             }),
@@ -197,6 +200,10 @@ hook! {
 
 hook! {
     unsafe fn fexecve(fd: c_int, argv: Strings, envp: Strings) -> c_int => my_fexecve {
+        let place = Place { mount: fds::known(fd).mount(), dirfd: fd, path: c"".as_ptr() };
+        if let Err(errno) = script::bring(&place) {
+            return fail(errno);
+        }
         with_environment(envp, |envp| real!(fexecve)(fd, argv, envp))
     }
 }

@@ -4,11 +4,13 @@
 use core::ffi::{CStr, c_char, c_int, c_long, c_void};
 use core::mem::offset_of;
 
+use super::ftw;
+use crate::absent;
 use crate::control;
 use crate::hook::{fail, hook, real};
 use crate::loader;
 use crate::paths;
-use crate::place::{self, CWD};
+use crate::place::{self, CWD, Place};
 use crate::respell::{self, Block, Respell, Stat, boxed, unboxed};
 use crate::sys::{Errno, PathBuf, errno};
 
@@ -84,6 +86,26 @@ impl Node {
 
     fn next(self) -> Option<Self> {
         Self::some(field!(self, link) as *mut c_void)
+    }
+
+    /// Has what libc comes to next brought, and corrects what it saw. libc stands where its short names start from.
+    fn complete(self) -> Result<(), Errno> {
+        const D: usize = 1;
+        const F: usize = 8;
+        const SL: usize = 12;
+        let (path, stat) = (field!(self, accpath) as *const c_char, field!(self, statp) as *mut Stat);
+        let kind = field!(self, info);
+        // SAFETY: such a node was looked at.
+        if let Some(stat) = unsafe { stat.as_mut() }.filter(|_| matches!(kind, D | F | SL)) {
+            // SAFETY: a node's path is a C string.
+            unsafe { ftw::correct(path, stat) };
+        }
+        if kind == D && absent::some_lacks_names() {
+            // What counts as its links has come after it was looked at: nothing is said of them.
+            field!(self, nlink = 1);
+            return absent::listing_at(Place { mount: None, dirfd: CWD, path });
+        }
+        Ok(())
     }
 
     fn is_root(self) -> bool {
@@ -206,13 +228,6 @@ impl Walk {
         let real = field!(node, path) as *mut c_char;
         // SAFETY: the path of the current node is a C string.
         let path = unsafe { CStr::from_ptr(real) }.to_bytes();
-        let stat = field!(node, statp) as *mut Stat;
-        const SL: usize = 12;
-        if !stat.is_null() && field!(node, info) == SL {
-            let name = field!(node, accpath) as *const c_char;
-            // SAFETY: a link was looked at by lstat.
-            unsafe { respell::correct_size(CWD, name, stat) };
-        }
         if node.is_root() {
             self.root = self.root_of(path);
         }
@@ -381,18 +396,22 @@ unsafe fn open_walk(
 unsafe fn read_walk(walk: *mut c_void, read: impl FnOnce(*mut c_void) -> *mut c_void) -> *mut c_void {
     place::forget_cwd();
     // SAFETY: the app hands an open FTS.
-    let found = match unsafe { Walk::of(walk) } {
+    let mut ours = unsafe { Walk::of(walk) };
+    let found = match &mut ours {
         None => read(walk),
         Some(walk) => {
             walk.hide();
-            let found = read(walk.real);
-            if let Some(node) = Node::some(found) {
-                walk.show(node);
-            }
-            found
+            read(walk.real)
         }
     };
     place::forget_cwd();
+    let Some(node) = Node::some(found) else { return found };
+    if let Err(errno) = node.complete() {
+        return fail(errno);
+    }
+    if let Some(walk) = ours {
+        walk.show(node);
+    }
     found
 }
 

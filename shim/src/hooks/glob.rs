@@ -4,9 +4,11 @@
 use core::ffi::{CStr, c_char, c_int, c_void};
 
 use super::{dir, stat};
+use crate::absent;
 use crate::control;
 use crate::hook::{fail, hook, real};
 use crate::loader::{self, Real};
+use crate::place::{CWD, Place};
 use crate::respell::{self, Respell};
 use crate::sys::PathBuf;
 
@@ -24,6 +26,11 @@ pub struct Glob {
     stat: usize,
 }
 
+unsafe extern "C" {
+    /// Gives back what a glob has found.
+    pub fn globfree(found: *mut Glob);
+}
+
 const GLOB_APPEND: c_int = 1 << 5;
 const GLOB_ALTDIRFUNC: c_int = 1 << 9;
 
@@ -33,11 +40,11 @@ unsafe fn glob_with(
     pattern: *const c_char,
     flags: c_int,
     out: *mut Glob,
-    call: impl Fn(*const c_char, c_int) -> c_int,
+    call: impl Fn(*const c_char, c_int, *mut Glob) -> c_int,
 ) -> c_int {
     let translates = control::table().is_some_and(|table| table.translates);
-    if !translates || pattern.is_null() || out.is_null() {
-        return call(pattern, flags);
+    if !(translates || absent::some_lacks_names()) || pattern.is_null() || out.is_null() {
+        return call(pattern, flags, out);
     }
     if !loader::is_glibc() {
         // SAFETY: the caller keeps the contract of glob(3).
@@ -45,7 +52,7 @@ unsafe fn glob_with(
     }
     if flags & GLOB_ALTDIRFUNC != 0 {
         // The app's own functions look, and what they call is hooked.
-        return call(pattern, flags);
+        return call(pattern, flags, out);
     }
     static READ: Real = Real::new();
     // SAFETY: `out` is the app's glob_t, whose functions nobody reads without that flag.
@@ -55,9 +62,38 @@ unsafe fn glob_with(
         (*out).open = dir::my_opendir as *const () as usize;
         (*out).lstat = stat::my_lstat as *const () as usize;
         (*out).stat = stat::my_stat as *const () as usize;
-        let result = call(pattern, flags | GLOB_ALTDIRFUNC);
+        let result = call(pattern, flags | GLOB_ALTDIRFUNC, out);
         (*out).flags &= !GLOB_ALTDIRFUNC;
         result
+    }
+}
+
+/// Has all directories brought that a glob of `pattern` is about to look into.
+fn prepare(pattern: &[u8], flags: c_int, call: &dyn Fn(*const c_char, c_int, *mut Glob) -> c_int) {
+    const GLOB_NOCHECK: c_int = 1 << 4;
+    const GLOB_DOOFFS: c_int = 1 << 3;
+    let mut at = 0;
+    while absent::some_lacks_names()
+        && let Some(slash) = pattern.get(at..).and_then(|rest| rest.iter().position(|byte| *byte == b'/'))
+    {
+        at += slash + 1;
+        let mut head = PathBuf::new();
+        let mut found = core::mem::MaybeUninit::<Glob>::zeroed();
+        let flags = flags & !(GLOB_APPEND | GLOB_NOCHECK | GLOB_DOOFFS);
+        if head.push(pattern.get(..at).unwrap_or(&[])).is_err()
+            || call(head.c_str(), flags, found.as_mut_ptr()) != 0
+        {
+            continue;
+        }
+        // SAFETY: a glob that has succeeded has left an array of C strings.
+        unsafe {
+            let found = found.assume_init_mut();
+            for path in (0..found.count).map(|at| *found.paths.add(at)) {
+                // What cannot be listed is not found.
+                let _ = absent::listing_at(Place { mount: None, dirfd: CWD, path });
+            }
+            globfree(found);
+        }
     }
 }
 
@@ -69,14 +105,17 @@ unsafe fn respelled(
     pattern: *const c_char,
     flags: c_int,
     out: *mut Glob,
-    call: impl Fn(*const c_char, c_int) -> c_int,
+    call: impl Fn(*const c_char, c_int, *mut Glob) -> c_int,
 ) -> c_int {
     const GLOB_ABORTED: c_int = 2;
     let (mut room, mut long) = (PathBuf::new(), PathBuf::new());
     // SAFETY: `pattern` is a C string.
     let app = unsafe { CStr::from_ptr(pattern) }.to_bytes();
     let spelling = match respell::root(pattern, &mut room) {
-        Ok(None) => return call(pattern, flags),
+        Ok(None) => {
+            prepare(app, flags, &call);
+            return call(pattern, flags, out);
+        }
         // Results are as long as the pattern's beginning, and so become no longer.
         Ok(Some((real, _))) => {
             respell::padded(&mut long, real, app.len()).map(|()| Respell::new(app, long.bytes()))
@@ -92,7 +131,8 @@ unsafe fn respelled(
     };
     // SAFETY: with GLOB_APPEND `out` holds the results of earlier calls.
     let old = if flags & GLOB_APPEND != 0 { unsafe { (*out).count } } else { 0 };
-    let result = call(long.c_str(), flags);
+    prepare(long.bytes(), flags, &call);
+    let result = call(long.c_str(), flags, out);
     if result == 0 {
         // SAFETY: a glob that has succeeded has left an array of C strings, which are the app's to change.
         unsafe {
@@ -115,6 +155,6 @@ unsafe fn respelled(
 hook! {
     unsafe fn glob | glob64(pattern: *const c_char, flags: c_int, error: *const c_void, out: *mut Glob) -> c_int
         => my_glob {
-        glob_with(pattern, flags, out, |pattern, flags| real!(glob)(pattern, flags, error, out))
+        glob_with(pattern, flags, out, |pattern, flags, out| real!(glob)(pattern, flags, error, out))
     }
 }

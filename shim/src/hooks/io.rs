@@ -1,12 +1,12 @@
-//! Writing through a descriptor. Reads of resident files are the kernel's alone and have no hook.
+//! Writing through a descriptor, and what else changes the bytes behind one.
 
 use core::ffi::{c_int, c_void};
 
 use crate::fds::{self, File};
-use crate::hook::{answer, hook, real};
+use crate::hook::{answer, fail, hook, real};
+use crate::residency::{self, END};
 use crate::sys::{self, Answer, Errno, errno, k};
-use crate::write::{Position, piece, sliced, synced};
-use crate::{control, gate};
+use crate::write::{Needs, Position, beyond, entered, grows, made_room, piece, resizing, sliced, synced};
 
 #[inline(always)]
 fn write_file(fd: c_int, file: &File, data: *const c_void, n: usize) -> Answer {
@@ -132,38 +132,70 @@ hook! {
     }
 }
 
-/// Gates and tells a change of everything from `start` on.
-fn change_from(fd: c_int, start: i64, act: impl Fn() -> Answer) -> Option<Answer> {
-    let file = fds::file(fd)?;
-    control::throttle(file.mount);
-    Some(gate::enter(file.mount, file.ino).and_then(|mut inside| {
-        let start = start.max(0) as u64;
+/// Gates and tells a change of everything from `start` on, once what it needs is here.
+fn change_from(fd: c_int, file: &File, start: i64, needs: Needs, act: impl Fn() -> Answer) -> Answer {
+    let mut inside = entered(fd, file, needs)?;
+    let start = start.max(0) as u64;
+    inside.tell_range(file.ino, start, u64::MAX);
+    let done = act();
+    if inside.overtaken() {
         inside.tell_range(file.ino, start, u64::MAX);
-        let done = act();
-        if inside.overtaken() {
-            inside.tell_range(file.ino, start, u64::MAX);
+    }
+    done
+}
+
+/// ftruncate(2) on a file of a mount.
+fn truncate(fd: c_int, file: &File, length: i64) -> Answer {
+    if length >= 0 && file.known.writable() {
+        grows(file.mount, || beyond(fd, length as u64))?;
+        if residency::is_partial(file.mount) {
+            let now = sys::fstat(fd).map_or(0, |stat| stat.st_size as u64);
+            resizing(file.mount, file.ino, length as u64, now)?;
         }
-        done
-    }))
+    }
+    change_from(fd, file, length, Needs::Nothing, || sys::ftruncate(fd, length))
 }
 
 hook! {
     unsafe fn ftruncate | ftruncate64(fd: c_int, length: i64) -> c_int => my_ftruncate {
-        match change_from(fd, length, || sys::ftruncate(fd, length)) {
-            Some(done) => answer(done),
+        match fds::file(fd) {
+            Some(file) => answer(truncate(fd, &file, length)),
             None => real!(ftruncate)(fd, length),
         }
     }
 }
 
 /// fallocate(2) on a file of a mount.
+#[inline(never)]
 fn allocate(fd: c_int, file: &File, mode: c_int, offset: i64, length: i64) -> Answer {
     const SHIFTING: u32 = k::FALLOC_FL_COLLAPSE_RANGE | k::FALLOC_FL_INSERT_RANGE;
-    let act = || sys::fallocate(fd, mode, offset, length);
-    if mode as u32 & SHIFTING != 0 {
-        return change_from(fd, offset, act).unwrap_or(Err(Errno::of(errno::EBADF)));
+    const CLEARING: u32 = k::FALLOC_FL_PUNCH_HOLE | k::FALLOC_FL_ZERO_RANGE;
+    let mode_bits = mode as u32;
+    let (start, length_bytes) = (offset.max(0) as u64, length.max(0) as u64);
+    let end = start.saturating_add(length_bytes);
+    // Room that is set aside changes no byte.
+    let needs = match mode_bits {
+        mode if mode & SHIFTING != 0 => Needs::Bytes(0, END),
+        mode if mode & CLEARING != 0 => Needs::Bytes(start, end),
+        _ => Needs::Nothing,
+    };
+    if mode_bits & (k::FALLOC_FL_KEEP_SIZE | SHIFTING) == 0 {
+        grows(file.mount, || beyond(fd, end))?;
     }
-    piece(fd, file, Position::At(offset.max(0) as u64), length.max(0) as usize, act)
+    let told = if mode_bits & SHIFTING != 0 { u64::MAX } else { end };
+    let once = || {
+        let mut inside = entered(fd, file, needs)?;
+        inside.tell_range(file.ino, start, told);
+        let done = sys::fallocate(fd, mode, offset, length);
+        if inside.overtaken() {
+            inside.tell_range(file.ino, start, told);
+        }
+        done
+    };
+    match once() {
+        Err(e) if e == Errno::of(errno::ENOSPC) && made_room(file.mount, length_bytes) => once(),
+        done => done,
+    }
 }
 
 hook! {
@@ -180,15 +212,61 @@ hook! {
     unsafe fn posix_fallocate | posix_fallocate64(fd: c_int, offset: i64, length: i64) -> c_int
         => my_posix_fallocate {
         let Some(file) = fds::file(fd) else { return real!(posix_fallocate)(fd, offset, length) };
-        let position = Position::At(offset.max(0) as u64);
-        let done = piece(fd, &file, position, length.max(0) as usize, || {
-            Ok(real!(posix_fallocate)(fd, offset, length) as usize)
-        });
-        match done {
-            Ok(number) => number as c_int,
-            Err(errno) => errno.0,
-        }
+        let done = match allocate(fd, &file, 0, offset, length) {
+            Err(e) if e == Errno::of(errno::EOPNOTSUPP) => {
+                let end = offset.max(0).saturating_add(length.max(0)) as u64;
+                let needs = Needs::Bytes(offset.max(0) as u64, end);
+                change_from(fd, &file, offset, needs, || {
+                    match real!(posix_fallocate)(fd, offset, length) {
+                        0 => Ok(0),
+                        number => Err(Errno(number)),
+                    }
+                })
+            }
+            done => done,
+        };
+        done.map_or_else(|errno| errno.0, |_| 0)
     }
+}
+
+/// The head of FIDEDUPERANGE's argument; each target after it begins with its descriptor.
+#[repr(C)]
+struct Dedupe {
+    start: u64,
+    length: u64,
+    count: u16,
+    reserved: [u16; 3],
+}
+
+/// Copies that share what they copy, and where what is in a file is laid out: both look at it past all hooks.
+///
+/// # Safety
+/// `argument` must be what the request takes.
+#[inline(never)]
+unsafe fn shared(fd: c_int, request: u32, argument: usize) -> Result<(), Errno> {
+    use linux_raw_sys::ioctl::{FICLONE, FICLONERANGE, FIDEDUPERANGE, FS_IOC_FIEMAP};
+    let source = match request {
+        FICLONE => argument as c_int,
+        FS_IOC_FIEMAP => fd,
+        FIDEDUPERANGE if !sys::leads_nowhere(argument as *const Dedupe) => {
+            // SAFETY: the structure is followed by as many targets as it says.
+            unsafe {
+                let dedupe = (argument as *const Dedupe).read_unaligned();
+                let mut target = (argument as *const Dedupe).add(1).cast::<[i64; 4]>();
+                for _ in 0..dedupe.count {
+                    residency::pin(target.read_unaligned()[0] as c_int, 0, END)?;
+                    target = target.add(1);
+                }
+            }
+            fd
+        }
+        FICLONERANGE if !sys::leads_nowhere(argument as *const i64) => {
+            // SAFETY: the structure begins with the source's descriptor.
+            unsafe { (argument as *const i64).read_unaligned() as c_int }
+        }
+        _ => return Ok(()),
+    };
+    residency::pin(source, 0, END)
 }
 
 hook! {
@@ -200,11 +278,16 @@ hook! {
         const PUNCH: u32 = 0x4030_5829;
         const PUNCH_64: u32 = 0x4030_582b;
         const ZERO: u32 = 0x4030_5839;
+        if let Err(errno) = shared(fd, request as u32, argument) {
+            return fail(errno);
+        }
         match request as u32 {
             linux_raw_sys::ioctl::FICLONE | linux_raw_sys::ioctl::FICLONERANGE | RESERVE | RESERVE_64 | PUNCH
             | PUNCH_64 | ZERO => {
-                match change_from(fd, 0, || sys::ioctl(fd, request, argument)) {
-                    Some(done) => answer(done),
+                match fds::file(fd) {
+                    Some(file) => answer(change_from(fd, &file, 0, Needs::Bytes(0, END), || {
+                        sys::ioctl(fd, request, argument)
+                    })),
                     None => real!(ioctl)(fd, request, argument),
                 }
             }

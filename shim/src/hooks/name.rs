@@ -2,6 +2,7 @@
 
 use core::ffi::{CStr, c_char, c_int};
 
+use crate::absent::Change;
 use crate::hook::{answer, fail, hook, real};
 use crate::names::{Kind, Side, change, change_two};
 use crate::place::{self, CWD};
@@ -10,7 +11,7 @@ use crate::sys::{self, Answer, Errno, PathBuf, errno, k};
 hook! {
     unsafe fn mkdir(path: *const c_char, mode: u32) -> c_int => my_mkdir {
         let mut room = PathBuf::new();
-        match change(CWD, path, &mut room, |dirfd, path| sys::mkdirat(dirfd, path, mode)) {
+        match change(Change::Create, CWD, path, &mut room, |dirfd, path| sys::mkdirat(dirfd, path, mode)) {
             Ok(done) => answer(done),
             Err(place) => real!(mkdir)(place.path, mode),
         }
@@ -20,7 +21,7 @@ hook! {
 hook! {
     unsafe fn mkdirat(dirfd: c_int, path: *const c_char, mode: u32) -> c_int => my_mkdirat {
         let mut room = PathBuf::new();
-        match change(dirfd, path, &mut room, |dirfd, path| sys::mkdirat(dirfd, path, mode)) {
+        match change(Change::Create, dirfd, path, &mut room, |dirfd, path| sys::mkdirat(dirfd, path, mode)) {
             Ok(done) => answer(done),
             Err(place) => real!(mkdirat)(place.dirfd, place.path, mode),
         }
@@ -39,7 +40,7 @@ fn remove_at(dirfd: c_int, path: *const c_char, flags: u32) -> Answer {
 hook! {
     unsafe fn rmdir(path: *const c_char) -> c_int => my_rmdir {
         let mut room = PathBuf::new();
-        match change(CWD, path, &mut room, |dirfd, path| remove_at(dirfd, path, k::AT_REMOVEDIR)) {
+        match change(Change::Remove, CWD, path, &mut room, |dirfd, path| remove_at(dirfd, path, k::AT_REMOVEDIR)) {
             Ok(done) => answer(done),
             Err(place) => real!(rmdir)(place.path),
         }
@@ -49,7 +50,7 @@ hook! {
 hook! {
     unsafe fn unlink(path: *const c_char) -> c_int => my_unlink {
         let mut room = PathBuf::new();
-        match change(CWD, path, &mut room, |dirfd, path| sys::unlinkat(dirfd, path, 0)) {
+        match change(Change::Remove, CWD, path, &mut room, |dirfd, path| sys::unlinkat(dirfd, path, 0)) {
             Ok(done) => answer(done),
             Err(place) => real!(unlink)(place.path),
         }
@@ -59,7 +60,7 @@ hook! {
 hook! {
     unsafe fn unlinkat(dirfd: c_int, path: *const c_char, flags: c_int) -> c_int => my_unlinkat {
         let mut room = PathBuf::new();
-        match change(dirfd, path, &mut room, |dirfd, path| remove_at(dirfd, path, flags as u32)) {
+        match change(Change::Remove, dirfd, path, &mut room, |dirfd, path| remove_at(dirfd, path, flags as u32)) {
             Ok(done) => answer(done),
             Err(place) => real!(unlinkat)(place.dirfd, place.path, flags),
         }
@@ -73,7 +74,7 @@ hook! {
             Err(e) if e == Errno::of(errno::EISDIR) => remove_at(dirfd, path, k::AT_REMOVEDIR),
             done => done,
         };
-        match change(CWD, path, &mut room, either) {
+        match change(Change::Remove, CWD, path, &mut room, either) {
             Ok(done) => answer(done),
             Err(place) => real!(remove)(place.path),
         }
@@ -83,7 +84,7 @@ hook! {
 hook! {
     unsafe fn mknod(path: *const c_char, mode: u32, dev: u64) -> c_int => my_mknod {
         let mut room = PathBuf::new();
-        match change(CWD, path, &mut room, |dirfd, path| sys::mknodat(dirfd, path, mode, dev)) {
+        match change(Change::Create, CWD, path, &mut room, |dirfd, path| sys::mknodat(dirfd, path, mode, dev)) {
             Ok(done) => answer(done),
             Err(place) => real!(mknod)(place.path, mode, dev),
         }
@@ -93,7 +94,7 @@ hook! {
 hook! {
     unsafe fn mknodat(dirfd: c_int, path: *const c_char, mode: u32, dev: u64) -> c_int => my_mknodat {
         let mut room = PathBuf::new();
-        match change(dirfd, path, &mut room, |dirfd, path| sys::mknodat(dirfd, path, mode, dev)) {
+        match change(Change::Create, dirfd, path, &mut room, |dirfd, path| sys::mknodat(dirfd, path, mode, dev)) {
             Ok(done) => answer(done),
             Err(place) => real!(mknodat)(place.dirfd, place.path, mode, dev),
         }
@@ -103,7 +104,7 @@ hook! {
 hook! {
     unsafe fn __xmknod(version: c_int, path: *const c_char, mode: u32, dev: *const u64) -> c_int => my_xmknod {
         let mut room = PathBuf::new();
-        match change(CWD, path, &mut room, |dirfd, path| sys::mknodat(dirfd, path, mode, *dev)) {
+        match change(Change::Create, CWD, path, &mut room, |dirfd, path| sys::mknodat(dirfd, path, mode, *dev)) {
             Ok(done) => answer(done),
             Err(place) => real!(__xmknod)(version, place.path, mode, dev),
         }
@@ -114,7 +115,7 @@ hook! {
     unsafe fn __xmknodat(version: c_int, dirfd: c_int, path: *const c_char, mode: u32, dev: *const u64) -> c_int
         => my_xmknodat {
         let mut room = PathBuf::new();
-        match change(dirfd, path, &mut room, |dirfd, path| sys::mknodat(dirfd, path, mode, *dev)) {
+        match change(Change::Create, dirfd, path, &mut room, |dirfd, path| sys::mknodat(dirfd, path, mode, *dev)) {
             Ok(done) => answer(done),
             Err(place) => real!(__xmknodat)(version, place.dirfd, place.path, mode, dev),
         }
@@ -124,7 +125,7 @@ hook! {
 hook! {
     unsafe fn mkfifo(path: *const c_char, mode: u32) -> c_int => my_mkfifo {
         let mut room = PathBuf::new();
-        match change(CWD, path, &mut room, |dirfd, path| sys::mknodat(dirfd, path, mode | k::S_IFIFO, 0)) {
+        match change(Change::Create, CWD, path, &mut room, |dirfd, path| sys::mknodat(dirfd, path, mode | k::S_IFIFO, 0)) {
             Ok(done) => answer(done),
             Err(place) => real!(mkfifo)(place.path, mode),
         }
@@ -134,7 +135,7 @@ hook! {
 hook! {
     unsafe fn mkfifoat(dirfd: c_int, path: *const c_char, mode: u32) -> c_int => my_mkfifoat {
         let mut room = PathBuf::new();
-        match change(dirfd, path, &mut room, |dirfd, path| sys::mknodat(dirfd, path, mode | k::S_IFIFO, 0)) {
+        match change(Change::Create, dirfd, path, &mut room, |dirfd, path| sys::mknodat(dirfd, path, mode | k::S_IFIFO, 0)) {
             Ok(done) => answer(done),
             Err(place) => real!(mkfifoat)(place.dirfd, place.path, mode),
         }
@@ -162,7 +163,7 @@ hook! {
         } else {
             target
         };
-        match change(dirfd, path, &mut room, |dirfd, path| sys::symlinkat(target, dirfd, path)) {
+        match change(Change::Create, dirfd, path, &mut room, |dirfd, path| sys::symlinkat(target, dirfd, path)) {
             Ok(done) => answer(done),
             Err(place) => real!(symlinkat)(target, place.dirfd, place.path),
         }

@@ -6,18 +6,21 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use storeshim_protocol::{Intent, OpenFlags};
 
+use crate::absent::{self, Before, Change};
 use crate::fds::{self, Known};
 use crate::gate;
 use crate::hook::{fail, hook, real};
 use crate::names::{self, Entry};
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, Answer, Errno, PathBuf, Stat, errno, k};
-use crate::{control, detour, streams, tell};
+use crate::{control, detour, residency, streams, tell, write};
 
 /// The last file that was opened with O_CREAT was not there before.
 static CREATES: AtomicBool = AtomicBool::new(true);
 
 const EXISTS: Answer = Err(Errno::of(errno::EEXIST));
+/// Something is to be asked of the agent first, outside the gate. No errno of the kernel's.
+const LACKS: Answer = Err(Errno(0));
 
 /// How the kernel is asked to open: from a descriptor, a path, with flags.
 pub type Call<'c> = &'c dyn Fn(c_int, *const c_char, c_int) -> Answer;
@@ -58,11 +61,20 @@ impl Open<'_> {
     fn within(&self, index: usize, place: Place, path: *const c_char, room: &mut PathBuf) -> Answer {
         let changes = (self.has(k::O_CREAT) || self.has(k::O_TRUNC)) && !self.has(k::O_PATH);
         let named = changes && !self.has(k::O_TMPFILE);
-        if named { self.changing(index, place, path, room) } else { self.plain(index, place) }
+        if !named {
+            return self.plain(index, place);
+        }
+        let mut before = Before::new(index);
+        loop {
+            match self.changing(index, place, path, room, &mut before) {
+                LACKS => before.ask(place)?,
+                answer => return answer,
+            }
+        }
     }
 
     fn plain(&self, index: usize, place: Place) -> Answer {
-        let fd = (self.call)(place.dirfd, place.path, self.flags)? as c_int;
+        let fd = absent::reached(place, || (self.call)(place.dirfd, place.path, self.flags))? as c_int;
         if self.writes() {
             self.opened_ungated(index, fd);
         } else {
@@ -86,7 +98,14 @@ impl Open<'_> {
         if self.has(k::O_APPEND) { flags.with(OpenFlags::APPEND) } else { flags }
     }
 
-    fn changing(&self, index: usize, place: Place, path: *const c_char, room: &mut PathBuf) -> Answer {
+    fn changing(
+        &self,
+        index: usize,
+        place: Place,
+        path: *const c_char,
+        room: &mut PathBuf,
+        before: &mut Before,
+    ) -> Answer {
         let follow = if self.has(k::O_NOFOLLOW) { k::AT_SYMLINK_NOFOLLOW } else { 0 };
         // New files are changes that wait for the backend, as written bytes are.
         control::throttle(index);
@@ -95,7 +114,7 @@ impl Open<'_> {
         // Creating it straight away spares a look where there is nothing, and costs one more where there is
         // something: do what was right the last time.
         if self.has(k::O_CREAT) && (exclusive || CREATES.load(Ordering::Relaxed)) {
-            let answer = self.create(index, place, path, room, &mut inside);
+            let answer = self.create(index, place, path, room, &mut inside, before);
             if exclusive || answer != EXISTS {
                 return answer;
             }
@@ -103,6 +122,13 @@ impl Open<'_> {
         }
         match sys::stat_at(place.dirfd, place.path, follow) {
             Ok(stat) if sys::is_regular(&stat) && of_mount(index, &stat) => {
+                if self.has(k::O_TRUNC) && residency::is_partial(index) {
+                    drop(inside);
+                    let flags = self.flags as u32 & !(k::O_ACCMODE | k::O_CREAT | k::O_TRUNC);
+                    let flags = (flags | write::TO_RESIZE) as c_int;
+                    write::resizing_opened(index, (self.call)(place.dirfd, place.path, flags), 0)?;
+                    inside = gate::enter(index, stat.st_ino)?;
+                }
                 inside.is_about(stat.st_ino);
                 if self.has(k::O_TRUNC) {
                     inside.tell_range(stat.st_ino, 0, u64::MAX);
@@ -126,8 +152,13 @@ impl Open<'_> {
                 drop(inside);
                 self.plain(index, place)
             }
-            Err(_) if !self.has(k::O_CREAT) => (self.call)(place.dirfd, place.path, self.flags),
-            Err(_) => match self.create(index, place, path, room, &mut inside) {
+            Err(_) if !self.has(k::O_CREAT) => {
+                let done = (self.call)(place.dirfd, place.path, self.flags);
+                if done == Err(Errno::of(errno::ENOENT)) && before.seeks() { LACKS } else { done }
+            }
+            Err(_) => match self.create(index, place, path, room, &mut inside, before) {
+                // A link whose target is not there yet.
+                EXISTS if before.seeks() => LACKS,
                 // A dangling symbolic link, or somebody was quicker.
                 EXISTS => {
                     let fd = (self.call)(place.dirfd, place.path, self.flags)?;
@@ -151,10 +182,14 @@ impl Open<'_> {
         path: *const c_char,
         room: &mut PathBuf,
         inside: &mut gate::Inside,
+        before: &mut Before,
     ) -> Answer {
         let translated = core::ptr::eq(place.path, room.c_str());
         let place = if translated { place } else { place::owned(place.dirfd, path, room)? };
         let entry = Entry::find(index, place.dirfd, room);
+        if before.lacks(Change::Create, entry, place.dirfd, place.path) {
+            return LACKS;
+        }
         if let Some(entry) = entry {
             inside.is_about(entry.dir);
             inside.tell(&entry.intent(room));
@@ -189,7 +224,7 @@ impl Open<'_> {
 
 /// Whether a file lies on the file system of mount `index`.
 pub fn of_mount(index: usize, stat: &Stat) -> bool {
-    control::table().and_then(|table| table.get(index)).is_some_and(|entry| entry.dev == stat.st_dev)
+    control::is_on(index, stat)
 }
 
 /// After an open by a name outside every mount: where it has created or emptied a file, a symbolic link may have led it
@@ -259,7 +294,7 @@ fn open_at(
     let mut room = PathBuf::new();
     match place::at(dirfd, path, &mut room) {
         Ok(place) => {
-            let fd = real(place);
+            let fd = absent::found(place, || real(place));
             if fd >= 0 {
                 to_read(place, fd, flags);
             } else if place.mount.is_none() {
@@ -319,7 +354,10 @@ fn open_to_change(
                 // It has met no link on its way, so none has led it astray.
                 Some(Err(errno)) => fail(errno),
                 None => {
-                    let fd = real(place);
+                    if creates && let Err(errno) = absent::present(place) {
+                        return fail(errno);
+                    }
+                    let fd = absent::found(place, || real(place));
                     if fd < 0 {
                         return detour::by_link(place, |inside| my_open_again(inside, flags, mode))
                             .unwrap_or(fd);
@@ -388,7 +426,11 @@ pub unsafe fn open_how(dirfd: c_int, path: *const c_char, how: *const k::open_ho
         flags: asked.flags as c_int,
         extra: OpenFlags::default(),
         call: &|dirfd, path, flags: c_int| {
-            let how = k::open_how { flags: asked.flags | flags as u32 as u64, ..asked };
+            const FLAGS: u64 = u32::MAX as u64;
+            // Only what creates takes a mode.
+            let kept = u64::from(flags as u32 & k::O_CREAT) == asked.flags & u64::from(k::O_CREAT);
+            let mode = if kept { asked.mode } else { 0 };
+            let how = k::open_how { flags: asked.flags & !FLAGS | u64::from(flags as u32), mode, ..asked };
             sys::openat2(dirfd, path, &raw const how, KNOWN)
         },
     };
@@ -398,7 +440,10 @@ pub unsafe fn open_how(dirfd: c_int, path: *const c_char, how: *const k::open_ho
     match open.run(dirfd, path, &mut room) {
         Ok(answer) => answer,
         Err(place) => {
-            let answer = (open.call)(place.dirfd, place.path, open.flags);
+            if open.has(k::O_CREAT) {
+                absent::present(place)?;
+            }
+            let answer = absent::reached(place, || (open.call)(place.dirfd, place.path, open.flags));
             if let Ok(fd) = answer {
                 led(fd as c_int, open.flags);
             }

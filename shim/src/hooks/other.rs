@@ -3,11 +3,11 @@
 
 use core::ffi::{c_char, c_int, c_long, c_void};
 
-use crate::control;
 use crate::hook::fail;
 use crate::loader::{self, Real};
 use crate::place::{self, CWD};
-use crate::sys::PathBuf;
+use crate::sys::{Errno, PathBuf};
+use crate::{control, residency};
 
 static DLOPEN: Real = Real::new();
 static DLMOPEN: Real = Real::new();
@@ -42,14 +42,24 @@ fn route(path: *const c_char, flags: c_int, real: usize) -> Route {
     let strip = flags & RTLD_DEEPBIND != 0 && loader::is_glibc() && control::table().is_some();
     let flags = if strip { flags & !RTLD_DEEPBIND } else { flags };
     // SAFETY: the app handed null or a C string.
-    let as_it_is = path.is_null() || unsafe { is_bare(path) } || !is_translated(path);
+    let as_it_is = path.is_null() || unsafe { is_bare(path) } || !is_changed(path);
     Route { address: if as_it_is { real } else { 0 }, flags: flags as usize }
 }
 
+/// Whether the path must be translated; where not, what it names is brought. (Where that fails, [`ready`] says so.)
 #[inline(never)]
-fn is_translated(path: *const c_char) -> bool {
+fn is_changed(path: *const c_char) -> bool {
     let mut room = PathBuf::new();
-    place::at(CWD, path, &mut room).map_or(true, |place| !core::ptr::eq(place.path, path))
+    place::at(CWD, path, &mut room)
+        .map_or(true, |place| !core::ptr::eq(place.path, path) || residency::pin_place(place).is_err())
+}
+
+/// Where the loader is to find the library, which is brought first.
+fn ready(path: *const c_char, room: &mut PathBuf) -> Result<*const c_char, Errno> {
+    let place = place::at(CWD, path, room)?;
+    // The loader's message will name this as what cannot be opened.
+    let lost = c"(storeshim: the library could not be fetched)".as_ptr();
+    Ok(if residency::pin_place(place).is_ok() { place.path } else { lost })
 }
 
 extern "C" fn plain_dlopen(path: *const c_char, flags: c_int) -> Route {
@@ -66,9 +76,9 @@ unsafe extern "C" fn translated_dlopen(path: *const c_char, flags: c_int) -> *mu
     // SAFETY: the type of dlopen.
     let dlopen: unsafe extern "C" fn(*const c_char, c_int) -> *mut c_void =
         unsafe { core::mem::transmute(DLOPEN.address(c"dlopen")) };
-    match place::at(CWD, path, &mut room) {
+    match ready(path, &mut room) {
         // SAFETY: the caller keeps the contract of dlopen(3).
-        Ok(place) => unsafe { dlopen(place.path, flags) },
+        Ok(path) => unsafe { dlopen(path, flags) },
         Err(errno) => fail(errno),
     }
 }
@@ -79,9 +89,9 @@ unsafe extern "C" fn translated_dlmopen(space: c_long, path: *const c_char, flag
     // SAFETY: the type of dlmopen.
     let dlmopen: unsafe extern "C" fn(c_long, *const c_char, c_int) -> *mut c_void =
         unsafe { core::mem::transmute(DLMOPEN.address(c"dlmopen")) };
-    match place::at(CWD, path, &mut room) {
+    match ready(path, &mut room) {
         // SAFETY: the caller keeps the contract of dlmopen(3).
-        Ok(place) => unsafe { dlmopen(space, place.path, flags) },
+        Ok(path) => unsafe { dlmopen(space, path, flags) },
         Err(errno) => fail(errno),
     }
 }

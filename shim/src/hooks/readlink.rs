@@ -6,7 +6,7 @@ use core::ffi::{c_char, c_int};
 use crate::hook::{answer, fail, hook, real};
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, Answer, Bytes, PathBuf};
-use crate::{control, detour};
+use crate::{absent, control, detour};
 
 /// Reads the link, turned round; `None` where no mount is translated.
 ///
@@ -35,16 +35,18 @@ unsafe fn read(
     path: *const c_char,
     out: *mut c_char,
     size: usize,
-    otherwise: impl FnOnce(Place) -> isize,
+    otherwise: impl Fn(Place) -> isize,
 ) -> isize {
     let mut room = PathBuf::new();
     match place::at(dirfd, path, &mut room) {
         Ok(place) => {
-            // SAFETY: the caller vouches for `out`.
-            let done = match unsafe { turned_link(place, out, size) } {
-                Some(done) => answer(done),
-                None => otherwise(place),
-            };
+            let done = absent::found(place, || {
+                // SAFETY: the caller vouches for `out`.
+                match unsafe { turned_link(place, out, size) } {
+                    Some(done) => answer(done),
+                    None => otherwise(place),
+                }
+            });
             if done >= 0 {
                 return done;
             }

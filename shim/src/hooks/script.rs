@@ -1,14 +1,14 @@
 //! Scripts: where a `#!` line names an interpreter below a prefix, or the script itself is known by a translated name,
 //! the interpreter is started by us, as the kernel would start it, but with the names that the app knows. Knows nothing of
-//! environments. Runs between vfork and exec, so everything is on the stack.
+//! environments. What is run, and what runs it, is brought before. Runs between vfork and exec, so everything is on the stack.
 
 use core::ffi::{c_char, c_int};
 use core::mem::MaybeUninit;
 
 use super::exec::{Strings, entries, with_room};
-use crate::control;
 use crate::place::{self, CWD, Place};
-use crate::sys::{self, PathBuf, k};
+use crate::sys::{self, Errno, PathBuf, k};
+use crate::{control, residency};
 
 /// How much of a file the kernel looks at.
 const HEAD: usize = 256;
@@ -54,9 +54,9 @@ impl Line {
     }
 }
 
-/// The line of the file at `place`, where the kernel would run it.
+/// The line of the file at `place`, where the kernel would run it; with `loader`, a program's interpreter in its place.
 #[inline(never)]
-fn line_of(place: &Place) -> Option<Line> {
+fn line_of(place: &Place, loader: bool) -> Option<Line> {
     // A pipe or a device is not opened, nor what may not be run.
     sys::stat_at(place.dirfd, place.path, 0)
         .ok()
@@ -65,8 +65,46 @@ fn line_of(place: &Place) -> Option<Line> {
     let fd = sys::openat(place.dirfd, place.path, (k::O_RDONLY | k::O_CLOEXEC) as c_int, 0).ok()? as c_int;
     let mut head = [0u8; HEAD];
     let read = sys::pread(fd, &mut head, 0);
+    let line = head.get(..read.unwrap_or(0)).and_then(|head| {
+        if loader && head.starts_with(b"\x7fELF\x02") { loader_of(fd, head) } else { Line::parse(head) }
+    });
     sys::close(fd);
-    Line::parse(head.get(..read.ok()?)?)
+    line
+}
+
+/// The interpreter that a program of 64 bits names (PT_INTERP), which stands before what is loaded.
+fn loader_of(fd: c_int, head: &[u8]) -> Option<Line> {
+    const HEADER: usize = 64;
+    const ENTRY: usize = 56;
+    const INTERPRETER: u32 = 3;
+    let entry = head
+        .get(HEADER..)?
+        .chunks_exact(ENTRY)
+        .find(|entry| entry.starts_with(&INTERPRETER.to_le_bytes()))?;
+    let offset = u64::from_le_bytes(entry.get(8..16)?.try_into().ok()?);
+    let mut text = [0u8; HEAD + 1];
+    sys::pread(fd, text.get_mut(..HEAD)?, offset as i64).ok()?;
+    Some(Line { text, argument: None, interpreter: 0 })
+}
+
+/// Brings the program at `place`, and what runs it: the kernel reads both past all hooks.
+///
+/// Errors: those of [`residency::pin_place`].
+#[inline(never)]
+pub fn bring(place: &Place) -> Result<(), Errno> {
+    if !residency::is_any_partial() {
+        return Ok(());
+    }
+    residency::pin_place(*place)?;
+    let mut line = line_of(place, true);
+    for _ in 0..DEPTH {
+        let Some(next) = &line else { break };
+        let mut room = PathBuf::new();
+        let place = place::at(CWD, next.at(next.interpreter), &mut room)?;
+        residency::pin_place(place)?;
+        line = line_of(&place, true);
+    }
+    Ok(())
 }
 
 /// Calls `act` with the arguments `head` and then those of `arguments` after the first; `None` where they are too many.
@@ -120,7 +158,7 @@ unsafe fn descend(
     depth: usize,
     act: &mut dyn FnMut(*const c_char, Strings) -> c_int,
 ) -> c_int {
-    let Some(line) = line_of(place).filter(|_| depth > 0) else { return act(place.path, arguments) };
+    let Some(line) = line_of(place, false).filter(|_| depth > 0) else { return act(place.path, arguments) };
     let interpreter = line.at(line.interpreter);
     let mut room = PathBuf::new();
     let Ok(found) = place::at(CWD, interpreter, &mut room) else { return act(place.path, arguments) };

@@ -6,6 +6,7 @@ use core::ffi::{CStr, c_char, c_int, c_void};
 use storeshim_protocol::MAX_MOUNTS;
 
 use super::fd::{Message, MultiMessage};
+use crate::absent::{self, Change};
 use crate::control;
 use crate::hook::{Reply, answer, hook, real};
 use crate::loader::get_errno;
@@ -121,7 +122,7 @@ hook! {
         let mount = place::at(CWD, path, &mut room).ok().and_then(|place| place.mount);
         room.clear();
         // The path is in the room, so that a long one can be taken apart.
-        let bound = change(CWD, path, &mut room, |dirfd, path| {
+        let bound = change(Change::Create, CWD, path, &mut room, |dirfd, path| {
             let mut whole = PathBuf::new();
             whole.push(CStr::from_ptr(path).to_bytes())?;
             with_address(mount, dirfd, &whole, &|address, length| sys::bind(socket, address.cast(), length))
@@ -151,7 +152,7 @@ unsafe fn to_address<R: Reply>(
     }
     let word = |address: *const Address, length: u32| replied(act(address, length).word());
     // SAFETY: as above.
-    answer(unsafe { translated(address, length, &word) }.unwrap_or_else(|| word(address, length)))
+    answer(unsafe { translated(address, length, &word) })
 }
 
 /// What a function of libc answered.
@@ -159,8 +160,6 @@ fn replied(word: usize) -> Answer {
     if word == usize::MAX || word == u32::MAX as usize { Err(get_errno()) } else { Ok(word) }
 }
 
-/// `None` where the address is to stay as it is.
-///
 /// # Safety
 /// As [`to_address`].
 #[inline(never)]
@@ -168,16 +167,16 @@ unsafe fn translated(
     address: *const Address,
     length: u32,
     act: &dyn Fn(*const Address, u32) -> Answer,
-) -> Option<Answer> {
+) -> Answer {
     let (mut path, mut room) = (PathBuf::new(), PathBuf::new());
     // SAFETY: as above.
-    let path = unsafe { path_of(address, length, &mut path) }?;
+    let Some(path) = (unsafe { path_of(address, length, &mut path) }) else { return act(address, length) };
     match place::at(CWD, path, &mut room) {
         Ok(place) if core::ptr::eq(place.path, room.c_str()) => {
-            Some(with_address(place.mount, place.dirfd, &room, act))
+            absent::reached(place, || with_address(place.mount, place.dirfd, &room, act))
         }
-        Ok(_) => None,
-        Err(errno) => Some(Err(errno)),
+        Ok(place) => absent::reached(place, || act(address, length)),
+        Err(errno) => Err(errno),
     }
 }
 

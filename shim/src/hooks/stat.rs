@@ -1,76 +1,139 @@
-//! Asking about a path: translated, nothing told.
+//! Asking about a path or a descriptor: translated, nothing told; and corrected where the answer is that of this disk only.
 
 use core::ffi::{c_char, c_int, c_long, c_void};
 
-use crate::detour;
+use crate::act::Act;
 use crate::hook::{answer, fail, hook, path_hook, real};
-use crate::place::{self, CWD};
+use crate::place::{self, CWD, Place};
 use crate::respell::{self, Stat};
+use crate::seen::{self, Out, Subject};
 use crate::sys::{self, Errno, PathBuf, errno, k};
+use crate::{absent, detour, residency};
 
-/// Declares a hook that translates a path, and corrects the size of a symbolic link that it finds.
-macro_rules! link_hook {
-    ($name:ident | $alias:ident ($($pre:ident : $pt:ty),* ; $($dirfd:ident)? ; $($post:ident : $ot:ty),*)
-        => $mine:ident) => {
-        hook! {
-            unsafe fn $name | $alias ($($pre: $pt,)* $($dirfd: c_int,)? path: *const c_char, out: *mut Stat
-                $(, $post: $ot)*) -> c_int => $mine {
-                let mut room = PathBuf::new();
-                #[allow(unused_mut, unused_assignments, reason = "not each of them has a descriptor")]
-                let mut from = CWD;
-                $(from = $dirfd;)?
-                let place = match place::at(from, path, &mut room) {
-                    Ok(place) => place,
-                    Err(errno) => return fail(errno),
-                };
-                $(let $dirfd = place.dirfd;)?
-                let done = real!($name)($($pre,)* $($dirfd,)? place.path, out $(, $post)*);
-                if done == 0 {
-                    respell::correct_size(place.dirfd, place.path, out);
-                } else if let Some(done) = detour::by_link(place, |path| {
-                    $(let $dirfd = CWD;)?
-                    $mine($($pre,)* $($dirfd,)? path, out $(, $post)*)
-                }) {
-                    return done;
-                }
-                done
-            }
-        }
-    };
+/// Looks at a path by `act` (a place): translated, and corrected where what is there is not what the app knows.
+///
+/// # Safety
+/// `act` must fill `out` where it succeeds.
+#[inline(always)]
+unsafe fn look(dirfd: c_int, path: *const c_char, out: Out, mut act: impl FnMut(Place) -> c_int) -> c_int {
+    // One copy of the code for all the calls there are.
+    // SAFETY: as above.
+    unsafe { look_by(dirfd, path, out, Act::new(&mut act)) }
 }
 
-path_hook! { fn stat | stat64(path, out: *mut c_void) -> c_int => my_stat }
-link_hook! { lstat | lstat64(;;) => my_lstat }
-link_hook! { fstatat | fstatat64(; dirfd; flags: c_int) => my_fstatat }
+#[inline(never)]
+unsafe fn look_by(dirfd: c_int, path: *const c_char, out: Out, mut act: Act<'_, Place, c_int>) -> c_int {
+    let mut room = PathBuf::new();
+    let place = match place::at(dirfd, path, &mut room) {
+        Ok(place) => place,
+        Err(errno) => return fail(errno),
+    };
+    let mut done = act.run(place);
+    if done != 0 && absent::again(place) {
+        done = act.run(place);
+    }
+    if done != 0 {
+        // SAFETY: as above.
+        return detour::by_link(place, |path| unsafe {
+            look_by(CWD, path, out, Act::new(&mut |place| act.run(place)))
+        })
+        .unwrap_or(done);
+    }
+    // SAFETY: it has succeeded.
+    unsafe {
+        if out.is_link()
+            && let Some(size) = respell::link_size(place.dirfd, place.path)
+        {
+            // As long as what readlink gives.
+            out.set_size(size);
+        }
+        if residency::is_any_partial() {
+            return seen::correct(Subject::Path(place), out, Act::new(&mut |()| act.run(place)));
+        }
+    }
+    0
+}
+
+/// The same for a descriptor.
+///
+/// # Safety
+/// `act` must fill `out` where it succeeds.
+#[inline(always)]
+unsafe fn look_at(fd: c_int, out: *mut Stat, mut act: impl FnMut() -> c_int) -> c_int {
+    let done = act();
+    if done != 0 || !residency::is_any_partial() {
+        return done;
+    }
+    // SAFETY: as above.
+    unsafe { seen::correct(Subject::Descriptor(fd), Out::Stat(out), Act::new(&mut |()| act())) }
+}
+
+hook! {
+    unsafe fn stat | stat64(path: *const c_char, out: *mut Stat) -> c_int => my_stat {
+        look(CWD, path, Out::Stat(out), |place| real!(stat)(place.path, out))
+    }
+}
+
+hook! {
+    unsafe fn lstat | lstat64(path: *const c_char, out: *mut Stat) -> c_int => my_lstat {
+        look(CWD, path, Out::Stat(out), |place| real!(lstat)(place.path, out))
+    }
+}
+
+hook! {
+    unsafe fn fstatat | fstatat64(dirfd: c_int, path: *const c_char, out: *mut Stat, flags: c_int) -> c_int
+        => my_fstatat {
+        look(dirfd, path, Out::Stat(out), |place| real!(fstatat)(place.dirfd, place.path, out, flags))
+    }
+}
 
 hook! {
     unsafe fn statx(dirfd: c_int, path: *const c_char, flags: c_int, mask: u32, out: *mut k::statx) -> c_int
         => my_statx {
-        let mut room = PathBuf::new();
-        let place = match place::at(dirfd, path, &mut room) {
-            Ok(place) => place,
-            Err(errno) => return fail(errno),
-        };
-        // By the kernel, because not every libc has it; unless the kernel has not.
-        let asked = sys::raw(k::__NR_statx as usize, place.dirfd as usize, place.path as usize, flags as usize,
-            mask as usize, out as usize, 0);
-        let done = match asked {
-            Err(e) if e == Errno::of(errno::ENOSYS) => real!(statx)(place.dirfd, place.path, flags, mask, out),
-            asked => answer(asked),
-        };
-        if done == 0 {
-            respell::correct_statx(place.dirfd, place.path, out);
-        } else if let Some(done) = detour::by_link(place, |path| my_statx(CWD, path, flags, mask, out)) {
-            return done;
-        }
-        done
+        look(dirfd, path, Out::Extended(out), |place| {
+            // By the kernel, because not every libc has it; unless the kernel has not.
+            let asked = sys::raw(k::__NR_statx as usize, place.dirfd as usize, place.path as usize, flags as usize,
+                mask as usize, out as usize, 0);
+            match asked {
+                Err(e) if e == Errno::of(errno::ENOSYS) => real!(statx)(place.dirfd, place.path, flags, mask, out),
+                asked => answer(asked),
+            }
+        })
+    }
+}
+
+hook! {
+    unsafe fn fstat | fstat64 | __fstat64(fd: c_int, out: *mut Stat) -> c_int => my_fstat {
+        // By the kernel, because not every libc has it.
+        look_at(fd, out, || answer(sys::raw(k::__NR_fstat as usize, fd as usize, out as usize, 0, 0, 0, 0)))
     }
 }
 
 // Programs linked against glibc before 2.33.
-path_hook! { fn __xstat | __xstat64[version: c_int](path, out: *mut c_void) -> c_int => my_xstat }
-link_hook! { __lxstat | __lxstat64(version: c_int;;) => my_lxstat }
-link_hook! { __fxstatat | __fxstatat64(version: c_int; dirfd; flags: c_int) => my_fxstatat }
+hook! {
+    unsafe fn __xstat | __xstat64(version: c_int, path: *const c_char, out: *mut Stat) -> c_int => my_xstat {
+        look(CWD, path, Out::Stat(out), |place| real!(__xstat)(version, place.path, out))
+    }
+}
+
+hook! {
+    unsafe fn __lxstat | __lxstat64(version: c_int, path: *const c_char, out: *mut Stat) -> c_int => my_lxstat {
+        look(CWD, path, Out::Stat(out), |place| real!(__lxstat)(version, place.path, out))
+    }
+}
+
+hook! {
+    unsafe fn __fxstatat | __fxstatat64(version: c_int, dirfd: c_int, path: *const c_char, out: *mut Stat, flags: c_int)
+        -> c_int => my_fxstatat {
+        look(dirfd, path, Out::Stat(out), |place| real!(__fxstatat)(version, place.dirfd, place.path, out, flags))
+    }
+}
+
+hook! {
+    unsafe fn __fxstat | __fxstat64(version: c_int, fd: c_int, out: *mut Stat) -> c_int => my_fxstat {
+        look_at(fd, out, || real!(__fxstat)(version, fd, out))
+    }
+}
 
 path_hook! { fn access(path, mode: c_int) -> c_int => my_access }
 path_hook! { fn faccessat(@dirfd, path, mode: c_int, flags: c_int) -> c_int => my_faccessat }

@@ -1,4 +1,5 @@
-//! stdio openers. What a stream writes passes no hook, so a file that one may write is told as such at once.
+//! stdio openers. What a stream reads and writes passes no hook: a file that one may write is told as such at once, and what
+//! it may read is brought and stays.
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 
@@ -6,14 +7,14 @@ use storeshim_protocol::{Intent, OpenFlags};
 
 use crate::gate;
 use crate::hook::{fail, hook, real};
-use crate::hooks::fd::{closed, my_close};
+use crate::hooks::fd::{closed, my_close, my_fclose};
 use crate::hooks::open::{Open, my_open, to_read, unled};
-use crate::loader::{self, Real};
+use crate::loader::{self, Real, get_errno};
 use crate::names::{self, Entry};
 use crate::place::{self, CWD};
 use crate::sys::{self, PathBuf, k};
-use crate::{detour, fds};
-use crate::{streams, tell};
+use crate::{absent, detour, fds};
+use crate::{residency, streams, tell};
 
 unsafe extern "C" {
     fn fileno(stream: *mut c_void) -> c_int;
@@ -68,6 +69,26 @@ fn unseen(flags: u32) -> OpenFlags {
     if flags & k::O_APPEND != 0 { OpenFlags::UNSEEN.with(OpenFlags::APPEND) } else { OpenFlags::UNSEEN }
 }
 
+/// What a stream that was just opened with `flags` may read or change is here from now on; it is closed where that fails.
+///
+/// # Safety
+/// `stream` must be one, or null.
+unsafe fn kept(stream: *mut c_void, flags: u32) -> *mut c_void {
+    if stream.is_null() {
+        return stream;
+    }
+    // SAFETY: as above.
+    unsafe {
+        match residency::keep(fileno(stream), flags) {
+            Ok(()) => stream,
+            Err(errno) => {
+                my_fclose(stream);
+                fail(errno)
+            }
+        }
+    }
+}
+
 /// A stream that writes to a descriptor which was opened for it.
 ///
 /// # Safety
@@ -77,8 +98,13 @@ unsafe fn stream_of(fd: c_int, mode: *const c_char, flags: u32) -> *mut c_void {
         // Where glibc's fopen leaves it: programs ask ftell whether a file that they append to is a new one.
         let _ = sys::lseek(fd, 0, k::SEEK_END);
     }
-    // SAFETY: as above.
-    let stream = unsafe { fdopen::real()(fd, mode) };
+    // An emptied file has nothing to be brought.
+    let brought = if flags & k::O_TRUNC == 0 { residency::keep(fd, flags) } else { Ok(()) };
+    let stream = match brought {
+        // SAFETY: as above.
+        Ok(()) => unsafe { fdopen::real()(fd, mode) },
+        Err(errno) => fail(errno),
+    };
     if stream.is_null() {
         closed(fds::forget(fd));
         sys::close(fd);
@@ -93,7 +119,7 @@ hook! {
         let mut room = PathBuf::new();
         let Some(flags) = flags_at(mode) else {
             let stream = match place::at(CWD, path, &mut room) {
-                Ok(place) => real!(fopen)(place.path, mode),
+                Ok(place) => absent::found(place, || real!(fopen)(place.path, mode)),
                 Err(errno) => return fail(errno),
             };
             if !stream.is_null() {
@@ -103,17 +129,17 @@ hook! {
                 streams::add(fd);
                 let _ = fds::known(fd);
             }
-            return stream;
+            return kept(stream, k::O_RDWR);
         };
         if flags & !k::O_CLOEXEC == k::O_RDONLY {
             return match place::at(CWD, path, &mut room) {
                 Ok(place) => {
-                    let stream = real!(fopen)(place.path, mode);
+                    let stream = absent::found(place, || real!(fopen)(place.path, mode));
                     if stream.is_null() {
                         return detour::by_link(place, |inside| my_fopen(inside, mode)).unwrap_or(stream);
                     }
                     to_read(place, fileno(stream), flags as c_int);
-                    stream
+                    kept(stream, flags)
                 }
                 Err(errno) => fail(errno),
             };
@@ -135,7 +161,10 @@ hook! {
                         Err(errno) => fail(errno),
                     };
                 }
-                let stream = real!(fopen)(place.path, mode);
+                if flags & k::O_CREAT != 0 && let Err(errno) = absent::present(place) {
+                    return fail(errno);
+                }
+                let stream = absent::found(place, || real!(fopen)(place.path, mode));
                 if stream.is_null() {
                     return detour::by_link(place, |inside| my_fopen(inside, mode)).unwrap_or(stream);
                 }
@@ -143,7 +172,7 @@ hook! {
                 fds::forget(fd);
                 // A link outside may have led into a mount.
                 tell_unseen(fd, flags);
-                stream
+                kept(stream, flags)
             }
         }
     }
@@ -151,7 +180,11 @@ hook! {
 
 hook! {
     unsafe fn fdopen | _IO_fdopen(fd: c_int, mode: *const c_char) -> *mut c_void => my_fdopen {
-        if let Some(flags) = flags_at(mode) {
+        let flags = flags_at(mode);
+        if let Err(errno) = residency::keep(fd, flags.unwrap_or(k::O_RDWR)) {
+            return fail(errno);
+        }
+        if let Some(flags) = flags {
             tell_unseen(fd, flags);
         }
         real!(fdopen)(fd, mode)
@@ -164,10 +197,16 @@ hook! {
         let flags = flags_at(mode).unwrap_or(k::O_RDWR | k::O_CREAT | k::O_TRUNC);
         let before = if stream.is_null() { -1 } else { fileno(stream) };
         let mut room = PathBuf::new();
-        let place = match place::owned(CWD, path, &mut room) {
+        let place = place::owned(CWD, path, &mut room).and_then(|place| absent::present(place).map(|()| place));
+        let place = match place {
             Ok(place) => place,
             Err(errno) => return fail(errno),
         };
+        if place.mount.is_some_and(residency::is_partial) && flags & k::O_TRUNC != 0 && !opened_before(path, mode) {
+            let errno = get_errno();
+            my_fclose(stream);
+            return fail(errno);
+        }
         let known = fds::forget(before);
         streams::remove(before);
         let reopened = match place.mount {
@@ -197,7 +236,7 @@ hook! {
                 names::tell_by_path(file.mount, fd);
             }
         }
-        reopened
+        kept(reopened, flags)
     }
 }
 
@@ -322,12 +361,12 @@ hook! {
         if place.mount.is_some() && !opened_before(path, mode) {
             return core::ptr::null_mut();
         }
-        let stream = real!(setmntent)(place.path, mode);
+        let stream = absent::found(place, || real!(setmntent)(place.path, mode));
         if !stream.is_null() {
             fds::forget(fileno(stream));
             tell_unseen(fileno(stream), flags_at(mode).unwrap_or(k::O_RDWR));
         }
-        stream
+        kept(stream, flags_at(mode).unwrap_or(k::O_RDWR))
     }
 }
 
@@ -343,12 +382,12 @@ hook! {
         if place.mount.is_some() && !opened_before(path, mode) {
             return core::ptr::null_mut();
         }
-        let opened = real!(_IO_file_fopen)(stream, place.path, mode, narrow);
+        let opened = absent::found(place, || real!(_IO_file_fopen)(stream, place.path, mode, narrow));
         if !opened.is_null() {
             fds::forget(fileno(opened));
             tell_unseen(fileno(opened), flags_at(mode).unwrap_or(k::O_RDWR));
         }
-        opened
+        kept(opened, flags_at(mode).unwrap_or(k::O_RDWR))
     }
 }
 

@@ -3,6 +3,7 @@
 
 use core::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
 
+use crate::absent;
 use crate::gate;
 use crate::hook::{fail, hook, path_hook, real};
 use crate::hooks::open::of_mount;
@@ -81,7 +82,7 @@ hook! {
             return real!(catopen)(name, flag);
         }
         match place::at(CWD, name, &mut room) {
-            Ok(place) => real!(catopen)(place.path, flag),
+            Ok(place) => absent::found(place, || real!(catopen)(place.path, flag)),
             Err(errno) => fail(errno),
         }
     }
@@ -110,6 +111,9 @@ hook! {
 unsafe fn appending(path: *const c_char, act: &dyn Fn(*const c_char)) {
     let mut room = PathBuf::new();
     let Ok(place) = place::target(CWD, path, true, &mut room) else { return };
+    if absent::present(place).is_err() {
+        return;
+    }
     let Some(index) = place.mount else { return act(place.path) };
     let Ok(mut inside) = gate::enter(index, 0) else { return };
     let found = sys::stat_at(place.dirfd, place.path, 0).ok().filter(|stat| of_mount(index, stat));

@@ -3,6 +3,7 @@
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 
+use crate::absent;
 use crate::control;
 use crate::hook::{Reply, answer, fail, hook, real};
 use crate::hooks::name::my_mkdir;
@@ -117,7 +118,7 @@ unsafe fn temporary_directory(asked: *const c_char, room: &mut PathBuf) -> Optio
     let translated = |path: *const c_char| {
         let mut other = PathBuf::new();
         let place = place::at(CWD, path, &mut other).ok()?;
-        let stat = sys::stat_at(place.dirfd, place.path, 0).ok()?;
+        let stat = absent::stat_at(place.dirfd, place.path, 0).ok()?;
         sys::is_directory(&stat).then_some(!core::ptr::eq(place.path, path))
     };
     if loader::is_glibc()
@@ -161,7 +162,7 @@ hook! {
 fn is_free(template: *const c_char) -> c_int {
     let mut room = PathBuf::new();
     let free = place::at(CWD, template, &mut room).and_then(|place| -> Answer {
-        match sys::stat_at(place.dirfd, place.path, k::AT_SYMLINK_NOFOLLOW) {
+        match absent::stat_at(place.dirfd, place.path, k::AT_SYMLINK_NOFOLLOW) {
             Ok(_) => Err(Errno::of(errno::EEXIST)),
             Err(e) if e == Errno::of(errno::ENOENT) => Ok(0),
             Err(e) => Err(e),

@@ -3,6 +3,8 @@
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 
+use super::glob::{Glob, globfree, my_glob};
+use crate::absent;
 use crate::control;
 use crate::hook::{hook, real};
 use crate::loader;
@@ -11,6 +13,7 @@ use crate::sys::PathBuf;
 
 unsafe extern "C" {
     fn free(block: *mut c_void);
+    fn wordfree(words: *mut Words);
 }
 
 /// wordexp_t, as far as it is used.
@@ -92,16 +95,53 @@ fn rewritten<'o>(text: &[u8], out: &'o mut PathBuf) -> Option<&'o PathBuf> {
     changed.then_some(out)
 }
 
+/// Has all directories brought that `expand` is about to look into: the words are made with their patterns left as they
+/// are, and each is globbed by a function that is hooked.
+///
+/// # Safety
+/// The contract of wordexp(3).
+#[cold]
+unsafe fn prepare(text: &[u8], flags: c_int, expand: impl Fn(*const c_char, *mut Words, c_int) -> c_int) {
+    const WRDE_NOCMD: c_int = 4;
+    const WRDE_UNDEF: c_int = 32;
+    let mut quoted = PathBuf::new();
+    for byte in text {
+        let mark: &[u8] = if b"*?[".contains(byte) { b"\\" } else { b"" };
+        if quoted.push(mark).and_then(|()| quoted.push(&[*byte])).is_err() {
+            return;
+        }
+    }
+    let mut made = core::mem::MaybeUninit::<Words>::zeroed();
+    // What a command would print is not asked for twice.
+    if expand(quoted.c_str(), made.as_mut_ptr(), flags & WRDE_UNDEF | WRDE_NOCMD) != 0 {
+        return;
+    }
+    // SAFETY: wordexp has succeeded, and glob too fills its structure.
+    unsafe {
+        let made = made.assume_init_mut();
+        for word in (0..made.count).map(|at| *made.words.add(at)) {
+            let mut found = core::mem::MaybeUninit::<Glob>::zeroed();
+            if my_glob(word, 0, core::ptr::null(), found.as_mut_ptr()) == 0 {
+                globfree(found.as_mut_ptr());
+            }
+        }
+        wordfree(made);
+    }
+}
+
 hook! {
     unsafe fn wordexp(text: *const c_char, out: *mut Words, flags: c_int) -> c_int => my_wordexp {
         const WRDE_DOOFFS: c_int = 1;
         const WRDE_APPEND: c_int = 2;
-        let translates = control::table().is_some_and(|table| table.translates) && loader::is_glibc();
         let mut room = PathBuf::new();
-        if !translates || text.is_null() || out.is_null() {
+        if !loader::is_glibc() || text.is_null() || out.is_null() || control::table().is_none() {
             return real!(wordexp)(text, out, flags);
         }
-        let Some(real) = rewritten(CStr::from_ptr(text).to_bytes(), &mut room) else {
+        let bytes = CStr::from_ptr(text).to_bytes();
+        if absent::some_lacks_names() {
+            prepare(bytes, flags, |text, out, flags| real!(wordexp)(text, out, flags));
+        }
+        let Some(real) = rewritten(bytes, &mut room) else {
             return real!(wordexp)(text, out, flags);
         };
         let old = if flags & WRDE_APPEND != 0 { (*out).count } else { 0 };

@@ -204,6 +204,32 @@ impl Node {
         }
     }
 
+    /// `storeshim warmup` or `evict` of paths that are relative to the volume's root; returns what it said.
+    #[track_caller]
+    pub fn work(&self, subcommand: &str, paths: &[&str]) -> Said {
+        let mut command = self.agent_command(subcommand);
+        command.args(paths.iter().map(|path| self.prefix().join(path)));
+        self.run_to_end(command, PATIENCE)
+    }
+
+    /// Brings everything to this disk.
+    #[track_caller]
+    pub fn warm(&self) {
+        if !self.setup.reference {
+            self.work("warmup", &[""]).succeeded();
+        }
+    }
+
+    /// A number of the status of what is on this disk.
+    #[track_caller]
+    pub fn residency(&self, key: &str) -> u64 {
+        let value = find(&self.status_of("residency"), key).cloned();
+        value
+            .as_ref()
+            .and_then(Value::as_u64)
+            .unwrap_or_else(|| panic!("no number residency.{key}: {value:?}"))
+    }
+
     /// `storeshim flush`, given up (and the test with it) after `limit`.
     #[track_caller]
     pub fn try_flush(&self, limit: Duration) -> Said {

@@ -69,7 +69,7 @@ impl Setup {
             placement,
             user,
             url,
-            settings: Vec::new(),
+            settings: vec![("hydrate".into(), "eager".into())],
             agent_env: Vec::new(),
             prefix: None,
             more_mounts: Vec::new(),
@@ -93,6 +93,12 @@ impl Setup {
         self
     }
 
+    /// Lazily, as a mount is by default: what is not touched is not on this disk. Tests that look at the tree itself after a
+    /// restore want it whole, which is what they get otherwise.
+    pub fn lazy(self) -> Self {
+        self.with("hydrate", "on-read")
+    }
+
     /// Another user.
     pub fn as_user(mut self, user: User) -> Self {
         self.user = user;
@@ -105,10 +111,14 @@ impl Setup {
         self
     }
 
-    /// Sets a setting of the mount.
-    pub fn set(&mut self, key: &str, value: &str) {
+    /// Sets a setting of the mount, or with an empty value leaves it to its default; what it was before.
+    pub fn set(&mut self, key: &str, value: &str) -> Option<String> {
+        let before = self.settings.iter().find(|(known, _)| known == key).map(|(_, value)| value.clone());
         self.settings.retain(|(known, _)| known != key);
-        self.settings.push((key.to_owned(), value.to_owned()));
+        if !value.is_empty() {
+            self.settings.push((key.to_owned(), value.to_owned()));
+        }
+        before
     }
 
     /// Another mount of the same agent, as `--mount` takes it.

@@ -80,6 +80,8 @@ pub struct Counters {
     pub deletes: AtomicU64,
     /// Bytes received in bodies.
     pub bytes_in: AtomicU64,
+    /// Bytes of objects that were sent.
+    pub bytes_out: AtomicU64,
     /// Requests that a knob made fail.
     pub faults: AtomicU64,
 }

@@ -235,6 +235,7 @@ impl S3 for Service {
             }
         };
         let length = range.end - range.start;
+        self.counters.bytes_out.fetch_add(length, Ordering::Relaxed);
         let pieces = object.slice(range).into_iter().map(Ok::<_, std::io::Error>);
         let sums = if content_range.is_none() { object.checksums } else { Checksums::default() };
         Ok(S3Response::new(GetObjectOutput {

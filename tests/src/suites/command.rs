@@ -5,6 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{Known, Line, Options, Place, Report, Run, SUITES, Suite, named, prepare, run};
 
+/// The smallest cache that a mount takes, in bytes.
+const CACHE_MIN: u64 = 1 << 20;
+
 /// Which suites, where, and how much of them.
 #[derive(Clone, Debug)]
 pub struct Asked {
@@ -14,10 +17,12 @@ pub struct Asked {
     pub places: Vec<Place>,
     /// How much.
     pub options: Options,
+    /// With a cache of a tenth of the suite's data.
+    pub cache_tenth: bool,
 }
 
 impl Asked {
-    /// Reads `[--quick] [--native-only] [--only CASES] [--place translated|identity|broken] [NAME…]`; without a name it
+    /// Reads `[--quick] [--cache-tenth] [--native-only] [--only CASES] [--place translated|identity|broken] [NAME…]`; without a name it
     /// is all suites.
     ///
     /// # Errors
@@ -27,11 +32,13 @@ impl Asked {
             suites: Vec::new(),
             places: vec![Place::Translated, Place::Identity],
             options: Options::default(),
+            cache_tenth: false,
         };
         let mut words = words.into_iter();
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--quick" => asked.options.quick = true,
+                "--cache-tenth" => asked.cache_tenth = true,
                 "--native-only" => asked.places.clear(),
                 "--only" => asked.options.only = Some(words.next().ok_or("--only needs CASES")?),
                 "--place" => {
@@ -74,8 +81,14 @@ impl Asked {
             let native = caught(suite, Place::Native, &self.options);
             let reference = native.as_ref().ok().cloned();
             report.push(Line::new(suite, Place::Native, native, None, &known));
+            let mut options = self.options.clone();
+            if let Some(native) = reference.as_ref().filter(|_| self.cache_tenth) {
+                let cache = (native.most_bytes / 10).max(CACHE_MIN);
+                eprintln!("{}: a cache of {cache} bytes for {} of data", suite.name, native.most_bytes);
+                options.cache = Some(cache);
+            }
             for place in &self.places {
-                let here = caught(suite, *place, &self.options);
+                let here = caught(suite, *place, &options);
                 report.push(Line::new(suite, *place, here, reference.as_ref(), &known));
             }
         }

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Results, Suite};
@@ -44,7 +44,7 @@ impl Place {
         matches!(self, Self::Translated | Self::Identity)
     }
 
-    fn setup(self, suite: &Suite, store: &FileStore) -> Setup {
+    fn setup(self, suite: &Suite, options: &Options, store: &FileStore) -> Setup {
         let mut setup = match self {
             Self::Identity => Setup::identity(store.url()),
             _ => Setup::translated(store.url()),
@@ -52,6 +52,9 @@ impl Place {
         setup.reference |= !self.is_volume();
         for (key, value) in suite.settings {
             setup.set(key, value);
+        }
+        if let Some(cache) = options.cache {
+            setup = setup.lazy().with("cache_size", &format!("{cache}B"));
         }
         setup.as_user(suite.user)
     }
@@ -64,6 +67,8 @@ pub struct Options {
     pub quick: bool,
     /// Only these cases, as the suite takes them.
     pub only: Option<String>,
+    /// In a volume: how many bytes of data may be on this disk. What need not be there is evicted all the time, too.
+    pub cache: Option<u64>,
 }
 
 /// What came of a run.
@@ -79,6 +84,8 @@ pub struct Run {
     pub missed_names: Vec<String>,
     /// In a volume: in what a restored tree differs from the one that the suite left behind.
     pub restored: Option<Vec<String>>,
+    /// Natively: the most bytes that the suite's files had.
+    pub most_bytes: u64,
     /// Names in the tree that the suite left behind.
     pub names: usize,
     /// Where its outputs are.
@@ -115,17 +122,17 @@ pub fn prepare(suite: &Suite) -> Result<(), String> {
 /// Why there are no results. (A node that misbehaves panics, as in every test.)
 pub fn run(suite: &Suite, place: Place, options: &Options) -> Result<Run, String> {
     let store = FileStore::new();
-    let mut node = Node::started(place.setup(suite, &store));
+    let mut node = Node::started(place.setup(suite, options, &store));
     let command = command(&node, suite, place, options)?;
     let started = Instant::now();
-    let ended = attend(&node, suite, place, command);
+    let (ended, most_bytes) = attend(&node, suite, place, options, command);
     let took = started.elapsed();
     let outputs = keep_outputs(&node, suite, place)?;
     ended.map_err(|error| format!("{error}; its outputs: {}", outputs.display()))?;
 
     let results =
         fs::read_to_string(outputs.join("results")).map_err(|error| format!("no results: {error}"))?;
-    let mut run = Run { results: Results::parse(&results)?, took, outputs, ..Run::default() };
+    let mut run = Run { results: Results::parse(&results)?, took, outputs, most_bytes, ..Run::default() };
     if run.results.is_empty() {
         return Err(format!("no case came up; its outputs: {}", run.outputs.display()));
     }
@@ -183,22 +190,44 @@ fn broken_library(folder: &Path) -> Result<PathBuf, String> {
     Ok(library)
 }
 
-/// Runs the script to its end, which it may reach with any status: its results are what counts. Flushes meanwhile.
-fn attend(node: &Node, suite: &Suite, place: Place, mut command: Command) -> Result<(), String> {
-    let log = File::create(node.outside().join("suite.log")).map_err(|error| format!("its log: {error}"))?;
-    let err = log.try_clone().map_err(|error| format!("its log: {error}"))?;
+/// Runs the script to its end, which it may reach with any status: its results are what counts. Flushes meanwhile, evicts
+/// where that was asked for, and natively sees how many bytes there are at most.
+fn attend(
+    node: &Node,
+    suite: &Suite,
+    place: Place,
+    options: &Options,
+    mut command: Command,
+) -> (Result<(), String>, u64) {
+    let log = File::create(node.outside().join("suite.log")).and_then(|log| Ok((log.try_clone()?, log)));
+    let (log, err) = match log {
+        Ok(log) => log,
+        Err(error) => return (Err(format!("its log: {error}")), 0),
+    };
     command.stdin(Stdio::null()).stdout(log).stderr(err).process_group(0);
-    let mut child = command.spawn().map_err(|error| format!("{command:?}: {error}"))?;
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        if let Some(interval) = suite.flushes.filter(|_| place.is_volume()) {
-            let over = &over;
-            scope.spawn(move || {
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => return (Err(format!("{command:?}: {error}")), 0),
+    };
+    let (over, most) = (AtomicBool::new(false), AtomicU64::new(0));
+    let ended = std::thread::scope(|scope| {
+        let (over, most) = (&over, &most);
+        match suite.flushes {
+            Some(interval) if place.is_volume() => drop(scope.spawn(move || {
                 while !over.load(Ordering::Relaxed) {
                     node.try_flush(FLUSH);
+                    if options.cache.is_some() {
+                        node.work("evict", &[""]);
+                    }
                     std::thread::sleep(interval);
                 }
-            });
+            })),
+            _ => drop(scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    most.fetch_max(bytes_below(node.prefix()), Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_millis(500));
+                }
+            })),
         }
         let deadline = Instant::now() + suite.limit;
         let ended = loop {
@@ -215,7 +244,15 @@ fn attend(node: &Node, suite: &Suite, place: Place, mut command: Command) -> Res
         };
         over.store(true, Ordering::Relaxed);
         ended
-    })
+    });
+    (ended, most.into_inner())
+}
+
+/// Bytes in all files below a directory, as far as they can be told while things change.
+fn bytes_below(dir: &Path) -> u64 {
+    let du = Command::new("du").args(["--summarize", "--apparent-size", "--bytes"]).arg(dir).output();
+    let said = du.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    said.split_whitespace().next().and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
 }
 
 /// Copies what the suite said to where it is found after the node is gone.
@@ -238,6 +275,7 @@ fn lose_and_restore(node: &mut Node) -> (usize, Vec<String>) {
     let before = Snapshot::of(node.tree());
     node.lose();
     node.start();
+    node.warm();
     node.kill_agent();
     let after = Snapshot::of(node.tree());
     (before.len(), tree::diff(&before, &after).iter().map(ToString::to_string).collect())

@@ -9,12 +9,13 @@ use xshell::cmd;
 use crate::{build, lint, workspace};
 
 /// What `--full` makes of the campaigns, whose size is a variable of theirs.
-const FULL: [(&str, &str); 5] = [
+const FULL: [(&str, &str); 6] = [
     ("STORESHIM_ROUNDS", "1000"),
     ("STORESHIM_KILLS", "100"),
     ("STORESHIM_RESTORES", "200"),
     ("STORESHIM_PROCESSES", "5000"),
     ("STORESHIM_FORKS", "10000"),
+    ("STORESHIM_TORTURE_SECONDS", "300"),
 ];
 
 /// Arguments of `cargo xtask test`.

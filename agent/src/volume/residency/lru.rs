@@ -111,7 +111,11 @@ impl Policy {
     /// unless it is found to be used. Nothing where it is known.
     pub fn found(&mut self, run: Run, bytes: u64) {
         if self.known.len() < self.most && !self.known.contains_key(&run) {
-            self.insert(run, Entry { proven: false, used: false, tried: false, bytes, since: 0, place: 0 }, true);
+            self.insert(
+                run,
+                Entry { proven: false, used: false, tried: false, bytes, since: 0, place: 0 },
+                true,
+            );
         }
     }
 
@@ -168,8 +172,7 @@ impl Policy {
 
     fn insert(&mut self, run: Run, entry: Entry, cold: bool) {
         while self.known.len() >= self.most {
-            let Some((coldest, place)) =
-                self.fresh.runs.pop_front().or_else(|| self.proven.runs.pop_front())
+            let Some((coldest, place)) = self.fresh.runs.pop_front().or_else(|| self.proven.runs.pop_front())
             else {
                 // All are offered just now.
                 return;

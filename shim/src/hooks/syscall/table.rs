@@ -6,8 +6,8 @@ use core::ffi::{c_char, c_int, c_long};
 use super::words::{Said, Words};
 use crate::hook::{answer, fail};
 use crate::hooks::{
-    aio, attr, copy, cwd, exec, fd, io, mmap, name, open, process, readlink, signal, socket, space, spawn,
-    stat, sync, system,
+    aio, attr, copy, cwd, dir, exec, fd, io, mmap, name, open, process, read, readlink, signal, socket,
+    space, spawn, stat, sync, system,
 };
 use crate::sys::{Errno, errno, k};
 use crate::{control, fds};
@@ -57,6 +57,16 @@ routes! { w;
     __NR_ioctl => io::my_ioctl(0, 1, 2);
     __NR_pidfd_getfd => { opened(w.call(), 0) };
 
+    // Reading.
+    __NR_read => read::my_read(0, 1, 2);
+    __NR_pread64 => read::my_pread(0, 1, 2, 3);
+    __NR_readv => read::my_readv(0, 1, 2);
+    __NR_preadv => read::my_preadv(0, 1, 2, 3);
+    __NR_preadv2 => read::my_preadv2(0, 1, 2, 3, 5);
+    __NR_lseek => read::my_lseek(0, 1, 2);
+    __NR_readahead => read::my_readahead(0, 1, 2);
+    __NR_fadvise64 => { hinted(w) };
+
     // Writing. Vectors' offsets come in two halves, of which 64-bit machines use the first.
     __NR_write => io::my_write(0, 1, 2);
     __NR_pwrite64 => io::my_pwrite(0, 1, 2, 3);
@@ -70,6 +80,7 @@ routes! { w;
     __NR_truncate => attr::my_truncate(0, 1);
     __NR_fallocate => io::my_fallocate(0, 1, 2, 3);
     __NR_mmap => mmap::my_mmap(0, 1, 2, 3, 4, 5);
+    __NR_mremap => mmap::my_mremap(0, 1, 2, 3, 4);
 
     // A ring would change files where no hook sees it; every user of it falls back.
     __NR_io_uring_setup => { no_ring(w) };
@@ -112,6 +123,8 @@ routes! { w;
 
     // Questions.
     __NR_newfstatat => stat::my_fstatat(0, 1, 2, 3);
+    __NR_fstat => stat::my_fstat(0, 1);
+    __NR_getdents64 => dir::my_getdents64(0, 1, 2);
     __NR_statx => stat::my_statx(0, 1, 2, 3, 4);
     __NR_faccessat => { w.translated_at(0, 1) };
     __NR_faccessat2 => { w.translated_at(0, 1) };
@@ -125,7 +138,7 @@ routes! { w;
     __NR_listxattrat => { w.translated_at(0, 1) };
     __NR_file_getattr => { w.translated_at(0, 1) };
     __NR_readlinkat => readlink::my_readlinkat(0, 1, 2, 3);
-    __NR_inotify_add_watch => { w.translated(1) };
+    __NR_inotify_add_watch => dir::my_inotify_add_watch(0, 1, 2);
     __NR_fanotify_mark => { w.translated_at(3, 4) };
 
     // Where the process stands.
@@ -181,6 +194,14 @@ fn opened(done: crate::sys::Answer, flags: c_int) -> crate::sys::Answer {
         }
     }
     done
+}
+
+fn hinted(w: Words) -> crate::sys::Answer {
+    // SAFETY: takes no pointer.
+    match unsafe { read::my_fadvise(w.get(0), w.get(1), w.get(2), w.get(3)) } {
+        0 => Ok(0),
+        number => Err(Errno(number)),
+    }
 }
 
 fn confined(w: Words) -> c_long {

@@ -2,6 +2,7 @@
 
 use core::ffi::{c_char, c_int, c_long};
 
+use crate::absent;
 use crate::hook::{answer, fail};
 use crate::place::{self, CWD};
 use crate::sys::{self, Answer, PathBuf};
@@ -159,7 +160,7 @@ impl Words {
                 let moved = self.with(path, place.path as usize);
                 let moved = dirfd.map_or(moved, |at| moved.with(at, place.dirfd as usize));
                 // SAFETY: the caller keeps the contract of the call.
-                answer(unsafe { moved.call() })
+                answer(absent::reached(place, || unsafe { moved.call() }))
             }
             Err(errno) => fail(errno),
         }

@@ -1,0 +1,382 @@
+//! Reading from a file of which something may not be here: checked before, read, checked again. What was taken away
+//! meanwhile is read once more, so that no zeros are believed that are none. It must not know which hook was called.
+//!
+//! A read at the descriptor's position moves that, and so is made once. Where it turns out that its bytes may not have been
+//! here, they are read again from where it began. To know where that was, threads do not read at one position side by
+//! side before all of it is here to stay. Another process with the same position can still make it unclear; then what was
+//! read is compared with the file.
+
+use core::ffi::{c_int, c_void};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::fds::{self, File};
+use crate::residency::{self, END};
+use crate::sys::{self, Answer, Errno, errno, k};
+
+/// What is waited for at a time, in bytes. A longer read is made of such parts.
+const PART: usize = 8 << 20;
+/// Vectors that the kernel takes at most.
+const VECTORS_MAX: usize = 1024;
+/// After so many tries in vain the bytes are asked to stay.
+const TRIES: u32 = 3;
+
+/// A read as the kernel is asked for it: read(2), pread64(2), readv(2), preadv(2) or preadv2(2), whose arguments stand in
+/// the same places as far as each has them.
+#[derive(Clone, Copy)]
+pub struct Read {
+    number: u32,
+    fd: c_int,
+    /// The buffer, or the vectors.
+    at: usize,
+    /// Bytes, or vectors.
+    n: usize,
+    /// [`CURSOR`] for the descriptor's position.
+    offset: i64,
+    flags: c_int,
+}
+
+/// The descriptor's own position, in place of an offset.
+const CURSOR: i64 = -1;
+
+impl Read {
+    /// read(2).
+    #[inline(always)]
+    pub fn here(fd: c_int, out: *mut c_void, n: usize) -> Self {
+        Self { number: k::__NR_read, fd, at: out as usize, n, offset: CURSOR, flags: 0 }
+    }
+
+    /// pread64(2).
+    #[inline(always)]
+    pub fn there(fd: c_int, out: *mut c_void, n: usize, offset: i64) -> Self {
+        Self { number: k::__NR_pread64, fd, at: out as usize, n, offset, flags: 0 }
+    }
+
+    /// readv(2).
+    #[inline(always)]
+    pub fn vectors_here(fd: c_int, vectors: *const k::iovec, count: c_int) -> Self {
+        Self { number: k::__NR_readv, fd, at: vectors as usize, n: count as usize, offset: CURSOR, flags: 0 }
+    }
+
+    /// preadv(2), or preadv2(2) where `number` is that.
+    #[inline(always)]
+    pub fn vectors_there(
+        number: u32,
+        fd: c_int,
+        vectors: *const k::iovec,
+        count: c_int,
+        offset: i64,
+        flags: c_int,
+    ) -> Self {
+        Self { number, fd, at: vectors as usize, n: count as usize, offset, flags }
+    }
+
+    /// Makes the call.
+    fn make(&self) -> Answer {
+        // SAFETY: the buffers are those that the app handed for it to be read into.
+        unsafe {
+            sys::raw(
+                self.number as usize,
+                self.fd as usize,
+                self.at,
+                self.n,
+                self.offset as usize,
+                0,
+                self.flags as usize,
+            )
+        }
+    }
+
+    fn is_vectored(&self) -> bool {
+        !matches!(self.number, k::__NR_read | k::__NR_pread64)
+    }
+
+    fn is_at_cursor(&self) -> bool {
+        self.offset == CURSOR && matches!(self.number, k::__NR_read | k::__NR_readv | k::__NR_preadv2)
+    }
+
+    /// Where the bytes go; `None` where the kernel will refuse them. `one` is room for a buffer that is no vector.
+    fn targets<'v>(&self, one: &'v mut k::iovec) -> Option<&'v [k::iovec]> {
+        if !self.is_vectored() {
+            *one = k::iovec { iov_base: self.at as *mut _, iov_len: self.n as _ };
+            return Some(core::slice::from_ref(one));
+        }
+        let at = self.at as *const k::iovec;
+        if self.n > VECTORS_MAX || sys::leads_nowhere(at) {
+            return None;
+        }
+        // SAFETY: the app vouches for its vectors.
+        Some(unsafe { core::slice::from_raw_parts(at, self.n) })
+    }
+
+    /// The same into a part of the buffers alone, from another offset.
+    fn part(&self, vector: &k::iovec, offset: i64) -> Self {
+        let (at, n) = if self.is_vectored() {
+            (core::ptr::from_ref(vector) as usize, 1)
+        } else {
+            (vector.iov_base as usize, vector.iov_len as usize)
+        };
+        Self { at, n, offset, ..*self }
+    }
+
+    /// The same at an offset.
+    fn at_offset(&self) -> Self {
+        let number = match self.number {
+            k::__NR_read => k::__NR_pread64,
+            k::__NR_readv => k::__NR_preadv,
+            number => number,
+        };
+        Self { number, ..*self }
+    }
+}
+
+/// The file behind the descriptor, which may have changed hands since.
+enum Outcome {
+    Done(Answer),
+    Another,
+}
+use Outcome::{Another, Done};
+
+impl From<Answer> for Outcome {
+    fn from(answer: Answer) -> Self {
+        Done(answer)
+    }
+}
+
+/// Reads from what may be a file that is not here as a whole; `None` where it is none, and the call may be made as it is.
+#[inline(never)]
+pub fn read(call: Read) -> Option<Answer> {
+    loop {
+        let file = residency::lacking(call.fd)?;
+        // Where everything is here it does not matter where the descriptor stands.
+        let all = || residency::held(file.mount, file.ino, 0, END).filter(|_| call.is_at_cursor());
+        let Some(held) = residency::whole(file.mount, file.ino).or_else(all) else {
+            match in_parts(&call, &file) {
+                Done(answer) => return Some(answer),
+                Another => continue,
+            }
+        };
+        let got = call.make();
+        match got {
+            Ok(n) if n != 0 && !(held.still() && fds::is_still(call.fd, &file)) => {
+                if call.is_at_cursor() {
+                    return Some(settled(&call, None, n));
+                }
+            }
+            _ => return Some(got),
+        }
+    }
+}
+
+/// After a call that has read `got` bytes, while the mount became partial perhaps: reads again what may be wrong.
+#[cold]
+#[inline(never)]
+pub fn again(call: Read, got: usize) -> Option<Answer> {
+    if call.is_at_cursor() { Some(settled(&call, None, got)) } else { read(call) }
+}
+
+/// Bytes that the vectors have room for.
+fn total(vectors: &[k::iovec]) -> usize {
+    vectors.iter().fold(0, |sum: usize, vector| sum.saturating_add(vector.iov_len as usize))
+}
+
+#[inline(never)]
+fn in_parts(call: &Read, file: &File) -> Outcome {
+    let mut one = k::iovec { iov_base: core::ptr::null_mut(), iov_len: 0 };
+    let Some(vectors) = call.targets(&mut one) else { return call.make().into() };
+    match total(vectors) {
+        0 => call.make().into(),
+        n if n <= PART => part(call, file, n),
+        n => each_part(call, file, vectors, n),
+    }
+}
+
+/// Reads `n` bytes by parts.
+fn each_part(call: &Read, file: &File, vectors: &[k::iovec], n: usize) -> Outcome {
+    let (mut done, mut within, mut at) = (0usize, 0usize, vectors.iter());
+    let mut vector = at.next();
+    while let (Some(all), true) = (vector, done < n) {
+        let left = (all.iov_len as usize).saturating_sub(within);
+        if left == 0 {
+            (vector, within) = (at.next(), 0);
+            continue;
+        }
+        let asked = left.min(n - done).min(PART);
+        let target = k::iovec { iov_base: all.iov_base.wrapping_byte_add(within), iov_len: asked as _ };
+        let offset = if call.is_at_cursor() { CURSOR } else { call.offset.wrapping_add(done as i64) };
+        match part(&call.part(&target, offset), file, asked) {
+            Done(Ok(got)) => {
+                done += got;
+                within += got;
+                if got < asked {
+                    break;
+                }
+            }
+            Done(Err(errno)) if done == 0 => return Done(Err(errno)),
+            Another if done == 0 => return Another,
+            // A short read; the next call meets what is in the way.
+            _ => break,
+        }
+    }
+    Done(Ok(done))
+}
+
+/// Threads of this process that read at a position, by descriptor: how many now in the low half, how many ever in the high
+/// one. One that is jumped out of its call is counted for ever; who comes after it then wants all of the file.
+static TURNS: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
+
+/// A thread's turn to read at a descriptor's position.
+struct Turn {
+    word: Option<&'static AtomicU64>,
+    before: u64,
+}
+
+impl Turn {
+    const ENTRY: u64 = 1 << 32 | 1;
+
+    fn take(fd: c_int) -> Self {
+        let word = TURNS.get(fd as usize % TURNS.len());
+        Self { word, before: word.map_or(0, |word| word.fetch_add(Self::ENTRY, Ordering::SeqCst)) }
+    }
+
+    /// Nobody was reading when it began.
+    fn was_first(&self) -> bool {
+        self.before as u32 == 0
+    }
+
+    /// Nobody has begun since.
+    fn is_last(&self) -> bool {
+        self.word.is_some_and(|word| word.load(Ordering::SeqCst) >> 32 == (self.before >> 32) + 1)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(word) = self.word {
+            word.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Reads `n` bytes, which are brought before where they are not here.
+fn part(call: &Read, file: &File, n: usize) -> Outcome {
+    if call.is_at_cursor() {
+        return part_here(call, file, n);
+    }
+    for tries in 0u32.. {
+        if call.offset < 0 {
+            break;
+        }
+        let start = call.offset as u64;
+        let held = match brought(call, file, start, start.saturating_add(n as u64), tries > TRIES) {
+            Ok(held) => held,
+            Err(errno) => return Done(Err(errno)),
+        };
+        let got = call.make();
+        let same = fds::is_still(call.fd, file);
+        if !matches!(got, Ok(1..)) || held.still() && same {
+            return Done(got);
+        }
+        if !same {
+            return Another;
+        }
+    }
+    call.make().into()
+}
+
+/// The same at the descriptor's position.
+fn part_here(call: &Read, file: &File, n: usize) -> Outcome {
+    let turn = Turn::take(call.fd);
+    let Ok(start) = sys::lseek(call.fd, 0, k::SEEK_CUR) else { return call.make().into() };
+    let start = start as u64;
+    // Where it is not the only one, it does not matter where it reads.
+    let (first, last) = if turn.was_first() { (start, start.saturating_add(n as u64)) } else { (0, END) };
+    let held = match brought(call, file, first, last, !turn.was_first()) {
+        Ok(held) => held,
+        Err(errno) => return Done(Err(errno)),
+    };
+    let got = match call.make() {
+        Ok(got) if got > 0 => got,
+        other => return Done(other),
+    };
+    let same = fds::is_still(call.fd, file);
+    // Who has begun since has read only when all was here.
+    let right = held.still() && same && (!turn.was_first() || !turn.is_last() || is_at(call.fd, start, got));
+    Done(if right { Ok(got) } else { settled(call, same.then_some(start), got) })
+}
+
+/// Brings bytes; a read that must not wait has EAGAIN instead, and they are on their way.
+fn brought(call: &Read, file: &File, start: u64, end: u64, pin: bool) -> Result<residency::Held, Errno> {
+    if call.flags as u32 & k::RWF_NOWAIT != 0 && call.number == k::__NR_preadv2 {
+        return residency::held(file.mount, file.ino, start, end).ok_or_else(|| {
+            residency::hint(file.mount, file.ino, start, end);
+            Errno::of(errno::EAGAIN)
+        });
+    }
+    residency::bring(file.mount, file.ino, start, end, pin)
+}
+
+fn is_at(fd: c_int, start: u64, got: usize) -> bool {
+    sys::lseek(fd, 0, k::SEEK_CUR).is_ok_and(|now| now as u64 == start.wrapping_add(got as u64))
+}
+
+/// What a read at the descriptor's position has read, `got` bytes of which it is not sure that they were here: they are
+/// read again. `start` is where the position stood before, where that is known.
+#[cold]
+#[inline(never)]
+fn settled(call: &Read, start: Option<u64>, got: usize) -> Answer {
+    // What is of no mount, or of a complete one, was here.
+    let Some(file) = residency::lacking(call.fd) else { return Ok(got) };
+    let mut one = k::iovec { iov_base: core::ptr::null_mut(), iov_len: 0 };
+    let Some(vectors) = call.targets(&mut one) else { return Ok(got) };
+    let now = sys::lseek(call.fd, 0, k::SEEK_CUR)? as u64;
+    let likely = now.wrapping_sub(got as u64);
+    let mut places = [start.unwrap_or(likely), likely].into_iter();
+    if start.is_some_and(|start| start != likely) {
+        // Somebody else moved it, before or after.
+        residency::bring(file.mount, file.ino, 0, END, true)?;
+        places
+            .find(|at| may_be(call.fd, vectors, got, *at))
+            .map_or(UNCLEAR, |at| once_more(call, &file, vectors, got, at))
+    } else {
+        once_more(call, &file, vectors, got, likely)
+    }
+}
+
+const UNCLEAR: Answer = Err(Errno::of(errno::EIO));
+
+fn once_more(call: &Read, file: &File, vectors: &[k::iovec], got: usize, at: u64) -> Answer {
+    let again = Read { offset: at as i64, ..call.at_offset() };
+    match each_part(&again, file, vectors, got) {
+        Done(answer) => answer,
+        Another => UNCLEAR,
+    }
+}
+
+/// Whether the first `got` bytes of the vectors can be what was read at `at` of the file, all of which is here now: they are
+/// the same, or zeros.
+fn may_be(fd: c_int, vectors: &[k::iovec], got: usize, mut at: u64) -> bool {
+    let mut left = got;
+    for vector in vectors {
+        let n = (vector.iov_len as usize).min(left);
+        if n == 0 {
+            continue;
+        }
+        left -= n;
+        // SAFETY: bytes that the kernel has just filled.
+        let filled = unsafe { core::slice::from_raw_parts(vector.iov_base.cast::<u8>(), n) };
+        for bytes in filled.chunks(512) {
+            let mut room = [0u8; 512];
+            let same = room
+                .get_mut(..bytes.len())
+                .is_some_and(|room| sys::pread(fd, room, at as i64) == Ok(bytes.len()) && room == bytes);
+            if !same {
+                return false;
+            }
+            at = at.wrapping_add(bytes.len() as u64);
+        }
+        if left == 0 {
+            break;
+        }
+    }
+    true
+}

@@ -1,0 +1,217 @@
+//! What stat says of a file that is not wholly here, or that the agent is just writing into: the volume's truth, not this
+//! disk's. It must not know which of the many calls asked.
+
+use core::ffi::c_int;
+
+use storeshim_protocol::request::Ask;
+
+use crate::act::Act;
+use crate::place::{self, Place};
+use crate::respell::Stat;
+use crate::sys::{self, k};
+use crate::{absent, ask, control, fds, residency};
+
+/// How often what moves is looked at again.
+const LOOKS: usize = 100;
+/// A block, as stat counts them.
+const BLOCK: u64 = 512;
+/// What a file system gives out at a time.
+const PAGE: u64 = 4096;
+/// Of a file up to this size, in bytes, nobody is asked how many blocks it has.
+const SMALL: u64 = 64 << 10;
+
+/// Where a call has put what it found out.
+#[derive(Clone, Copy)]
+pub enum Out {
+    /// Into a struct stat.
+    Stat(*mut Stat),
+    /// Into a struct statx.
+    Extended(*mut k::statx),
+}
+
+/// What is asked of it.
+struct Facts {
+    dev: u64,
+    ino: u64,
+    mode: u32,
+    size: u64,
+    /// The blocks were asked for.
+    blocks: bool,
+}
+
+impl Out {
+    /// # Safety
+    /// A successful call must have filled it.
+    unsafe fn facts(self) -> Facts {
+        // SAFETY: as above.
+        unsafe {
+            match self {
+                Self::Stat(stat) => Facts {
+                    dev: (*stat).st_dev,
+                    ino: (*stat).st_ino,
+                    mode: (*stat).st_mode,
+                    size: (*stat).st_size as u64,
+                    blocks: true,
+                },
+                Self::Extended(stat) => Facts {
+                    dev: sys::device((*stat).stx_dev_major, (*stat).stx_dev_minor),
+                    ino: (*stat).stx_ino,
+                    mode: u32::from((*stat).stx_mode),
+                    size: (*stat).stx_size,
+                    blocks: (*stat).stx_mask & k::STATX_BLOCKS != 0,
+                },
+            }
+        }
+    }
+
+    /// # Safety
+    /// It must be valid.
+    unsafe fn set_blocks(self, blocks: u64) {
+        // SAFETY: as above.
+        unsafe {
+            match self {
+                Self::Stat(stat) => (*stat).st_blocks = blocks as _,
+                Self::Extended(stat) => (*stat).stx_blocks = blocks,
+            }
+        }
+    }
+
+    /// # Safety
+    /// It must be valid.
+    unsafe fn set_links(self, links: u32) {
+        // SAFETY: as above.
+        unsafe {
+            match self {
+                Self::Stat(stat) => (*stat).st_nlink = links as _,
+                Self::Extended(stat) => (*stat).stx_nlink = links,
+            }
+        }
+    }
+
+    /// Whether it is of a symbolic link.
+    ///
+    /// # Safety
+    /// A successful call must have filled it.
+    #[inline(always)]
+    pub unsafe fn is_link(self) -> bool {
+        // SAFETY: as above.
+        let mode = unsafe {
+            match self {
+                Self::Stat(stat) => (*stat).st_mode,
+                Self::Extended(stat) => u32::from((*stat).stx_mode),
+            }
+        };
+        mode & k::S_IFMT == k::S_IFLNK
+    }
+
+    /// # Safety
+    /// It must be valid.
+    pub unsafe fn set_size(self, size: usize) {
+        // SAFETY: as above.
+        unsafe {
+            match self {
+                Self::Stat(stat) => (*stat).st_size = size as _,
+                Self::Extended(stat) => (*stat).stx_size = size as u64,
+            }
+        }
+    }
+}
+
+impl Facts {
+    /// Whether some mount on its device says so of an inode of this number.
+    fn may_differ(&self) -> bool {
+        let Some(table) = control::table() else { return false };
+        table.mounts().any(|(index, entry)| {
+            entry.dev == self.dev
+                && residency::is_partial(index)
+                && (residency::is_moving(index, self.ino) || !absent::is_whole(index, self.ino))
+        })
+    }
+}
+
+/// What was looked at.
+#[derive(Clone, Copy)]
+pub enum Subject {
+    /// A descriptor.
+    Descriptor(c_int),
+    /// What a path names.
+    Path(Place),
+}
+
+impl Subject {
+    /// The mount, where it is one whose device is `dev`.
+    fn mount(self, dev: u64) -> Option<usize> {
+        let table = control::table()?;
+        let here = |index: &usize| table.get(*index).is_some_and(|entry| entry.dev == dev);
+        if !table.mounts().any(|(index, _)| here(&index)) {
+            return None;
+        }
+        let found = match self {
+            Self::Descriptor(fd) => fds::file(fd).map(|file| file.mount),
+            // SAFETY: a look at it has succeeded.
+            Self::Path(place) if unsafe { *place.path } == 0 => {
+                return Self::Descriptor(place.dirfd).mount(dev);
+            }
+            Self::Path(place) if place.mount.is_some() && !table.shares_device => place.mount,
+            Self::Path(place) => place::mount_of_file(place),
+        };
+        found.filter(here)
+    }
+}
+
+/// After a successful look at `subject`: corrects what stands in `out`; `look` looks once more. What the hook answers.
+///
+/// # Safety
+/// A successful call must have filled `out`, as `look` does.
+#[cold]
+#[inline(never)]
+pub unsafe fn correct(subject: Subject, out: Out, mut look: Act<'_, (), c_int>) -> c_int {
+    for _ in 0..LOOKS {
+        // SAFETY: as above.
+        let facts = unsafe { out.facts() };
+        if !facts.may_differ() {
+            return 0;
+        }
+        let Some(index) = subject.mount(facts.dev).filter(|index| residency::is_partial(*index)) else {
+            return 0;
+        };
+        if !residency::is_moving(index, facts.ino) {
+            // SAFETY: as above.
+            unsafe {
+                match facts.mode & k::S_IFMT {
+                    k::S_IFREG => correct_blocks(index, &facts, out),
+                    // What it holds may be directories, which count as its links: as many as can be told is one, by which
+                    // programs know that nothing is said.
+                    k::S_IFDIR if absent::lacks_names(index) && !absent::is_whole(index, facts.ino) => {
+                        out.set_links(1)
+                    }
+                    _ => {}
+                }
+            }
+            return 0;
+        }
+        residency::wait_moved(index, facts.ino);
+        let done = look.run(());
+        if done != 0 {
+            return done;
+        }
+    }
+    0
+}
+
+/// # Safety
+/// That of [`correct`].
+unsafe fn correct_blocks(index: usize, facts: &Facts, out: Out) {
+    if !facts.blocks || facts.size == 0 || absent::is_whole(index, facts.ino) {
+        return;
+    }
+    // So many where there is no hole. To fail would be worse than to miss one.
+    let most = facts.size.checked_next_multiple_of(PAGE).unwrap_or(facts.size) / BLOCK;
+    let blocks = if facts.size <= SMALL {
+        most
+    } else {
+        ask::request(index, Ask::Blocks { ino: facts.ino }).map_or(most, |blocks| blocks as u64)
+    };
+    // SAFETY: as above.
+    unsafe { out.set_blocks(blocks) };
+}

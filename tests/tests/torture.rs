@@ -1,0 +1,159 @@
+//! Never zeros: readers of all kinds, writers, a cache that is far too small, evictions without mercy, a backend that is slow and
+//! fails, agents that die; every byte that anybody reads is checked against a model (`programs/torture.c`).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use storeshim_tests::node::{App, Node, Said, Setup};
+use storeshim_tests::programs::{Language, built, compiled, crate_dir, require, scale};
+use storeshim_tests::proxy::Proxy;
+use storeshim_tests::s3::{BUCKET, S3Server};
+use storeshim_tests::ways::{missed, untold};
+
+const LONG: Duration = Duration::from_secs(180);
+const READERS: u64 = 3;
+const WRITERS: u64 = 2;
+
+/// What goes wrong besides evictions.
+#[derive(Clone, Copy)]
+struct Chaos {
+    /// Agents die.
+    kills: bool,
+    /// The backend is slow and fails.
+    faults: bool,
+}
+
+fn model(node: &Node) -> PathBuf {
+    node.outside().join("model")
+}
+
+fn work(node: &Node, program: &PathBuf, arguments: &[String]) -> Command {
+    let mut command = node.app(program);
+    command.arg(&arguments[0]).arg(model(node)).arg(node.prefix()).args(&arguments[1..]);
+    command
+}
+
+fn torture(chaos: Chaos, program: &PathBuf, seconds: u32, setup: fn(String) -> Setup) {
+    require("python3");
+    let server = S3Server::start();
+    let proxy = Proxy::start(server.address());
+    let setup = setup(format!("s3://{BUCKET}/volume")).with_s3(&proxy.endpoint()).lazy();
+    let setup = setup.with("cache_size", "2MiB").with("max_lag", "100ms").with("patience", "3s");
+    if setup.reference {
+        return; // The plain disk neither comes nor goes.
+    }
+    let seed = u64::from(scale("STORESHIM_TORTURE_SEED", std::process::id()));
+    println!("STORESHIM_TORTURE_SEED={seed}");
+    let mut node = Node::started(setup);
+    node.run_to_end(work(&node, program, &["make".into()]), LONG).succeeded();
+    node.flush();
+    node.lose();
+    node.start();
+
+    let apps = (0..READERS).map(|n| ["read".into(), (seed + n).to_string(), seconds.to_string()].to_vec());
+    let writers = (0..WRITERS).map(|n| {
+        [
+            "write".into(),
+            (seed + 100 + n).to_string(),
+            seconds.to_string(),
+            n.to_string(),
+            WRITERS.to_string(),
+        ]
+        .to_vec()
+    });
+    let mut apps: Vec<App> = apps
+        .chain(writers)
+        .map(|arguments| {
+            let mut command = work(&node, program, &arguments);
+            command.stdout(Stdio::null());
+            node.spawn(command)
+        })
+        .collect();
+
+    let end = Instant::now() + Duration::from_secs(u64::from(seconds));
+    let (mut evictions, mut kills) = (0, 0);
+    while Instant::now() < end {
+        for app in &mut apps {
+            if let Some(status) = app.ended().filter(|status| !status.success()) {
+                // Says what it saw.
+                println!("{status}");
+                app.wait(LONG);
+            }
+        }
+        if chaos.faults {
+            let bad = |pct: u64| if rand::random_range(0..3) == 0 { pct } else { 0 };
+            proxy.faults().delay_ms.store(rand::random_range(0..20), Relaxed);
+            proxy.faults().half_answer_pct.store(bad(10), Relaxed);
+            proxy.faults().reset_request_pct.store(bad(5), Relaxed);
+            server.knobs().internal_error_pct.store(bad(20), Relaxed);
+            server.knobs().slow_down_pct.store(bad(20), Relaxed);
+        }
+        if chaos.kills && rand::random_range(0..8) == 0 {
+            node.kill_agent();
+            std::thread::sleep(Duration::from_millis(rand::random_range(0..200)));
+            node.launch();
+            kills += 1;
+        }
+        // The agent may be on its way, then there is nothing to evict.
+        let mut evict = node.agent_command("evict");
+        evict.arg(node.prefix()).stdin(Stdio::null());
+        if evict.output().unwrap().status.success() {
+            evictions += 1;
+        }
+        std::thread::sleep(Duration::from_millis(rand::random_range(0..50)));
+    }
+    proxy.faults().heal();
+    server.knobs().heal();
+    node.await_state("ready");
+    for app in &mut apps {
+        app.wait(LONG);
+    }
+    println!("{evictions} evictions, {kills} kills, {} faults", proxy.faults().done.load(Relaxed));
+    assert!(evictions >= 5, "hardly anything was evicted: {evictions}");
+
+    let verify = |node: &Node| node.run_to_end(work(node, program, &["verify".into()]), LONG);
+    verify(&node).succeeded();
+    node.flush();
+    node.work("evict", &[""]).succeeded();
+    verify(&node).succeeded();
+    if !chaos.kills {
+        // While there is no agent nobody is told.
+        assert_eq!(missed(&node), 0, "{:#?}", untold(&node));
+    }
+    node.lose();
+    node.start();
+    verify(&node).succeeded();
+    // Without the shim and without an agent: the tree as the backend has it.
+    node.warm();
+    let mut plain = Command::new(program);
+    plain.arg("verify").arg(model(&node)).arg(node.tree());
+    Said::from(plain.output().unwrap()).succeeded();
+}
+
+fn long(default: u32) -> u32 {
+    scale("STORESHIM_TORTURE_SECONDS", default)
+}
+
+#[test]
+fn never_zeros() {
+    torture(Chaos { kills: false, faults: false }, &compiled("torture"), long(6), Setup::identity);
+}
+
+#[test]
+fn never_zeros_while_the_backend_fails() {
+    torture(Chaos { kills: false, faults: true }, &compiled("torture"), long(6), Setup::translated);
+}
+
+#[test]
+fn never_zeros_while_agents_die() {
+    torture(Chaos { kills: true, faults: true }, &compiled("torture"), long(10), Setup::identity);
+}
+
+#[test]
+fn never_zeros_on_musl() {
+    let program = built(Language::MuslC, &crate_dir().join("programs/torture.c"));
+    torture(Chaos { kills: true, faults: false }, &program, long(5), Setup::translated);
+}
