@@ -136,6 +136,7 @@ fn residency() {
     println!("\n{report}");
     let status = node.agent_command("status").output().unwrap();
     println!("{}", String::from_utf8_lossy(&status.stdout));
+    assert!(seen.values().any(|seen| seen.resident > cache / 4), "hardly anything was ever on this disk");
     for (what, seen) in &seen {
         assert!(seen.samples > 0, "{what}: nobody looked");
         // What a piece on its way may take until its place is made.

@@ -45,6 +45,8 @@ pub struct Stat {
     pub ctime: Time,
     /// Names.
     pub links: u32,
+    /// What it takes of the disk, in blocks of 512 bytes.
+    pub blocks: u64,
     /// Device of the filesystem.
     pub dev: u64,
 }
@@ -413,6 +415,7 @@ fn statx(dir: BorrowedFd<'_>, path: &CStr, flags: i32) -> io::Result<Stat> {
         mtime: time(x.stx_mtime),
         ctime: time(x.stx_ctime),
         links: x.stx_nlink,
+        blocks: x.stx_blocks,
         dev: libc::makedev(x.stx_dev_major, x.stx_dev_minor),
     })
 }

@@ -31,9 +31,11 @@ mod bulk;
 mod lazy;
 mod local;
 mod pieces;
+mod resident;
 mod undo;
 
 use self::lazy::Lazy;
+use self::resident::Resident;
 pub use self::lazy::Until;
 pub use self::local::{
     Absent, Absentee, absent_key, set_absent, set_link, set_seen, set_unpopulated, unpopulated_key,
@@ -99,6 +101,8 @@ pub struct Seen {
     pub ctime: Time,
     /// Whether its times may hide a change.
     pub doubt: Doubt,
+    /// What a regular file takes of this disk, in blocks of 512 bytes.
+    pub blocks: u64,
 }
 
 /// Why an inode that stands as it was [`Seen`] may have changed all the same.
@@ -128,7 +132,8 @@ impl Doubt {
 impl Seen {
     /// What a look saw.
     pub fn of(stat: &Stat, doubt: Doubt) -> Self {
-        Self { id: stat.id, size: stat.size, mtime: stat.mtime, ctime: stat.ctime, doubt }
+        let blocks = if stat.is_file() { stat.blocks } else { 0 };
+        Self { id: stat.id, size: stat.size, mtime: stat.mtime, ctime: stat.ctime, doubt, blocks }
     }
 }
 
@@ -144,6 +149,7 @@ pub struct Index {
     db: Database,
     records: Keyspace,
     lazy: Lazy,
+    resident: Resident,
 }
 
 const BASE: &[u8] = b"m";
@@ -202,7 +208,7 @@ impl Index {
     pub fn open(path: &Path) -> Result<Self> {
         let db = Database::builder(path).cache_size(32 << 20).worker_threads(1).open()?;
         let records = db.keyspace("index", || KeyspaceCreateOptions::default().max_memtable_size(8 << 20))?;
-        let index = Self { db, records, lazy: Lazy::new() };
+        let index = Self { db, records, lazy: Lazy::new(), resident: Resident::default() };
         let base = index.base()?;
         index.lazy.stand(base.as_ref());
         if index.is_loaded() {
@@ -377,6 +383,11 @@ impl Index {
         Ok(found)
     }
 
+    /// Whether a kernel inode is one of them.
+    pub fn is_suspect(&self, ino: u64) -> Result<bool> {
+        Ok(self.records.contains_key(suspect_key(ino))?)
+    }
+
     /// Remembers them, for an agent that takes over from this one while the files stay open.
     pub fn set_suspects(
         &self,
@@ -442,6 +453,7 @@ impl Index {
 
     /// Takes over records of this node alone, which change nothing of the volume and need no undo.
     pub fn apply_local(&self, changes: &Changes) -> Result<()> {
+        let _counted = self.resident.change(&self.records, changes)?;
         let mut batch = self.db.batch();
         for (key, value) in changes {
             match value {

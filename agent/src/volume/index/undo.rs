@@ -34,6 +34,7 @@ impl Index {
         // Nobody else changes records of the volume meanwhile; of what is not here yet the true value is fetched.
         let undo = Undo { nonce, before: self.before(changes)? };
         let _writing = self.lazy.writing();
+        let _counted = self.resident.change(&self.records, changes)?;
         let mut batch = self.db.batch();
         for (key, value) in changes {
             self.stage(&mut batch, key.clone(), value.clone());

@@ -61,6 +61,12 @@ impl Files {
         Locked { inode, shard: shard.lock() }
     }
 
+    /// The same, if nobody has it.
+    pub fn try_lock(&self, inode: u64) -> Option<Locked<'_>> {
+        let shard = &self.shards[(inode % SHARDS as u64) as usize];
+        Some(Locked { inode, shard: shard.try_lock()? })
+    }
+
     /// Keeps names that were told in a directory until it is populated: before, nothing in it can be compared.
     pub fn defer(&self, dir: u64, names: &Names) {
         let mut told = DirtySet::default();

@@ -267,6 +267,7 @@ impl Residency {
         slice: std::ops::Range<u64>,
         parts: &[(u64, Vec<u8>)],
     ) -> Result<()> {
+        let _room = self.admit((slice.end - slice.start) * PIECE);
         match self.try_write(found, slice.clone(), parts) {
             Err(Unwritten::NoRoom) if self.make_room((slice.end - slice.start) * PIECE) => {
                 self.try_write(found, slice, parts).map_err(|e| self.cannot_write(found.inode, e))
@@ -304,7 +305,7 @@ impl Residency {
         let leased = self.leased(ino);
         let opened = match &leased {
             Some(file) => file.try_clone()?,
-            None => found.open(self, libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NONBLOCK)?,
+            None => found.open(self, libc::O_RDWR | libc::O_NONBLOCK)?,
         };
         let mut changes = Changes::new();
         let mut own = Own::with(self, locked, ino, opened.as_fd())?;

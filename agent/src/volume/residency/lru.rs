@@ -38,6 +38,8 @@ pub struct Offer {
     pub run: Run,
     /// It was offered before, and [`Verdict::Tried`].
     pub tried: bool,
+    /// Bytes of it that are here, about.
+    pub bytes: u64,
 }
 
 /// Of the bytes that are known the fresh may keep one in so many before the proven are looked at.
@@ -109,7 +111,11 @@ impl Policy {
     /// unless it is found to be used. Nothing where it is known.
     pub fn found(&mut self, run: Run, bytes: u64) {
         if self.known.len() < self.most && !self.known.contains_key(&run) {
-            self.insert(run, Entry { proven: false, used: false, tried: false, bytes, since: 0, place: 0 }, true);
+            self.insert(
+                run,
+                Entry { proven: false, used: false, tried: false, bytes, since: 0, place: 0 },
+                true,
+            );
         }
     }
 
@@ -135,7 +141,7 @@ impl Policy {
             let (run, place) = first.runs.pop_front().or_else(|| second.runs.pop_front())?;
             let Some(entry) = self.known.get_mut(&run).filter(|entry| entry.place == place) else { continue };
             if !std::mem::take(&mut entry.used) {
-                return Some(Offer { run, tried: entry.tried });
+                return Some(Offer { run, tried: entry.tried, bytes: entry.bytes });
             }
             if !std::mem::replace(&mut entry.proven, true) {
                 self.fresh.bytes = self.fresh.bytes.saturating_sub(entry.bytes);
@@ -166,8 +172,7 @@ impl Policy {
 
     fn insert(&mut self, run: Run, entry: Entry, cold: bool) {
         while self.known.len() >= self.most {
-            let Some((coldest, place)) =
-                self.fresh.runs.pop_front().or_else(|| self.proven.runs.pop_front())
+            let Some((coldest, place)) = self.fresh.runs.pop_front().or_else(|| self.proven.runs.pop_front())
             else {
                 // All are offered just now.
                 return;

@@ -9,35 +9,42 @@
 
 mod ahead;
 mod background;
+mod bypath;
+mod cache;
+mod evict;
 mod extents;
 mod fetch;
 pub mod file;
-pub mod lru;
-pub mod openers;
-pub mod quota;
 mod find;
+mod guard;
 mod hydrate;
+mod lease;
+mod lru;
+mod openers;
 mod own;
+mod pin;
 mod populate;
+mod quota;
 mod requests;
+mod room;
 mod stage;
 pub mod table;
 mod wanted;
 
 use std::fs::File;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use storeshim_protocol::request::Ask;
 
 use self::ahead::Ahead;
 use self::background::Background;
+use self::cache::Cache;
 use self::fetch::Fetcher;
 use self::file::Files;
+use self::guard::Guards;
 use self::populate::Populating;
 use self::requests::Requests;
 use self::stage::Stage;
@@ -46,9 +53,8 @@ use super::cut::Sink;
 use super::index::{Absent, Index};
 use super::status::{Mutex, Shared};
 use super::tree::Tree;
-use super::{Evicted, Hydrate, VolumeError, VolumeOptions, Warmed, Warmup, Watch};
+use super::{Hydrate, VolumeError, VolumeOptions};
 use crate::blob::Blob;
-use crate::session::Reply;
 
 /// What `storeshim status` says of what is on this disk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -119,6 +125,9 @@ pub struct Residency {
     pub meter: Meter,
     /// Who decides what is evicted.
     pub uses: OnceLock<Arc<dyn Uses>>,
+    cache: Cache,
+    guards: Guards,
+    quota: OnceLock<quota::Keeper>,
     settle: Settle,
     stage: Stage,
     populating: Populating,
@@ -166,6 +175,7 @@ impl Residency {
                 "the directory {state}/stage cannot be made: {e}; make room or mend the disk"
             ))
         })?;
+        let cache = Cache::new(&options, &files);
         let residency = Arc::new(Self {
             table: Table::new(shown, Arc::clone(&shared)),
             fetcher: Fetcher::start(&blob, &shared).map_err(threads)?,
@@ -177,6 +187,9 @@ impl Residency {
             files,
             meter: Meter::default(),
             uses: OnceLock::new(),
+            cache,
+            guards: Guards::default(),
+            quota: OnceLock::new(),
             settle,
             stage,
             populating: Populating::default(),
@@ -186,6 +199,7 @@ impl Residency {
             closed: AtomicBool::new(false),
             threads: Mutex::new(Vec::new()),
         });
+        residency.keep_bounds()?;
         if residency.options.hydrate == Hydrate::Eager {
             residency.count()?;
             residency.bring_everything()?;
@@ -218,6 +232,10 @@ impl Residency {
     /// Ends the threads. What somebody waits for is not answered: it stands in its ring.
     pub fn stop(&self) {
         self.closed.store(true, Ordering::Release);
+        self.cache.end();
+        if let Some(quota) = self.quota.get() {
+            quota.end();
+        }
         self.index.stop_loading();
         self.fetcher.stop();
         let threads = std::mem::take(&mut *self.threads.lock());
@@ -276,33 +294,17 @@ impl Residency {
         self.uses.get().and_then(|uses| uses.leased(ino))
     }
 
-    /// Answers [`Ask::Room`] and [`Ask::Grow`].
-    fn ask_for_room(self: &Arc<Self>, ask: Ask, reply: Box<dyn Reply>) {
-        let _ = ask;
-        reply.reply(libc::ENOSYS);
-    }
-
     /// Cheap, at any time.
     pub fn status(&self) -> Status {
         let load = |number: &AtomicI64| number.load(Ordering::Relaxed).max(0) as u64;
         let absent = load(&self.meter.absent_files);
-        Status {
+        self.bounds(Status {
             names_complete: self.table.has_all_names(),
             resident_files: load(&self.shared.files).saturating_sub(absent),
             asked_hits: self.meter.asked_hits.load(Ordering::Relaxed),
             asked: self.meter.asked.load(Ordering::Relaxed),
             queued_pieces: load(&self.meter.queued_pieces),
             ..Status::default()
-        }
-    }
-
-    /// Brings what is at `path` to this disk: everything is there.
-    pub fn warm(&self, _path: &Path, _how: Warmup, _watch: &dyn Watch) -> Result<Warmed, VolumeError> {
-        Ok(Warmed::default())
-    }
-
-    /// Drops what is at `path` from this disk: nothing can be.
-    pub fn evict_path(&self, _path: &Path, _watch: &dyn Watch) -> Result<Evicted, VolumeError> {
-        Ok(Evicted::default())
+        })
     }
 }

@@ -146,6 +146,14 @@ fn mapped(maps: &mut dyn BufRead, mut each: impl FnMut(u64, &[u8])) {
 }
 
 #[cfg(test)]
+impl Openers {
+    /// What a look would have found.
+    pub fn made_up(open: &[u64], blind: bool) -> Self {
+        Self { open: open.iter().map(|ino| (*ino, Use::default())).collect(), blind, at: Some(Instant::now()) }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::volume::tests::idle_gate;

@@ -1,0 +1,206 @@
+//! What is brought here, or dropped, because somebody named a path: `storeshim warmup` and `storeshim evict`. Paths are those of
+//! the last cut. It must not know how either is done.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::channel::{Receiver, bounded};
+
+use super::Residency;
+use super::evict::Gone;
+use crate::meta::records::{Inode, ROOT_INODE};
+use crate::volume::status::Mutex;
+use crate::volume::{Evicted, Kept, Progress, VolumeError, Warmed, Warmup, Watch};
+
+/// Files that are evicted together.
+const BATCH: usize = 256;
+/// Threads that bring files, at most.
+const PARALLEL_MAX: usize = 256;
+
+/// A file on its way.
+struct Wanted {
+    ino: u64,
+    size: u64,
+}
+
+/// How far a warmup is.
+#[derive(Default)]
+struct Far {
+    files: [AtomicU64; 2],
+    bytes: [AtomicU64; 2],
+}
+
+impl Far {
+    fn add(&self, which: usize, bytes: u64) {
+        for (numbers, more) in [(&self.files, 1), (&self.bytes, bytes)] {
+            if let Some(number) = numbers.get(which) {
+                number.fetch_add(more, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn tell(&self, activity: &str, watch: &dyn Watch) {
+        let [files_done, files_total] = self.files.each_ref().map(|number| number.load(Ordering::Relaxed));
+        let [bytes_done, bytes_total] = self.bytes.each_ref().map(|number| number.load(Ordering::Relaxed));
+        watch.advanced(&Progress {
+            activity: activity.into(),
+            files_done,
+            files_total,
+            bytes_done,
+            bytes_total,
+        });
+    }
+}
+
+const DONE: usize = 0;
+const ALL: usize = 1;
+
+impl Residency {
+    /// Brings what is at `path`, relative to the root, to this disk. Blocking.
+    ///
+    /// # Errors
+    /// Where there is no such path, or the names on the way to it or below it cannot be brought here.
+    pub fn warm(&self, path: &Path, how: Warmup, watch: &dyn Watch) -> Result<Warmed, VolumeError> {
+        let top = self.resolve(path, true)?;
+        let (far, warmed) = (Far::default(), Mutex::new(Warmed::default()));
+        let parallel = how.parallel.clamp(1, PARALLEL_MAX);
+        let (give, take) = bounded::<Wanted>(4 * parallel);
+        std::thread::scope(|scope| {
+            for _ in 0..parallel {
+                let take = take.clone();
+                scope.spawn(|| self.warm_files(take, &far, &warmed, watch));
+            }
+            drop(take);
+            let found = self.below(top, how.depth, true, &mut |inode, record| {
+                far.add(ALL, record.size);
+                let ino = self.index.seen(inode)?.map(|seen| seen.id.ino);
+                if let Some(ino) = ino {
+                    // They end only when this does.
+                    let _ = give.send(Wanted { ino, size: record.size });
+                }
+                far.tell("warming up", watch);
+                Ok(!watch.called_off())
+            });
+            drop(give);
+            found
+        })?;
+        far.tell("warming up", watch);
+        let done = std::mem::take(&mut *warmed.lock());
+        Ok(done)
+    }
+
+    fn warm_files(&self, take: Receiver<Wanted>, far: &Far, warmed: &Mutex<Warmed>, watch: &dyn Watch) {
+        for Wanted { ino, size } in take {
+            if watch.called_off() {
+                continue;
+            }
+            let one = match self.hydrate(ino, 0, u64::MAX, false) {
+                Ok(()) => Warmed { files: 1, bytes: size, ..Warmed::default() },
+                Err(error) => Warmed { failed: 1, why: Some(error.to_string()), ..Warmed::default() },
+            };
+            far.add(DONE, size);
+            warmed.lock().add(one);
+            far.tell("warming up", watch);
+        }
+    }
+
+    /// Drops from this disk what is at `path`, relative to the root, and need not be there. Blocking.
+    ///
+    /// # Errors
+    /// Where there is no such path, or the index cannot be used.
+    pub fn evict_path(&self, path: &Path, watch: &dyn Watch) -> Result<Evicted, VolumeError> {
+        let top = self.resolve(path, false)?;
+        let (far, mut evicted) = (Far::default(), Evicted::default());
+        let mut batch = Vec::new();
+        self.below(top, None, false, &mut |inode, _| {
+            let bytes = self.index.seen(inode)?.map_or(0, |seen| seen.blocks * 512);
+            if bytes > 0 {
+                far.add(ALL, bytes);
+                batch.push(inode);
+            }
+            if batch.len() >= BATCH {
+                self.evict_batch(&mut batch, &far, &mut evicted)?;
+                far.tell("evicting", watch);
+            }
+            Ok(!watch.called_off())
+        })?;
+        self.evict_batch(&mut batch, &far, &mut evicted)?;
+        far.tell("evicting", watch);
+        Ok(evicted)
+    }
+
+    fn evict_batch(&self, batch: &mut Vec<u64>, far: &Far, evicted: &mut Evicted) -> Result<(), VolumeError> {
+        for (_, Gone { bytes, stays }) in self.evict_inodes(batch)? {
+            let kept = stays.map(|(why, bytes)| Kept { why: why.words().into(), files: 1, bytes });
+            far.add(DONE, bytes);
+            evicted.add(Evicted { files: u64::from(bytes > 0), bytes, kept: kept.into_iter().collect() });
+        }
+        batch.clear();
+        Ok(())
+    }
+
+    /// The volume inode at a path.
+    fn resolve(&self, path: &Path, populate: bool) -> Result<u64, VolumeError> {
+        let mut at = ROOT_INODE;
+        for part in path.components() {
+            let Component::Normal(name) = part else { continue };
+            if populate {
+                self.populate_inode(at)?;
+            }
+            at = self.index.child(at, name.as_bytes())?.ok_or_else(|| {
+                VolumeError::Failed(format!(
+                    "there is no {} in the volume as of its last commit; flush it if it is new",
+                    path.display()
+                ))
+            })?;
+        }
+        Ok(at)
+    }
+
+    /// Calls `each` with every regular file at or below an inode, until it says no.
+    fn below(
+        &self,
+        top: u64,
+        depth: Option<u32>,
+        populate: bool,
+        each: &mut dyn FnMut(u64, &Inode) -> Result<bool, VolumeError>,
+    ) -> Result<(), VolumeError> {
+        let mut dirs = vec![(top, 0)];
+        let look = |inode: u64, level: u32, dirs: &mut Vec<(u64, u32)>, each: &mut dyn FnMut(u64, &Inode) -> _| {
+            let Some(record) = self.index.inode(inode)? else { return Ok(true) };
+            match record.mode & libc::S_IFMT {
+                libc::S_IFREG => each(inode, &record),
+                libc::S_IFDIR if depth.is_none_or(|most| level <= most) => {
+                    dirs.push((inode, level));
+                    Ok(true)
+                }
+                _ => Ok(true),
+            }
+        };
+        if self.index.inode(top)?.is_some_and(|record| record.mode & libc::S_IFMT != libc::S_IFDIR) {
+            dirs.clear();
+            look(top, 0, &mut dirs, each)?;
+        }
+        while let Some((dir, level)) = dirs.pop() {
+            if populate {
+                self.populate_inode(dir)?;
+            } else if self.index.is_unpopulated(dir)? {
+                continue;
+            }
+            for (_, child) in self.index.children(dir)? {
+                if !look(child, level + 1, &mut dirs, each)? {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn populate_inode(&self, dir: u64) -> Result<(), VolumeError> {
+        match self.index.seen(dir)? {
+            Some(seen) if self.index.is_unpopulated(dir)? => self.populate(seen.id.ino),
+            _ => Ok(()),
+        }
+    }
+}

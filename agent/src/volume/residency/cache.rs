@@ -1,0 +1,302 @@
+//! The bounded cache: how much of this disk the tree may take, how much it takes, and who waits for room. It must not know
+//! how anything is evicted.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex as StdMutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use storeshim_protocol::residency::PIECE;
+
+use super::file::{Files, RUN};
+use super::lru::{Policy, Run};
+use super::openers::Openers;
+use super::pin::Unsure;
+use super::Residency;
+use crate::volume::index::Index;
+use crate::volume::status::Mutex;
+use crate::volume::{VolumeError, VolumeOptions, space};
+
+/// Runs that the policy knows: 1 TiB of large files.
+const RUNS: usize = 1 << 18;
+/// Of what is free when a volume is opened, the tree may take so many percent.
+const DEFAULT_PERCENT: u64 = 80;
+/// The evictor begins so far below the cache's size, and goes on to [`LOW_PERCENT`] of it.
+const HEADROOM: u64 = 64 << 20;
+const LOW_PERCENT: u64 = 90;
+/// What is kept free of the filesystem, whatever the cache's size is: for the index, and for programs that write.
+const RESERVE: u64 = 256 << 20;
+/// Of a small filesystem, one in so many bytes.
+const RESERVE_PART: u64 = 32;
+/// How long a fetch waits for room while nothing can be evicted: then it takes what it needs, for the size is an aim.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub struct Cache {
+    /// The files' clock.
+    files: Arc<Files>,
+    /// Bytes that the tree may take.
+    size: AtomicU64,
+    /// They were set, not derived from what is free.
+    fixed: bool,
+    /// What goes next.
+    pub policy: Mutex<Policy>,
+    /// Who has what open.
+    pub openers: Mutex<Openers>,
+    /// Who may read without asking.
+    pub unsure: Unsure,
+    /// Inode at which the search for files of which the policy does not know goes on.
+    pub hand: AtomicU64,
+    /// Something was evicted, or may be from now on.
+    pub begun: AtomicBool,
+    /// When the volume was opened, in seconds since 1970.
+    started: i64,
+    /// One eviction at a time.
+    pub evicting: Mutex<()>,
+    /// Bytes that were fetched and are not in the index's sum yet.
+    coming: AtomicU64,
+    /// Bytes of files that could not go when they were offered last, because they are in use where no hook sees it.
+    pub pinned: AtomicU64,
+    waiting: AtomicU64,
+    rounds: StdMutex<Rounds>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Rounds {
+    /// The evictor is to look now.
+    wanted: bool,
+    /// Of the last round: it found nothing more to evict.
+    stuck: Option<Instant>,
+    ended: bool,
+}
+
+/// Room for bytes that are about to come; it ends when they are here, or not to come.
+pub struct Admitted<'c> {
+    cache: &'c Cache,
+    bytes: u64,
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        self.cache.coming.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Cache {
+    /// The cache of a mount.
+    pub fn new(options: &VolumeOptions, files: &Arc<Files>) -> Self {
+        let free = || space::of_directory(&options.tree).map_or(u64::MAX / 2, |space| space.free_bytes);
+        let size = options.cache_size.unwrap_or_else(|| free() / 100 * DEFAULT_PERCENT);
+        Self {
+            files: Arc::clone(files),
+            size: AtomicU64::new(size),
+            fixed: options.cache_size.is_some(),
+            policy: Mutex::new(Policy::new(RUNS)),
+            openers: Mutex::default(),
+            unsure: Unsure::default(),
+            hand: AtomicU64::new(0),
+            begun: AtomicBool::new(false),
+            started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64),
+            evicting: Mutex::default(),
+            coming: AtomicU64::new(0),
+            pinned: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
+            rounds: StdMutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Bytes that the tree may take.
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// What the tree took when the volume was opened is known.
+    pub fn counted(&self, taken: u64) {
+        if !self.fixed {
+            self.size.fetch_add(taken, Ordering::Relaxed);
+        }
+    }
+
+    /// From where on the evictor works.
+    pub fn high(&self) -> u64 {
+        self.size() - HEADROOM.min(self.size() / 20)
+    }
+
+    /// And how far.
+    pub fn low(&self) -> u64 {
+        self.size() / 100 * LOW_PERCENT
+    }
+
+    /// Bytes that the tree takes or is about to.
+    pub fn taken(&self, index: &Index) -> u64 {
+        index.resident().saturating_add(self.coming.load(Ordering::Relaxed))
+    }
+
+    /// Whether somebody waits for room.
+    pub fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Ends the evictor, and every wait.
+    pub fn end(&self) {
+        self.rounds().ended = true;
+        self.changed.notify_all();
+    }
+
+    /// The evictor waits for its next round; `false` at the end.
+    pub fn next_round(&self, pause: Duration) -> bool {
+        let mut rounds = self.rounds();
+        if !rounds.wanted && !rounds.ended {
+            rounds = self.changed.wait_timeout(rounds, pause).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        rounds.wanted = false;
+        !rounds.ended
+    }
+
+    /// A round is over; `stuck`: there is nothing more that could go now.
+    pub fn round_ended(&self, stuck: bool) {
+        self.rounds().stuck = stuck.then(Instant::now);
+        self.changed.notify_all();
+    }
+
+    fn rounds(&self) -> std::sync::MutexGuard<'_, Rounds> {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cache {
+    /// Pieces of a file were asked for, or have come.
+    pub fn used(&self, inode: u64, start: u64, end: u64) {
+        let now = self.files.now();
+        let mut policy = self.policy.lock();
+        for run in start / RUN..end.div_ceil(RUN) {
+            let (first, last) = (start.max(run * RUN), end.min((run + 1) * RUN));
+            policy.used(Run { inode, run }, (last - first) * PIECE, now);
+        }
+    }
+}
+
+impl Residency {
+    /// Waits until `bytes` of data that was fetched may be written. Never in vain: where nothing can be evicted, the cache
+    /// grows beyond its size. Not to be called with an inode's lock held.
+    pub fn admit(&self, bytes: u64) -> Admitted<'_> {
+        let cache = &self.cache;
+        let fits = || cache.taken(&self.index).saturating_add(bytes) <= cache.size();
+        let began = Instant::now();
+        let mut rounds = cache.rounds();
+        if cache.taken(&self.index).saturating_add(bytes) > cache.high() {
+            rounds.wanted = true;
+            cache.changed.notify_all();
+        }
+        cache.waiting.fetch_add(1, Ordering::Relaxed);
+        while !fits() && !rounds.ended {
+            let stuck = rounds.stuck.is_some_and(|at| at > began || at.elapsed() < PATIENCE);
+            if stuck || began.elapsed() > 10 * PATIENCE {
+                self.shared.count("admitted_beyond_the_cache", 1);
+                break;
+            }
+            rounds.wanted = true;
+            cache.changed.notify_all();
+            rounds = cache.changed.wait_timeout(rounds, PATIENCE / 20).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        cache.waiting.fetch_sub(1, Ordering::Relaxed);
+        cache.coming.fetch_add(bytes, Ordering::Relaxed);
+        Admitted { cache, bytes }
+    }
+
+    /// Bytes that are to be evicted now: what the tree takes beyond its share, or what this disk lacks.
+    pub fn excess(&self) -> u64 {
+        let cache = &self.cache;
+        let taken = cache.taken(&self.index);
+        let over = if taken > cache.high() || cache.is_waited_for() && taken >= cache.low() {
+            taken.saturating_sub(cache.low())
+        } else {
+            0
+        };
+        over.max(self.lacking(0))
+    }
+
+    /// Bytes that programs may still write on this disk.
+    pub fn free(&self) -> u64 {
+        space::of_directory(self.tree.path()).map_or(0, |space| space.free_bytes)
+    }
+
+    /// Bytes that this disk lacks for `bytes` and the reserve.
+    pub fn lacking(&self, bytes: u64) -> u64 {
+        let Some(space) = space::of_directory(self.tree.path()) else { return 0 };
+        let reserve = RESERVE.min(space.total_bytes / RESERVE_PART);
+        // Only begun where half of it is gone, so that it is not done for every page.
+        if bytes == 0 && space.free_bytes >= reserve / 2 {
+            return 0;
+        }
+        bytes.saturating_add(reserve).saturating_sub(space.free_bytes)
+    }
+
+    /// Tells the policy of files that it does not know, the next ones in the order of their numbers. `false` once all have
+    /// been told since `from`.
+    pub fn find_more(&self, from: &mut Option<u64>) -> Result<bool, VolumeError> {
+        const FILES: usize = 1024;
+        let hand = self.cache.hand.load(Ordering::Relaxed);
+        let found = self.index.resident_from(hand, FILES)?;
+        let wrapped = found.len() < FILES;
+        let next = found.last().map_or(0, |(inode, _)| inode + 1);
+        self.cache.hand.store(if wrapped { 0 } else { next }, Ordering::Relaxed);
+        let mut policy = self.cache.policy.lock();
+        let now = self.files.now();
+        for (inode, bytes) in found {
+            let Some(seen) = self.index.seen(inode)? else { continue };
+            let runs = seen.size.div_ceil(RUN * PIECE).max(1);
+            for run in (0..runs.min(RUNS as u64 / 4)).map(|run| Run { inode, run }) {
+                let bytes = (bytes / runs).max(1);
+                // Written since we are here: that is a use.
+                if seen.ctime.secs >= self.cache.started { policy.used(run, bytes, now) } else { policy.found(run, bytes) }
+            }
+        }
+        let passed = |start: u64| if wrapped { start >= hand } else { (hand..next).contains(&start) };
+        match *from {
+            // The first step is where the circle begins.
+            None => *from = Some(hand),
+            Some(start) if passed(start) => return Ok(false),
+            Some(_) => {}
+        }
+        Ok(true)
+    }
+}
+
+/// Whether much of a part of a file is in the page cache, and clean: it was read, or has just been written by us. `false`
+/// where the kernel does not tell (cachestat(2), since 6.5).
+pub fn is_cached(file: &File, start: u64, len: u64) -> bool {
+    const CACHESTAT: libc::c_long = 451;
+    const PAGE: u64 = 4096;
+    /// `struct cachestat_range`.
+    #[repr(C)]
+    struct Range {
+        off: u64,
+        len: u64,
+    }
+    /// `struct cachestat`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Stat {
+        cache: u64,
+        dirty: u64,
+        writeback: u64,
+        evicted: u64,
+        recently_evicted: u64,
+    }
+    let range = Range { off: start, len };
+    let mut stat = Stat::default();
+    // SAFETY: both structs are as the kernel has them, and live across the call.
+    let done = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut stat, 0) };
+    let clean = stat.cache.saturating_sub(stat.dirty.saturating_add(stat.writeback));
+    done == 0 && clean >= (len / PAGE / 8).max(1)
+}
+
+/// Lets the kernel forget what it has cached of a part of a file: whether it is cached later says whether it was read since.
+pub fn forget_cached(file: BorrowedFd<'_>, start: u64, len: u64) {
+    // SAFETY: no memory is passed. It is a hint.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), start as i64, len as i64, libc::POSIX_FADV_DONTNEED) };
+}

@@ -1,0 +1,385 @@
+//! Guards files of which something is absent against programs that do not ask: a lease on each, as far as there are descriptors
+//! for it, so that who opens one waits until it is here as a whole. It must not know how anything gets here.
+//!
+//! The kernel waits for a lease to end no longer than /proc/sys/fs/lease-break-time says (45 s). What cannot be brought here
+//! by then is opened all the same, and reads as zeros where it is absent: counted as `lease_overruns`. A file that somebody
+//! has open already cannot be guarded at all.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit};
+use storeshim_protocol::request::{Answer, Ask};
+
+use super::{Residency, lease, openers};
+use crate::session::Reply;
+use crate::volume::VolumeError;
+use crate::volume::index::Absent;
+use crate::volume::status::Mutex;
+
+/// Files that are guarded at most, and one in so many of the descriptors that this process may have.
+const MOST: u64 = 4096;
+const PART: u64 = 4;
+/// What waits to be guarded, at most: more are met when the newest of them are done.
+const QUEUE: usize = 1 << 16;
+/// New guards between two looks at who waits.
+const STEP: usize = 64;
+/// How often the leases themselves are asked: a signal may get lost.
+const ROUND: Duration = Duration::from_secs(1);
+/// Files up to this size are fetched whole when a program opens them that will ask for what it reads.
+const SMALL: u64 = 8 << 20;
+/// How long the kernel waits where it does not say.
+const BREAK_TIME: Duration = Duration::from_secs(45);
+
+/// See the module.
+pub struct Guards {
+    most: usize,
+    inner: Mutex<Inner>,
+    held: AtomicU64,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// By kernel inode number.
+    held: HashMap<u64, Guard>,
+    /// The same, the oldest first, and some that are not held any more.
+    order: VecDeque<u64>,
+    /// Volume inodes that are to be guarded, the newest last.
+    queue: VecDeque<u64>,
+}
+
+struct Guard {
+    inode: u64,
+    file: Arc<File>,
+    /// It can be written through.
+    writable: bool,
+    /// Since when somebody waits, and whether the file is being fetched for that.
+    broken: Option<(Instant, bool)>,
+}
+
+impl Default for Guards {
+    fn default() -> Self {
+        let most = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft) / PART;
+        Self { most: most.min(MOST) as usize, inner: Mutex::default(), held: AtomicU64::new(0) }
+    }
+}
+
+impl Guards {
+    /// A file of which something is absent is to be guarded. Returns at once.
+    pub fn want(&self, inode: u64) {
+        let mut inner = self.inner.lock();
+        inner.queue.push_back(inode);
+        if inner.queue.len() > QUEUE {
+            inner.queue.pop_front();
+        }
+    }
+
+    /// Files that are guarded.
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Gives a guard up, of a kernel inode; whether there was one.
+    pub fn drop_guard(&self, ino: u64) -> bool {
+        let mut inner = self.inner.lock();
+        let guard = inner.held.remove(&ino);
+        self.held.store(inner.held.len() as u64, Ordering::Relaxed);
+        guard.is_some()
+    }
+
+    fn insert(&self, ino: u64, guard: Guard) {
+        let mut inner = self.inner.lock();
+        inner.held.insert(ino, guard);
+        inner.order.push_back(ino);
+        while inner.held.len() > self.most {
+            let Some(oldest) = inner.order.pop_front() else { break };
+            inner.held.remove(&oldest);
+        }
+        if inner.order.len() > 2 * self.most + STEP {
+            let Inner { held, order, .. } = &mut *inner;
+            order.retain(|ino| held.contains_key(ino));
+        }
+        self.held.store(inner.held.len() as u64, Ordering::Relaxed);
+    }
+
+    fn of_descriptor(&self, fd: i32) -> Option<u64> {
+        let inner = self.inner.lock();
+        inner.held.iter().find(|(_, guard)| guard.file.as_raw_fd() == fd).map(|(ino, _)| *ino)
+    }
+
+    fn broken(&self) -> Vec<u64> {
+        let inner = self.inner.lock();
+        inner.held.iter().filter(|(_, guard)| lease::is_breaking(&guard.file)).map(|(ino, _)| *ino).collect()
+    }
+
+    /// Those of which nothing may be absent any more.
+    fn some(&self) -> Vec<(u64, u64)> {
+        self.inner.lock().held.iter().map(|(ino, guard)| (*ino, guard.inode)).collect()
+    }
+}
+
+impl Residency {
+    /// Gives up the guard of a file that the agent itself is about to open. It is guarded again later, if need be.
+    pub fn unguard(&self, ino: u64) -> bool {
+        let inode = self.guards.inner.lock().held.get(&ino).map(|guard| guard.inode);
+        if let Some(inode) = inode {
+            self.guards.want(inode);
+        }
+        self.guards.drop_guard(ino)
+    }
+
+    /// The descriptor by which a guarded file can be written to. Where that one cannot, the guard is given up.
+    pub fn lend_guard(&self, ino: u64) -> Option<Arc<File>> {
+        let inner = self.guards.inner.lock();
+        let guard = inner.held.get(&ino)?;
+        if guard.writable {
+            return Some(Arc::clone(&guard.file));
+        }
+        drop(inner);
+        self.unguard(ino);
+        None
+    }
+
+    /// Guards what is absent already: the files that were populated last, as far as numbers tell.
+    ///
+    /// # Errors
+    /// Where the index cannot be read.
+    pub fn guard_known(&self) -> Result<(), VolumeError> {
+        self.index.absentees(|absentee| {
+            if matches!(absentee.what, Absent::Pieces(_)) {
+                self.guards.want(absentee.inode);
+            }
+            Ok(())
+        })
+    }
+
+    /// The thread that holds the leases: it alone is told when one is to end.
+    pub fn keep_guards(self: &Arc<Self>, ended: &dyn Fn() -> bool) {
+        let signal = libc::SIGRTMIN() + 7;
+        let Some(signals) = block(signal) else { return };
+        let mut looked = Instant::now();
+        // A burst of wishes comes with a new directory, whose names are not all there yet.
+        let mut later: VecDeque<(Instant, u64)> = VecDeque::new();
+        while !ended() {
+            for _ in 0..STEP {
+                let Some(inode) = self.guards.inner.lock().queue.pop_back() else { break };
+                if self.guard(inode, signal).is_some_and(|again| again) && later.len() < self.guards.most {
+                    later.push_back((Instant::now() + ROUND, inode));
+                }
+            }
+            while later.front().is_some_and(|(at, _)| *at <= Instant::now()) {
+                if let Some((_, inode)) = later.pop_front() {
+                    self.guards.inner.lock().queue.push_front(inode);
+                }
+            }
+            let idle = self.guards.inner.lock().queue.is_empty();
+            if let Some(fd) = wait(&signals, if idle { Duration::from_millis(100) } else { Duration::ZERO })
+                && let Some(ino) = self.guards.of_descriptor(fd)
+            {
+                self.guard_broken(ino);
+            }
+            if looked.elapsed() >= ROUND {
+                looked = Instant::now();
+                self.guards.broken().into_iter().for_each(|ino| self.guard_broken(ino));
+                for (ino, inode) in self.guards.some() {
+                    if self.files.try_lock(inode).is_some_and(|locked| {
+                        locked.absent(&self.index).is_ok_and(|absent| absent.is_empty())
+                    }) {
+                        self.guards.drop_guard(ino);
+                    }
+                }
+            }
+        }
+        let mut inner = self.guards.inner.lock();
+        *inner = Inner::default();
+    }
+
+    /// Takes the lease of one file; whether to try it again later. `None`: it needs none.
+    fn guard(&self, inode: u64, signal: i32) -> Option<bool> {
+        let found = self.at_its_place(inode).ok()??;
+        let ino = found.stat.id.ino;
+        let absent = !self.files.try_lock(inode)?.absent(&self.index).ok()?.is_empty();
+        if !found.stat.is_file() || !absent || self.guards.inner.lock().held.contains_key(&ino) {
+            return None;
+        }
+        // What is open for writing cannot be executed.
+        let writable = found.stat.mode & 0o111 == 0;
+        let flags = if writable { libc::O_RDWR } else { libc::O_RDONLY } | libc::O_NONBLOCK;
+        let Ok(file) = found.open(self, flags) else { return Some(false) };
+        match lease::watch(&file, signal) {
+            Ok(()) => {
+                self.guards.insert(ino, Guard { inode, file: Arc::new(file), writable, broken: None });
+                None
+            }
+            Err(error) => Some(error.raw_os_error() == Some(libc::EAGAIN)),
+        }
+    }
+
+    /// Somebody waits to open a file.
+    fn guard_broken(self: &Arc<Self>, ino: u64) {
+        let waiters = waiters(ino);
+        let own = std::process::id();
+        let hooked = self.shared.gate().hooked();
+        let asks = |pid: &u32| *pid == own || openers::is_hooked(*pid, &hooked);
+        let (inode, since, fetching) = {
+            let mut inner = self.guards.inner.lock();
+            let Some(guard) = inner.held.get_mut(&ino) else { return };
+            let first = guard.broken.is_none();
+            let (since, fetching) = *guard.broken.get_or_insert((Instant::now(), false));
+            if first {
+                self.shared.count("lease_breaks", 1);
+            }
+            (guard.inode, since, fetching)
+        };
+        if !waiters.is_empty() && waiters.iter().all(asks) {
+            self.guards.drop_guard(ino);
+            let small = self.index.seen(inode).is_ok_and(|seen| seen.is_some_and(|seen| seen.size <= SMALL));
+            if small && !waiters.contains(&own) {
+                self.request(Ask::Hint { ino, start: 0, end: u64::MAX }, Box::new(Ignored));
+            }
+            return;
+        }
+        if since.elapsed() >= break_time() {
+            self.shared.count("lease_overruns", 1);
+            tracing::warn!(
+                ino,
+                pids = ?waiters,
+                "a program without the shim has opened a file that could not be brought here in the time that the kernel \
+                 gives: what is absent of it reads as zeros; start the program under the shim, or warm the file up first"
+            );
+            self.guards.drop_guard(ino);
+            return;
+        }
+        if !fetching {
+            if let Some(guard) = self.guards.inner.lock().held.get_mut(&ino) {
+                guard.broken = Some((since, true));
+            }
+            let reply = Whole { residency: Arc::downgrade(self), ino };
+            self.request(Ask::Hydrate { ino, start: 0, end: u64::MAX, pin: true }, Box::new(reply));
+        }
+    }
+}
+
+/// Lets a file go once it is here.
+struct Whole {
+    residency: Weak<Residency>,
+    ino: u64,
+}
+
+impl Reply for Whole {
+    fn answer(self: Box<Self>, answer: Answer) {
+        let Some(residency) = self.residency.upgrade() else { return };
+        if answer.errno == 0 {
+            residency.guards.drop_guard(self.ino);
+        } else if let Some(guard) = residency.guards.inner.lock().held.get_mut(&self.ino) {
+            // Whoever waits goes on waiting while there is time: the next round tries again.
+            guard.broken = guard.broken.map(|(since, _)| (since, false));
+        }
+    }
+}
+
+struct Ignored;
+impl Reply for Ignored {
+    fn answer(self: Box<Self>, _: Answer) {}
+}
+
+/// Processes of this pid namespace that wait for the lease on an inode to end (proc_locks(5)).
+fn waiters(ino: u64) -> Vec<u32> {
+    std::fs::read_to_string("/proc/locks").map(|text| waiters_in(&text, ino)).unwrap_or_default()
+}
+
+fn waiters_in(locks: &str, ino: u64) -> Vec<u32> {
+    let (mut found, mut ours) = (Vec::new(), None);
+    for line in locks.lines() {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        match fields.as_slice() {
+            [number, "LEASE", _, _, _, file, ..] => {
+                let same = file.rsplit(':').next().is_some_and(|text| text.parse() == Ok(ino));
+                ours = same.then_some(*number);
+            }
+            [number, "->", "LEASE", _, _, pid, ..] if ours == Some(*number) => found.extend(pid.parse::<u32>()),
+            _ => {}
+        }
+    }
+    found
+}
+
+fn break_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap_or_default();
+    text.trim().parse().map_or(BREAK_TIME, Duration::from_secs)
+}
+
+/// Keeps a signal from interrupting this thread; it is waited for.
+fn block(signal: i32) -> Option<libc::sigset_t> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is filled in before it is used, and the calls keep no pointer.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), signal);
+        let set = set.assume_init();
+        (libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) == 0).then_some(set)
+    }
+}
+
+/// The descriptor of the next signal.
+fn wait(signals: &libc::sigset_t, pause: Duration) -> Option<i32> {
+    let pause = libc::timespec { tv_sec: pause.as_secs() as i64, tv_nsec: i64::from(pause.subsec_nanos()) };
+    /// The part of `siginfo_t` that SIGPOLL and its like fill in; sigaction(2).
+    #[repr(C)]
+    struct Poll {
+        head: [i32; 4],
+        band: i64,
+        fd: i32,
+        rest: [u8; 100],
+    }
+    // SAFETY: integers, for which zeros are valid; it is as large as `siginfo_t`, and the call keeps no pointer.
+    unsafe {
+        let mut info: Poll = std::mem::zeroed();
+        const { assert!(size_of::<Poll>() == size_of::<libc::siginfo_t>()) };
+        let got = libc::sigtimedwait(signals, (&raw mut info).cast(), &raw const pause);
+        (got > 0).then_some(info.fd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn who_waits_for_a_lease_stands_below_it() {
+        let text = "1: LEASE  ACTIVE    WRITE 9 fe:00:77 0 EOF\n\
+                    1: -> LEASE  BREAKER   READ 8 <none>:0 0 EOF\n\
+                    5: LEASE  BREAKING  READ 12102 fe:00:10059780 0 EOF\n\
+                    5: -> LEASE  BREAKER   READ 12148 <none>:0 0 EOF\n\
+                    5: -> LEASE  BREAKER   WRITE 12149 <none>:0 0 EOF\n\
+                    6: FLOCK  ADVISORY  WRITE 11957 fe:00:10059780 0 EOF\n\
+                    6: -> FLOCK  ADVISORY  READ 1 fe:00:10059780 0 EOF\n";
+        assert_eq!(waiters_in(text, 10_059_780), [12148, 12149]);
+        assert_eq!(waiters_in(text, 77), [8]);
+        assert!(waiters_in(text, 0).is_empty());
+    }
+
+    #[test]
+    fn a_signal_says_which_lease() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, "x").unwrap();
+        let signal = libc::SIGRTMIN() + 7;
+        let signals = block(signal).unwrap();
+        let file = File::open(&path).unwrap();
+        lease::watch(&file, signal).unwrap();
+        assert_eq!(wait(&signals, Duration::ZERO), None);
+        let opener = std::thread::spawn(move || std::fs::read(&path).unwrap());
+        assert_eq!(wait(&signals, Duration::from_secs(10)), Some(file.as_raw_fd()));
+        let ino = std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap());
+        assert_eq!(waiters(ino), [std::process::id()]);
+        lease::release(file.as_fd());
+        assert_eq!(opener.join().unwrap(), b"x");
+    }
+}

@@ -1,0 +1,110 @@
+//! Leases (fcntl(2), F_SETLEASE): the kernel's own answer to who has a file open, and a way to be told before somebody opens
+//! it. It must not know what files are.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// What the attempt to be alone with a file came to.
+#[derive(Debug)]
+pub enum Alone<'f> {
+    /// Nobody else has it open, and who opens it waits until this is dropped.
+    Yes(#[expect(dead_code, reason = "what ends with it is the lease")] Held<'f>),
+    /// Somebody has it open, or mapped.
+    No,
+    /// This filesystem or user gets no leases.
+    Unknown,
+}
+
+/// A lease that ends when this is dropped.
+#[derive(Debug)]
+pub struct Held<'f>(BorrowedFd<'f>);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        release(self.0);
+    }
+}
+
+/// Tries to be alone with a file: an F_WRLCK lease. No other descriptor of it must be open in this process.
+pub fn alone<'f>(file: BorrowedFd<'f>) -> Alone<'f> {
+    match set(file, libc::F_WRLCK) {
+        Ok(()) => Alone::Yes(Held(file)),
+        Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Alone::No,
+        Err(_) => Alone::Unknown,
+    }
+}
+
+/// Ends a lease.
+pub fn release(file: BorrowedFd<'_>) {
+    // It is of this process, or there is none.
+    let _ = set(file, libc::F_UNLCK);
+}
+
+/// Whether somebody waits for this lease to end.
+pub fn is_breaking(file: &File) -> bool {
+    // SAFETY: no memory is passed.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLEASE) != libc::F_WRLCK }
+}
+
+/// Takes a lease on a file that nobody has open, of which the calling thread is told by `signal` when somebody wants to open
+/// it (F_SETSIG; the descriptor is in si_fd).
+///
+/// # Errors
+/// EAGAIN where it is open; where the kernel gives no leases.
+pub fn watch(file: &File, signal: libc::c_int) -> io::Result<()> {
+    const F_SETSIG: libc::c_int = 10;
+    const F_SETOWN_EX: libc::c_int = 15;
+    /// `struct f_owner_ex`, fcntl(2).
+    #[repr(C)]
+    struct Owner {
+        kind: libc::c_int,
+        pid: libc::pid_t,
+    }
+    // A thread of this process: F_OWNER_TID.
+    let owner = Owner { kind: 0, pid: nix::unistd::gettid().as_raw() };
+    let fd = file.as_raw_fd();
+    // SAFETY: the struct is the kernel's, and lives across the call; the other call passes no memory.
+    let told = unsafe {
+        libc::fcntl(fd, F_SETOWN_EX, &raw const owner) == 0 && libc::fcntl(fd, F_SETSIG, signal) == 0
+    };
+    if !told {
+        return Err(io::Error::last_os_error());
+    }
+    set(std::os::fd::AsFd::as_fd(file), libc::F_WRLCK)
+}
+
+fn set(file: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn nobody_is_alone_with_what_another_has_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, "x").unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        assert!(matches!(alone(file.as_fd()), Alone::Yes(_)));
+        let other = File::open(&path).unwrap();
+        assert!(matches!(alone(file.as_fd()), Alone::No));
+        drop(other);
+        let held = alone(file.as_fd());
+        assert!(matches!(held, Alone::Yes(_)) && !is_breaking(&file));
+        // Whoever opens it waits until it is let go.
+        let opener = std::thread::spawn(move || std::fs::read(&path).unwrap());
+        while !is_breaking(&file) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert!(!opener.is_finished());
+        drop(held);
+        assert_eq!(opener.join().unwrap(), b"x");
+    }
+}

@@ -1,0 +1,158 @@
+//! Keeps room: the evictor's thread, the answers to who has none, and what of all that is shown. It must not know how
+//! anything is evicted.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
+
+use storeshim_protocol::request::Ask;
+
+use super::quota::{Keeper, Told, Usage};
+use super::{Residency, Status, Uses};
+use crate::session::Reply;
+use crate::volume::VolumeError;
+
+/// Between two looks at how full the cache is, if nobody calls.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Between two looks at how near the quota is.
+const QUOTA_PAUSE: Duration = Duration::from_millis(25);
+
+/// The residency as hydration sees it from below.
+struct Below(Weak<Residency>);
+
+impl Uses for Below {
+    fn used(&self, inode: u64, start: u64, end: u64) {
+        if let Some(residency) = self.0.upgrade() {
+            residency.cache.used(inode, start, end);
+        }
+    }
+
+    fn make_room(&self, bytes: u64) -> bool {
+        let Some(residency) = self.0.upgrade() else { return false };
+        residency.shared.count("disk_full", 1);
+        residency.has_room(bytes)
+    }
+
+    fn leased(&self, ino: u64) -> Option<Arc<File>> {
+        self.0.upgrade().and_then(|residency| residency.lend_guard(ino))
+    }
+}
+
+impl Residency {
+    /// Starts what bounds the volume: the evictor, the guards, the quota's keeper.
+    ///
+    /// # Errors
+    /// Where a thread cannot be started.
+    pub(super) fn keep_bounds(self: &Arc<Self>) -> Result<(), VolumeError> {
+        // It is set once.
+        let _ = self.uses.set(Arc::new(Below(Arc::downgrade(self))));
+        self.spawn("evict", |own| {
+            if let Err(error) = own.keep_room() {
+                tracing::error!(%error, "nothing is evicted any more");
+                own.cache.end();
+            }
+        })?;
+        self.spawn("guard", |own| {
+            if let Err(error) = own.guard_known() {
+                tracing::warn!(%error, "what was absent at the start is not guarded");
+            }
+            own.keep_guards(&|| own.is_closed());
+        })?;
+        let quota = self.options.quota;
+        if quota.bytes.is_some() || quota.inodes.is_some() {
+            let wanted = Arc::new(AtomicBool::new(false));
+            let cut = Arc::clone(&wanted);
+            let cut = Box::new(move || cut.store(true, Ordering::Release));
+            let _ = self.quota.set(Keeper::new(quota, &self.shared, cut));
+            self.spawn("quota", move |own| {
+                while !own.is_closed() {
+                    if wanted.swap(false, Ordering::AcqRel) {
+                        own.settle();
+                    }
+                    if let Some(quota) = own.quota.get() {
+                        quota.tick(own.usage(), own.told());
+                    }
+                    std::thread::sleep(QUOTA_PAUSE);
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn keep_room(&self) -> Result<(), VolumeError> {
+        while !self.index.count_resident()? {
+            if self.is_closed() {
+                return Ok(());
+            }
+        }
+        self.cache.counted(self.index.resident());
+        while self.cache.next_round(PAUSE) && self.shared.failure().is_none() {
+            let excess = self.excess();
+            if excess > 0 {
+                // Who waits for room has no time for what may have been read lately.
+                let gone = self.evict(excess, true)?;
+                self.cache.round_ended(gone == 0);
+            } else {
+                self.cache.round_ended(false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is room for `bytes` on this disk, once what can go has gone.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        let lacking = self.lacking(bytes);
+        if lacking == 0 {
+            return true;
+        }
+        match self.evict(lacking, false) {
+            Ok(gone) => gone > 0 || self.free() >= bytes,
+            Err(error) => {
+                tracing::warn!(%error, "this disk is full, and nothing can be evicted");
+                false
+            }
+        }
+    }
+
+    /// Answers [`Ask::Room`] and [`Ask::Grow`]; the former may take its time.
+    pub(super) fn ask_for_room(&self, ask: Ask, reply: Box<dyn Reply>) {
+        match ask {
+            Ask::Room { bytes } => {
+                self.shared.count("disk_full", 1);
+                reply.reply(if self.has_room(bytes) { 0 } else { libc::ENOSPC });
+            }
+            Ask::Grow { bytes, inodes } => match self.quota.get() {
+                Some(quota) => quota.grow(Usage { bytes, inodes }, self.usage(), self.told(), reply),
+                None => reply.reply(0),
+            },
+            _ => reply.reply(libc::EINVAL),
+        }
+    }
+
+    /// What the last cut saw.
+    fn usage(&self) -> Usage {
+        let bytes = self.shared.bytes.load(Ordering::Relaxed).max(0) as u64;
+        let inodes = self.index.totals().ok().flatten().map(|totals| totals.inodes);
+        let files = self.shared.files.load(Ordering::Relaxed).max(0) as u64;
+        Usage { bytes, inodes: inodes.unwrap_or(files) }
+    }
+
+    fn told(&self) -> Told {
+        let sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        let cutting = self.shared.cutting_bytes.load(Ordering::Relaxed);
+        Told { bytes: sink.bytes.saturating_add(cutting), entries: sink.entries() }
+    }
+
+    /// Adds what is known here to a status.
+    pub(super) fn bounds(&self, status: Status) -> Status {
+        let absent = self.meter.absent_files.load(Ordering::Relaxed).max(0) as u64;
+        Status {
+            resident_bytes: self.index.resident(),
+            cache_size: self.cache.size(),
+            pinned_bytes: self.cache.pinned.load(Ordering::Relaxed),
+            unguarded_files: absent.saturating_sub(self.guards.held()),
+            ..status
+        }
+    }
+}
