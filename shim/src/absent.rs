@@ -35,9 +35,10 @@ pub fn some_lacks_names() -> bool {
     control::table().is_some_and(|table| table.mounts().any(|(index, _)| lacks_names(index)))
 }
 
-/// Whether all that belongs to an inode is here, as far as clients can tell.
-fn is_whole(index: usize, ino: u64) -> bool {
-    residency::table(index).is_some_and(|table| table.whole(ino).is_some())
+/// Whether all that belongs to an inode is here, as far as clients can tell: a directory that was populated has a bitmap,
+/// too, where its cell says nothing.
+pub fn is_whole(index: usize, ino: u64) -> bool {
+    residency::table(index).is_some_and(|table| table.check(ino, 0, u64::MAX).is_some())
 }
 
 /// Has the entries of directory `ino` of mount `index` brought, where they may not be there. Whether that was asked.

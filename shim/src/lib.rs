@@ -28,6 +28,8 @@ mod loader;
 mod names;
 mod net;
 mod outside;
+#[cfg(test)]
+mod partial_tests;
 mod paths;
 mod place;
 mod reading;

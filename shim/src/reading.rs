@@ -2,10 +2,12 @@
 //! meanwhile is read once more, so that no zeros are believed that are none. It must not know which hook was called.
 //!
 //! A read at the descriptor's position moves that, and so is made once. Where it turns out that its bytes may not have been
-//! here, they are read again from where it began. Who else moves the same position at that very moment (a thread, a forked
-//! child) can make it unclear where that was; then what was read is compared with the file, once that is whole.
+//! here, they are read again from where it began. To know where that was, threads do not read at one position side by
+//! side before all of it is here to stay. Another process with the same position can still make it unclear; then what was
+//! read is compared with the file.
 
 use core::ffi::{c_int, c_void};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::fds::{self, File};
 use crate::residency::{self, END};
@@ -218,42 +220,88 @@ fn each_part(call: &Read, file: &File, vectors: &[k::iovec], n: usize) -> Outcom
     Done(Ok(done))
 }
 
+/// Threads of this process that read at a position, by descriptor: how many now in the low half, how many ever in the high
+/// one. One that is jumped out of its call is counted for ever; who comes after it then wants all of the file.
+static TURNS: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
+
+/// A thread's turn to read at a descriptor's position.
+struct Turn {
+    word: Option<&'static AtomicU64>,
+    before: u64,
+}
+
+impl Turn {
+    const ENTRY: u64 = 1 << 32 | 1;
+
+    fn take(fd: c_int) -> Self {
+        let word = TURNS.get(fd as usize % TURNS.len());
+        Self { word, before: word.map_or(0, |word| word.fetch_add(Self::ENTRY, Ordering::SeqCst)) }
+    }
+
+    /// Nobody was reading when it began.
+    fn was_first(&self) -> bool {
+        self.before as u32 == 0
+    }
+
+    /// Nobody has begun since.
+    fn is_last(&self) -> bool {
+        self.word.is_some_and(|word| word.load(Ordering::SeqCst) >> 32 == (self.before >> 32) + 1)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(word) = self.word {
+            word.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
 /// Reads `n` bytes, which are brought before where they are not here.
 fn part(call: &Read, file: &File, n: usize) -> Outcome {
-    let cursor = call.is_at_cursor();
+    if call.is_at_cursor() {
+        return part_here(call, file, n);
+    }
     for tries in 0u32.. {
-        let pin = tries > TRIES;
-        let start = if cursor {
-            match sys::lseek(call.fd, 0, k::SEEK_CUR) {
-                Ok(at) => at as u64,
-                // A FIFO or its like by now: for the kernel.
-                Err(_) => return call.make().into(),
-            }
-        } else if call.offset >= 0 {
-            call.offset as u64
-        } else {
-            return call.make().into();
-        };
-        let held = match brought(call, file, start, start.saturating_add(n as u64), pin) {
+        if call.offset < 0 {
+            break;
+        }
+        let start = call.offset as u64;
+        let held = match brought(call, file, start, start.saturating_add(n as u64), tries > TRIES) {
             Ok(held) => held,
             Err(errno) => return Done(Err(errno)),
         };
-        let got = match call.make() {
-            Ok(got) if got > 0 => got,
-            other => return Done(other),
-        };
+        let got = call.make();
         let same = fds::is_still(call.fd, file);
-        if held.still() && same && (!cursor || is_at(call.fd, start, got)) {
-            return Done(Ok(got));
-        }
-        if cursor {
-            return Done(settled(call, same.then_some(start), got));
+        if !matches!(got, Ok(1..)) || held.still() && same {
+            return Done(got);
         }
         if !same {
             return Another;
         }
     }
-    Another
+    call.make().into()
+}
+
+/// The same at the descriptor's position.
+fn part_here(call: &Read, file: &File, n: usize) -> Outcome {
+    let turn = Turn::take(call.fd);
+    let Ok(start) = sys::lseek(call.fd, 0, k::SEEK_CUR) else { return call.make().into() };
+    let start = start as u64;
+    // Where it is not the only one, it does not matter where it reads.
+    let (first, last) = if turn.was_first() { (start, start.saturating_add(n as u64)) } else { (0, END) };
+    let held = match brought(call, file, first, last, !turn.was_first()) {
+        Ok(held) => held,
+        Err(errno) => return Done(Err(errno)),
+    };
+    let got = match call.make() {
+        Ok(got) if got > 0 => got,
+        other => return Done(other),
+    };
+    let same = fds::is_still(call.fd, file);
+    // Who has begun since has read only when all was here.
+    let right = held.still() && same && (!turn.was_first() || !turn.is_last() || is_at(call.fd, start, got));
+    Done(if right { Ok(got) } else { settled(call, same.then_some(start), got) })
 }
 
 /// Brings bytes; a read that must not wait has EAGAIN instead, and they are on their way.
@@ -282,24 +330,31 @@ fn settled(call: &Read, start: Option<u64>, got: usize) -> Answer {
     let Some(vectors) = call.targets(&mut one) else { return Ok(got) };
     let now = sys::lseek(call.fd, 0, k::SEEK_CUR)? as u64;
     let likely = now.wrapping_sub(got as u64);
+    let mut places = [start.unwrap_or(likely), likely].into_iter();
     if start.is_some_and(|start| start != likely) {
+        // Somebody else moved it, before or after.
         residency::bring(file.mount, file.ino, 0, END, true)?;
-        let places = [start.unwrap_or(likely), likely];
-        return if places.iter().any(|at| holds(call.fd, vectors, got, *at)) {
-            Ok(got)
-        } else {
-            Err(Errno::of(errno::EIO))
-        };
-    }
-    let again = Read { offset: likely as i64, ..call.at_offset() };
-    match each_part(&again, &file, vectors, got) {
-        Done(answer) => answer,
-        Another => Err(Errno::of(errno::EIO)),
+        places
+            .find(|at| may_be(call.fd, vectors, got, *at))
+            .map_or(UNCLEAR, |at| once_more(call, &file, vectors, got, at))
+    } else {
+        once_more(call, &file, vectors, got, likely)
     }
 }
 
-/// Whether the first `got` bytes of the vectors are what the file, all of which is here, holds at `at`.
-fn holds(fd: c_int, vectors: &[k::iovec], got: usize, mut at: u64) -> bool {
+const UNCLEAR: Answer = Err(Errno::of(errno::EIO));
+
+fn once_more(call: &Read, file: &File, vectors: &[k::iovec], got: usize, at: u64) -> Answer {
+    let again = Read { offset: at as i64, ..call.at_offset() };
+    match each_part(&again, file, vectors, got) {
+        Done(answer) => answer,
+        Another => UNCLEAR,
+    }
+}
+
+/// Whether the first `got` bytes of the vectors can be what was read at `at` of the file, all of which is here now: they are
+/// the same, or zeros.
+fn may_be(fd: c_int, vectors: &[k::iovec], got: usize, mut at: u64) -> bool {
     let mut left = got;
     for vector in vectors {
         let n = (vector.iov_len as usize).min(left);

@@ -11,14 +11,14 @@ use storeshim_protocol::residency::{Residency, Stamp};
 use storeshim_protocol::{MAX_MOUNTS, names};
 
 use crate::fds::{self, File};
-use crate::place::Place;
+use crate::place::{self, Place};
 use crate::sys::{self, Errno, PathBuf, errno, k};
-use crate::{ask, control};
+use crate::{absent, ask, control};
 
 /// The end of any file.
 pub const END: u64 = u64::MAX;
 /// Longest wait for a file's times to be believed, in nanoseconds: an agent that died may have left it so.
-const MOVING_MAX_NS: u64 = 100_000_000;
+const MOVING_MAX_NS: u64 = 2_000_000_000;
 
 static TABLES: [AtomicPtr<Residency>; MAX_MOUNTS] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_MOUNTS];
@@ -131,15 +131,25 @@ pub fn keep(fd: c_int, flags: u32) -> Result<(), Errno> {
     bring(file.mount, file.ino, start, END, reads).map(|_| ())
 }
 
-/// The same for a file that is to be opened by its name, all of it.
-pub fn pin_place(place: &Place) -> Result<(), Errno> {
-    let Some(index) = place.mount.filter(|index| is_partial(*index)) else { return Ok(()) };
-    match sys::stat_at(place.dirfd, place.path, k::AT_EMPTY_PATH) {
-        Ok(stat) if sys::is_regular(&stat) && control::is_on(index, &stat) => {
-            bring(index, stat.st_ino, 0, END, true).map(|_| ())
-        }
+/// The same for a file that is to be opened by its name, all of it, wherever links lead.
+pub fn pin_place(place: Place) -> Result<(), Errno> {
+    let Some(table) = control::table().filter(|_| is_any_partial()) else { return Ok(()) };
+    absent::present(place)?;
+    let Ok(stat) = sys::stat_at(place.dirfd, place.path, k::AT_EMPTY_PATH) else {
         // For the kernel to refuse.
-        _ => Ok(()),
+        return Ok(());
+    };
+    let may_lack =
+        |index: usize| table.get(index).is_some_and(|entry| entry.dev == stat.st_dev) && is_partial(index);
+    if !sys::is_regular(&stat) || !table.mounts().any(|(index, _)| may_lack(index)) {
+        return Ok(());
+    }
+    // SAFETY: a look at it has succeeded.
+    let is_descriptor = unsafe { *place.path } == 0;
+    let own = place.mount.filter(|_| is_descriptor || !table.shares_device);
+    match own.or_else(|| place::mount_at(place.dirfd, place.path)).filter(|index| may_lack(*index)) {
+        Some(index) => bring(index, stat.st_ino, 0, END, true).map(|_| ()),
+        None => Ok(()),
     }
 }
 
@@ -152,7 +162,13 @@ pub fn lacking(fd: c_int) -> Option<File> {
     fds::file(fd).filter(|file| is_partial(file.mount))
 }
 
-/// Waits while the agent writes into the file: its times are then not its own.
+/// Whether the agent is just writing into an inode: its times are then not its own.
+#[inline]
+pub fn is_moving(index: usize, ino: u64) -> bool {
+    is_partial(index) && table(index).is_some_and(|table| table.is_moving(ino))
+}
+
+/// Waits while it does.
 #[inline]
 pub fn wait_moved(index: usize, ino: u64) {
     if let Some(table) = table(index)
@@ -166,7 +182,10 @@ pub fn wait_moved(index: usize, ino: u64) {
 #[inline(never)]
 fn wait_while_moving(table: &Residency, ino: u64) {
     let start = sys::now_ns();
-    while table.is_moving(ino) && sys::now_ns().saturating_sub(start) < MOVING_MAX_NS {
+    while table.is_moving(ino)
+        && control::agent_lives()
+        && sys::now_ns().saturating_sub(start) < MOVING_MAX_NS
+    {
         sys::sleep_ns(20_000);
     }
 }

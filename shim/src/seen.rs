@@ -9,11 +9,8 @@ use crate::act::Act;
 use crate::place::{self, Place};
 use crate::respell::Stat;
 use crate::sys::{self, k};
-use crate::{ask, control, fds, residency};
+use crate::{absent, ask, control, fds, residency};
 
-/// Longest wait for the agent to have done with a file, in nanoseconds. It takes no longer than a piece takes to be
-/// written; one that died in the middle leaves the mark.
-const PATIENCE_NS: u64 = 2_000_000_000;
 /// How often what moves is looked at again.
 const LOOKS: usize = 100;
 /// A block, as stat counts them.
@@ -22,30 +19,6 @@ const BLOCK: u64 = 512;
 const PAGE: u64 = 4096;
 /// Of a file up to this size, in bytes, nobody is asked how many blocks it has.
 const SMALL: u64 = 64 << 10;
-
-/// Whether the agent is just writing into an inode of mount `index`: its times are not the file's.
-#[inline(always)]
-pub fn is_moving(index: usize, ino: u64) -> bool {
-    residency::is_partial(index) && moves(index, ino)
-}
-
-#[cold]
-#[inline(never)]
-fn moves(index: usize, ino: u64) -> bool {
-    residency::table(index).is_some_and(|table| table.is_moving(ino))
-}
-
-/// Waits until it has done; outside the gate.
-#[cold]
-#[inline(never)]
-pub fn wait(index: usize, ino: u64) {
-    let start = sys::now_ns();
-    let mut pause = 20_000;
-    while moves(index, ino) && control::agent_lives() && sys::now_ns().saturating_sub(start) < PATIENCE_NS {
-        sys::sleep_ns(pause);
-        pause = (pause * 2).min(1_000_000);
-    }
-}
 
 /// Where a call has put what it found out.
 #[derive(Clone, Copy)]
@@ -103,6 +76,18 @@ impl Out {
         }
     }
 
+    /// # Safety
+    /// It must be valid.
+    unsafe fn set_links(self, links: u32) {
+        // SAFETY: as above.
+        unsafe {
+            match self {
+                Self::Stat(stat) => (*stat).st_nlink = links as _,
+                Self::Extended(stat) => (*stat).stx_nlink = links,
+            }
+        }
+    }
+
     /// Whether it is of a symbolic link.
     ///
     /// # Safety
@@ -136,12 +121,10 @@ impl Facts {
     /// Whether some mount on its device says so of an inode of this number.
     fn may_differ(&self) -> bool {
         let Some(table) = control::table() else { return false };
-        let file = self.mode & k::S_IFMT == k::S_IFREG;
         table.mounts().any(|(index, entry)| {
             entry.dev == self.dev
                 && residency::is_partial(index)
-                && residency::table(index)
-                    .is_none_or(|table| table.is_moving(self.ino) || file && table.whole(self.ino).is_none())
+                && (residency::is_moving(index, self.ino) || !absent::is_whole(index, self.ino))
         })
     }
 }
@@ -176,12 +159,6 @@ impl Subject {
     }
 }
 
-/// Whether something of some mount may not be here.
-#[inline(always)]
-pub fn some_is_partial() -> bool {
-    control::known_control().is_some_and(|control| (0..control.mounts().len()).any(residency::is_partial))
-}
-
 /// After a successful look at `subject`: corrects what stands in `out`; `look` looks once more. What the hook answers.
 ///
 /// # Safety
@@ -198,12 +175,22 @@ pub unsafe fn correct(subject: Subject, out: Out, mut look: Act<'_, (), c_int>) 
         let Some(index) = subject.mount(facts.dev).filter(|index| residency::is_partial(*index)) else {
             return 0;
         };
-        if !moves(index, facts.ino) {
+        if !residency::is_moving(index, facts.ino) {
             // SAFETY: as above.
-            unsafe { correct_blocks(index, &facts, out) };
+            unsafe {
+                match facts.mode & k::S_IFMT {
+                    k::S_IFREG => correct_blocks(index, &facts, out),
+                    // What it holds may be directories, which count as its links: as many as can be told is one, by which
+                    // programs know that nothing is said.
+                    k::S_IFDIR if absent::lacks_names(index) && !absent::is_whole(index, facts.ino) => {
+                        out.set_links(1)
+                    }
+                    _ => {}
+                }
+            }
             return 0;
         }
-        wait(index, facts.ino);
+        residency::wait_moved(index, facts.ino);
         let done = look.run(());
         if done != 0 {
             return done;
@@ -215,8 +202,7 @@ pub unsafe fn correct(subject: Subject, out: Out, mut look: Act<'_, (), c_int>) 
 /// # Safety
 /// That of [`correct`].
 unsafe fn correct_blocks(index: usize, facts: &Facts, out: Out) {
-    let whole = || residency::table(index).is_some_and(|table| table.whole(facts.ino).is_some());
-    if facts.mode & k::S_IFMT != k::S_IFREG || !facts.blocks || facts.size == 0 || whole() {
+    if !facts.blocks || facts.size == 0 || absent::is_whole(index, facts.ino) {
         return;
     }
     // So many where there is no hole. To fail would be worse than to miss one.

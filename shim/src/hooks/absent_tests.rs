@@ -487,3 +487,11 @@ fn nothing_is_asked_where_all_names_are_there() {
     assert_eq!(missing.err(), Some(2));
     assert!(agent().asked("named").is_empty());
 }
+
+#[test]
+fn a_directory_that_was_not_populated_says_nothing_of_its_links() {
+    lazy("nlink", &["a/1/", "a/2/"]);
+    assert_eq!(stat("/lazy/nlink/a").unwrap().st_nlink, 1);
+    assert!(stat("/lazy/nlink/a/1").is_ok());
+    assert_eq!(stat("/lazy/nlink/a").unwrap().st_nlink, 4);
+}

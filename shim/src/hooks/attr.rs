@@ -12,7 +12,7 @@ use crate::hooks::open::of_mount;
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, Errno, PathBuf, k};
 use crate::write::{TO_RESIZE, grows, resizing_opened};
-use crate::{control, fds, gate, seen};
+use crate::{control, fds, gate, residency};
 
 /// Calls `act` with the place of `path`, inside the gate where it is in a mount, after the attributes of what it names
 /// were told.
@@ -46,9 +46,9 @@ fn by_path_of(dirfd: c_int, path: *const c_char, follow: bool, mut act: Act<'_, 
         let found = sys::stat_at(place.dirfd, place.path, flags);
         let ino = found.ok().filter(|stat| of_mount(index, stat)).map(|stat| stat.st_ino);
         match ino {
-            Some(ino) if !waited && seen::is_moving(index, ino) => {
+            Some(ino) if !waited && residency::is_moving(index, ino) => {
                 drop(inside);
-                seen::wait(index, ino);
+                residency::wait_moved(index, ino);
                 waited = true;
             }
             None if found.is_err() && before.seeks() => {
@@ -83,8 +83,8 @@ pub fn by_fd(fd: c_int, mut act: impl FnMut() -> c_int) -> c_int {
 #[inline(never)]
 fn by_fd_of(fd: c_int, mut act: Act<'_, (), c_int>) -> c_int {
     let Some(file) = fds::file_of_any_kind(fd) else { return act.run(()) };
-    if seen::is_moving(file.mount, file.ino) {
-        seen::wait(file.mount, file.ino);
+    if residency::is_moving(file.mount, file.ino) {
+        residency::wait_moved(file.mount, file.ino);
     }
     let mut inside = match gate::enter(file.mount, file.ino) {
         Ok(inside) => inside,

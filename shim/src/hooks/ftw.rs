@@ -10,7 +10,7 @@ use crate::place::{self, CWD, Place};
 use crate::respell::{self, Block, Respell, Stat, boxed};
 use crate::seen::{self, Out, Subject};
 use crate::sys::{self, Errno, PathBuf, errno, k};
-use crate::{absent, control, loader, paths};
+use crate::{absent, control, loader, paths, residency};
 
 /// The app's function. That of ftw takes no fourth argument and does not miss it.
 type Each = unsafe extern "C" fn(*const c_char, *const Stat, c_int, *mut Position) -> c_int;
@@ -193,7 +193,7 @@ pub unsafe fn correct(name: *const c_char, stat: &mut Stat) {
         if let Some(size) = respell::link_size(CWD, name) {
             stat.st_size = size as _;
         }
-    } else if seen::some_is_partial() {
+    } else if residency::is_any_partial() {
         let out = &raw mut *stat;
         let mut look = |()| {
             // SAFETY: as above.
@@ -220,7 +220,7 @@ unsafe fn walk(
 ) -> c_int {
     let translates = control::table().is_some_and(|table| table.translates);
     let changes_cwd = flags & FTW_CHDIR != 0 && control::table().is_some();
-    if root.is_null() || each.is_null() || !(translates || changes_cwd || seen::some_is_partial()) {
+    if root.is_null() || each.is_null() || !(translates || changes_cwd || residency::is_any_partial()) {
         return call(root, each, flags);
     }
     let mut room = PathBuf::new();

@@ -63,3 +63,19 @@ pub fn cast_net() {
     };
     control::complain(failure);
 }
+
+/// What tests call.
+#[cfg(test)]
+pub mod tests {
+    pub use super::attr::my_truncate;
+    pub use super::copy::{my_copy_file_range, my_sendfile, my_splice};
+    pub use super::io::{my_fallocate, my_ftruncate, my_pwrite, my_write};
+    pub use super::mmap::{my_mmap, my_mremap};
+    pub use super::open::my_open;
+    pub use super::read::{my_lseek, my_pread, my_preadv, my_preadv2, my_read, my_readv};
+    pub use super::stdio::my_fopen;
+
+    unsafe extern "C" {
+        pub fn pipe(ends: *mut i32) -> i32;
+    }
+}

@@ -3,7 +3,6 @@
 
 use core::ffi::{c_char, c_int, c_long, c_void};
 
-use crate::absent;
 use crate::hook::fail;
 use crate::loader::{self, Real};
 use crate::place::{self, CWD};
@@ -47,15 +46,12 @@ fn route(path: *const c_char, flags: c_int, real: usize) -> Route {
     Route { address: if as_it_is { real } else { 0 }, flags: flags as usize }
 }
 
-/// Whether the path must be translated, or there is something to be brought before.
+/// Whether the path must be translated; where not, what it names is brought. (Where that fails, [`ready`] says so.)
 #[inline(never)]
 fn is_changed(path: *const c_char) -> bool {
     let mut room = PathBuf::new();
-    place::at(CWD, path, &mut room).map_or(true, |place| {
-        // Where that fails the loader does not find it.
-        let _ = absent::present(place);
-        !core::ptr::eq(place.path, path) || place.mount.is_some_and(residency::is_partial)
-    })
+    place::at(CWD, path, &mut room)
+        .map_or(true, |place| !core::ptr::eq(place.path, path) || residency::pin_place(place).is_err())
 }
 
 /// Where the loader is to find the library, which is brought first.
@@ -63,7 +59,7 @@ fn ready(path: *const c_char, room: &mut PathBuf) -> Result<*const c_char, Errno
     let place = place::at(CWD, path, room)?;
     // The loader's message will name this as what cannot be opened.
     let lost = c"(storeshim: the library could not be fetched)".as_ptr();
-    Ok(if residency::pin_place(&place).is_ok() { place.path } else { lost })
+    Ok(if residency::pin_place(place).is_ok() { place.path } else { lost })
 }
 
 extern "C" fn plain_dlopen(path: *const c_char, flags: c_int) -> Route {

@@ -95,13 +95,13 @@ pub fn bring(place: &Place) -> Result<(), Errno> {
     if !residency::is_any_partial() {
         return Ok(());
     }
-    residency::pin_place(place)?;
+    residency::pin_place(*place)?;
     let mut line = line_of(place, true);
     for _ in 0..DEPTH {
         let Some(next) = &line else { break };
         let mut room = PathBuf::new();
         let place = place::at(CWD, next.at(next.interpreter), &mut room)?;
-        residency::pin_place(&place)?;
+        residency::pin_place(place)?;
         line = line_of(&place, true);
     }
     Ok(())

@@ -3,6 +3,7 @@
 use core::ffi::{c_char, c_int};
 use core::mem::offset_of;
 
+use crate::absent;
 use crate::control;
 use crate::fds;
 use crate::hook::{fail, hook, real};
@@ -88,7 +89,7 @@ hook! {
         let mut room = PathBuf::new();
         match place::target(CWD, path, true, &mut room) {
             Ok(place) => {
-                let done = real!(statfs)(place.path, out);
+                let done = absent::found(place, || real!(statfs)(place.path, out));
                 if done == 0 {
                     fill(mount_of(&place), out);
                 }
@@ -114,7 +115,7 @@ hook! {
         let mut room = PathBuf::new();
         match place::target(CWD, path, true, &mut room) {
             Ok(place) => {
-                let done = real!(statvfs)(place.path, out);
+                let done = absent::found(place, || real!(statvfs)(place.path, out));
                 if done == 0 {
                     fill_vfs(mount_of(&place), out);
                 }

@@ -14,7 +14,7 @@ use crate::net;
 use crate::place::{self, CWD};
 use crate::sys::{self, Errno, PathBuf, errno, k};
 use crate::tell;
-use crate::{control, detour, residency};
+use crate::{absent, control, detour, residency};
 
 /// Some file action creates or empties a file of a mount.
 static OPENS: AtomicBool = AtomicBool::new(false);
@@ -100,7 +100,8 @@ unsafe fn spawn_along_path(
 fn executable(path: *const c_char) -> bool {
     let mut room = PathBuf::new();
     place::at(CWD, path, &mut room).is_ok_and(|place| {
-        sys::stat_at(place.dirfd, place.path, 0).is_ok_and(|s| sys::is_regular(&s) && s.st_mode & 0o111 != 0)
+        absent::stat_at(place.dirfd, place.path, 0)
+            .is_ok_and(|s| sys::is_regular(&s) && s.st_mode & 0o111 != 0)
     })
 }
 
@@ -227,7 +228,7 @@ hook! {
 /// Calls `act` with a path that libc is going to copy.
 fn with_place(path: *const c_char, act: impl FnOnce(*const c_char) -> c_int) -> c_int {
     let mut room = PathBuf::new();
-    match place::at(CWD, path, &mut room) {
+    match place::at(CWD, path, &mut room).and_then(|place| absent::present(place).map(|()| place)) {
         Ok(place) => act(place.path),
         Err(Errno(number)) => number,
     }

@@ -13,7 +13,7 @@ use crate::loader::{self, Real, get_errno};
 use crate::names::{self, Entry};
 use crate::place::{self, CWD};
 use crate::sys::{self, PathBuf, k};
-use crate::{detour, fds};
+use crate::{absent, detour, fds};
 use crate::{residency, streams, tell};
 
 unsafe extern "C" {
@@ -119,7 +119,7 @@ hook! {
         let mut room = PathBuf::new();
         let Some(flags) = flags_at(mode) else {
             let stream = match place::at(CWD, path, &mut room) {
-                Ok(place) => real!(fopen)(place.path, mode),
+                Ok(place) => absent::found(place, || real!(fopen)(place.path, mode)),
                 Err(errno) => return fail(errno),
             };
             if !stream.is_null() {
@@ -134,7 +134,7 @@ hook! {
         if flags & !k::O_CLOEXEC == k::O_RDONLY {
             return match place::at(CWD, path, &mut room) {
                 Ok(place) => {
-                    let stream = real!(fopen)(place.path, mode);
+                    let stream = absent::found(place, || real!(fopen)(place.path, mode));
                     if stream.is_null() {
                         return detour::by_link(place, |inside| my_fopen(inside, mode)).unwrap_or(stream);
                     }
@@ -161,7 +161,10 @@ hook! {
                         Err(errno) => fail(errno),
                     };
                 }
-                let stream = real!(fopen)(place.path, mode);
+                if flags & k::O_CREAT != 0 && let Err(errno) = absent::present(place) {
+                    return fail(errno);
+                }
+                let stream = absent::found(place, || real!(fopen)(place.path, mode));
                 if stream.is_null() {
                     return detour::by_link(place, |inside| my_fopen(inside, mode)).unwrap_or(stream);
                 }
@@ -194,7 +197,8 @@ hook! {
         let flags = flags_at(mode).unwrap_or(k::O_RDWR | k::O_CREAT | k::O_TRUNC);
         let before = if stream.is_null() { -1 } else { fileno(stream) };
         let mut room = PathBuf::new();
-        let place = match place::owned(CWD, path, &mut room) {
+        let place = place::owned(CWD, path, &mut room).and_then(|place| absent::present(place).map(|()| place));
+        let place = match place {
             Ok(place) => place,
             Err(errno) => return fail(errno),
         };
@@ -357,7 +361,7 @@ hook! {
         if place.mount.is_some() && !opened_before(path, mode) {
             return core::ptr::null_mut();
         }
-        let stream = real!(setmntent)(place.path, mode);
+        let stream = absent::found(place, || real!(setmntent)(place.path, mode));
         if !stream.is_null() {
             fds::forget(fileno(stream));
             tell_unseen(fileno(stream), flags_at(mode).unwrap_or(k::O_RDWR));
@@ -378,7 +382,7 @@ hook! {
         if place.mount.is_some() && !opened_before(path, mode) {
             return core::ptr::null_mut();
         }
-        let opened = real!(_IO_file_fopen)(stream, place.path, mode, narrow);
+        let opened = absent::found(place, || real!(_IO_file_fopen)(stream, place.path, mode, narrow));
         if !opened.is_null() {
             fds::forget(fileno(opened));
             tell_unseen(fileno(opened), flags_at(mode).unwrap_or(k::O_RDWR));
