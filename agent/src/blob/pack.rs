@@ -145,7 +145,9 @@ fn frames(bytes: &[u8], ends: &[usize]) -> Vec<Frame> {
         .collect()
 }
 
-fn frame_hash(part: &[u8]) -> [u8; 16] {
+/// What a [`Frame`] of these bytes has as its hash.
+#[must_use]
+pub fn frame_hash(part: &[u8]) -> [u8; 16] {
     blake3::hash(part).as_bytes().first_chunk().copied().unwrap_or_default()
 }
 

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::VolumeError;
 use super::dirty::DirtySet;
-use super::index::{Doubt, Index};
+use super::index::{Doubt, Index, Seen};
 use super::look::{join, same};
-use super::tree::Tree;
+use super::tree::{Stat, Tree};
 use crate::meta::records::ROOT_INODE;
 
 /// What an audit found.
@@ -92,6 +92,10 @@ fn scan_dir(
     if seen.is_none_or(|seen| !same(&seen, &own)) {
         dirty.add_inode(own.id.ino).untold = true;
     }
+    if index.is_unpopulated(dir)? {
+        // Its entries are still to come: there is nothing to compare them with.
+        return Ok(true);
+    }
     let mut known: HashMap<Vec<u8>, u64> = index.children(dir)?.into_iter().collect();
     for name in tree.list(fd.as_fd())? {
         if !tick() {
@@ -119,7 +123,7 @@ fn scan_dir(
         };
         match seen {
             Some(seen) if seen.id == stat.id => {
-                if !same(&seen, &stat) || seen.doubt != Doubt::None {
+                if !same(&seen, &stat) || may_hide_a_change(index, child, &seen, &stat)? {
                     dirty.add_inode(stat.id.ino).untold = true;
                 }
                 if stat.is_dir() {
@@ -133,6 +137,20 @@ fn scan_dir(
         dirty.add_name(own.id.ino, &name);
     }
     Ok(true)
+}
+
+/// Whether an inode whose times are as they were seen has to be looked at all the same.
+fn may_hide_a_change(index: &Index, inode: u64, seen: &Seen, stat: &Stat) -> Result<bool, VolumeError> {
+    Ok(match seen.doubt {
+        Doubt::None => false,
+        Doubt::Racy => true,
+        Doubt::Attributes => index.inode(inode)?.is_none_or(|record| {
+            let links = if stat.is_dir() { 1 } else { stat.links };
+            (record.mode, record.uid, record.gid, record.mtime) != (stat.mode, stat.uid, stat.gid, stat.mtime)
+                || stat.is_file() && record.size != stat.size
+                || record.links < links
+        }),
+    })
 }
 
 /// Keeps a background audit to a small share of one CPU.

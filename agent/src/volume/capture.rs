@@ -1,5 +1,9 @@
 //! Reads what changed of a file's data, as edits of its extents. It must not know why it is asked to.
 
+mod partial;
+
+pub use self::partial::written_into;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
@@ -7,8 +11,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use super::dirty::Ranges;
-use super::index::Fingerprints;
-use crate::meta::records::{BLOCK_SIZE, Block, ChunkHash};
+use super::index::{Fingerprints, Pieces};
+use crate::meta::records::{BLOCK_SIZE, Block, Chunk, ChunkHash};
 
 /// Bytes of a file that one fingerprint covers.
 pub const PIECE: u64 = 64 << 10;
@@ -78,6 +82,10 @@ impl From<io::Error> for CaptureError {
 pub trait Before {
     /// Extents of a block, where they are certain (not touched by edits of this cut).
     fn block(&self, block: u64) -> Result<Option<Block>, CaptureError>;
+    /// A chunk that extents name.
+    fn chunk(&self, hash: &ChunkHash) -> Result<Option<Chunk>, CaptureError>;
+    /// Pieces that are not on this disk.
+    fn absent(&self) -> &Pieces;
     /// Fingerprints of a block's pieces.
     fn fingerprints(&self, block: u64) -> Result<Option<Fingerprints>, CaptureError>;
     /// Numbers of the blocks in `first..end` of which anything is known.
@@ -163,6 +171,10 @@ pub fn compare(
     for block in blocks {
         before.in_time()?;
         let (start, end) = (block * BLOCK_SIZE, ((block + 1) * BLOCK_SIZE).min(size));
+        if partial::present(before.absent(), start, end) != [start..end] {
+            partial::compare_block(file, start..end, before, &mut found, sink)?;
+            continue;
+        }
         let segments = segments(file, start, end)?;
         let mut prints = Vec::new();
         let mut bytes = vec![0u8; (end - start) as usize];
@@ -236,8 +248,21 @@ fn each_block(
     Ok(())
 }
 
-/// Captures `start..end`.
+/// Captures what is here of `start..end`.
 fn read(
+    file: &File,
+    start: u64,
+    end: u64,
+    before: &dyn Before,
+    found: &mut Captured,
+    sink: &mut dyn PieceSink,
+) -> Result<(), CaptureError> {
+    partial::present(before.absent(), start, end)
+        .into_iter()
+        .try_for_each(|part| read_present(file, part.start, part.end, before, found, sink))
+}
+
+fn read_present(
     file: &File,
     start: u64,
     end: u64,
@@ -323,8 +348,14 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Known(BTreeMap<u64, Fingerprints>);
+    struct Known(BTreeMap<u64, Fingerprints>, Pieces);
     impl Before for Known {
+        fn chunk(&self, _: &ChunkHash) -> Result<Option<Chunk>, CaptureError> {
+            Ok(None)
+        }
+        fn absent(&self) -> &Pieces {
+            &self.1
+        }
         fn block(&self, _: u64) -> Result<Option<Block>, CaptureError> {
             Ok(None)
         }
@@ -386,11 +417,33 @@ mod tests {
         file.write_all(&vec![1; 6 << 20]).unwrap();
         let first = compare(&file, 6 << 20, &Known::default(), &mut Keep).unwrap();
         assert_eq!(data(&first.edits), [(0, 4 << 20), (4 << 20, 2 << 20)]);
-        let known = Known(first.fingerprints.into_iter().filter_map(|(b, f)| Some((b, f?))).collect());
+        let prints = first.fingerprints.into_iter().filter_map(|(b, f)| Some((b, f?)));
+        let mut known = Known(prints.collect(), Pieces::default());
         let again = compare(&file, 6 << 20, &known, &mut Keep).unwrap();
         assert!(again.edits.is_empty() && again.fingerprints.is_empty());
         file.write_at(b"!", 5 << 20).unwrap();
         let found = compare(&file, 6 << 20, &known, &mut Keep).unwrap();
         assert_eq!(data(&found.edits), [(5 << 20, PIECE as usize)]);
+        // The block is partly absent, and nobody may have written there.
+        known.1 = Pieces::of(40..48);
+        let found = compare(&file, 6 << 20, &known, &mut Keep).unwrap();
+        assert!(found.edits.is_empty(), "{:?}", data(&found.edits));
+        file.write_at(b"!", 4 << 20).unwrap();
+        let found = compare(&file, 6 << 20, &known, &mut Keep).unwrap();
+        assert_eq!(data(&found.edits), [(4 << 20, 2 * PIECE as usize)]);
+    }
+
+    #[test]
+    fn what_is_absent_is_no_hole_and_what_was_written_there_is_data() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 << 20).unwrap();
+        let known = Known(BTreeMap::new(), Pieces::of(0..16));
+        let found = tail(&file, 0, 4 << 20, &known, &mut Keep).unwrap();
+        assert_eq!(found.edits, [Edit::Hole { start: 2 << 20, end: 4 << 20 }]);
+        assert!(written_into(&file, 4 << 20, &known, &mut Keep).unwrap().edits.is_empty());
+        file.write_at(b"x", 1 << 20).unwrap();
+        file.write_at(b"x", 3 << 20).unwrap();
+        let found = written_into(&file, 4 << 20, &known, &mut Keep).unwrap();
+        assert_eq!(data(&found.edits), [(1 << 20, 4096)]);
     }
 }

@@ -15,6 +15,7 @@ use super::capture::{CaptureError, Piece, PieceSink};
 use super::chunks::ChunkStore;
 use super::dirty::{DirtySet, Names};
 use super::look::{Context, Look};
+use super::residency::file::Files;
 use super::status::Shared;
 use super::{Journal, VolumeError, index::Index, tree::Tree};
 
@@ -45,6 +46,8 @@ pub struct Cutter<'a, 's> {
     pub index: &'a Index,
     /// The tree.
     pub tree: &'a Tree,
+    /// What is absent of files, and the inodes' locks.
+    pub files: &'a Files,
     /// Where sessions put intents.
     pub sink: &'a std::sync::Mutex<DirtySet>,
     /// Counters, gate.
@@ -114,7 +117,7 @@ impl<'a> Cutter<'a, '_> {
         store: &mut ChunkStore<'_>,
         told: &mut Told,
     ) -> Result<Cut<'a>, CaptureError> {
-        let mut look = Look::new(Context { index: self.index, tree: self.tree })?;
+        let mut look = Look::new(Context { index: self.index, tree: self.tree, files: self.files })?;
         let mut everywhere = matches!(audit, Audit::Everywhere | Audit::Adopt);
         let limit = if matches!(audit, Audit::Adopt) { ADOPT } else { u64::MAX };
         look.shallow = matches!(audit, Audit::Adopt);

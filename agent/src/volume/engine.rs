@@ -440,12 +440,14 @@ impl Engine {
                 }
             }
         }
-        let (index, uploader) = (Arc::clone(&self.index), Arc::clone(&self.uploader));
+        let (index, uploader, files) =
+            (Arc::clone(&self.index), Arc::clone(&self.uploader), Arc::clone(&self.files));
         let mut chunks = ChunkStore::new(&index, &uploader);
         let suspects = self.suspects.clone();
         let cut = Cutter {
             index: &index,
             tree: &self.tree,
+            files: &files,
             sink: &self.sink,
             shared: &self.shared,
             suspects: &mut self.suspects,

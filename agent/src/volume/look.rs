@@ -14,9 +14,10 @@ use storeshim_protocol::OpenFlags;
 use super::VolumeError;
 use super::capture::{self, Before, CaptureError, Captured, Edit, PieceSink};
 use super::dirty::{DirtyInode, DirtySet, Names};
-use super::index::{Doubt, Fingerprints, Index, Kernel, Seen};
+use super::index::{Doubt, Fingerprints, Index, Kernel, Pieces, Seen};
+use super::residency::file::Files;
 use super::tree::{COARSE_TICK_NS, FileId, LOST_AND_FOUND, Stat, Tree};
-use crate::meta::records::{Block, Inode, ROOT_INODE};
+use crate::meta::records::{Block, Chunk, ChunkHash, Inode, ROOT_INODE};
 
 /// An inode as it was looked at.
 #[derive(Debug)]
@@ -48,6 +49,8 @@ pub struct Context<'a> {
     pub index: &'a Index,
     /// The tree.
     pub tree: &'a Tree,
+    /// What is absent of files, and the inodes' locks.
+    pub files: &'a Files,
 }
 
 /// An overlay over the index. See the module.
@@ -276,6 +279,10 @@ impl<'a> Look<'a> {
     /// Looks at entries of a directory; `false` where the directory is not to be found.
     fn look_dir(&mut self, dir: u64, names: &Names, todo: &mut Todo) -> Result<bool> {
         let Some(fd) = self.open_dir(dir)? else { return Ok(false) };
+        if self.is_unpopulated(dir, names)? {
+            todo.inodes.entry(dir).or_default();
+            return Ok(true);
+        }
         match names {
             Names::Some(set) => {
                 for name in set {
@@ -400,19 +407,20 @@ impl<'a> Look<'a> {
         dirty: &DirtyInode,
         sink: &mut dyn PieceSink,
     ) -> Result<bool> {
-        let tree = self.cx.tree;
+        let (tree, files) = (self.cx.tree, self.cx.files);
         let handle = tree.open_at(path, libc::O_PATH)?;
+        // The agent itself moves times while it brings data: under this lock they are what it left.
+        let locked = files.lock(inode);
         let mut stat = tree.stat(handle.as_fd())?;
         if self.id_of(inode)?.is_some_and(|id| id != stat.id) {
             self.missed.insert(inode);
             return Ok(false);
         }
-        let before = self.seen(inode)?;
+        let before = self.seen_by(inode, &stat)?;
         let unchanged = before.is_some_and(|seen| same(&seen, &stat));
+        let doubted = before.is_some_and(|seen| seen.doubt != Doubt::None);
         let flags = dirty.opened.unwrap_or_default();
-        let again = dirty.silent
-            || flags.has(OpenFlags::MAPPED)
-            || before.is_some_and(|seen| seen.doubt != Doubt::None);
+        let again = dirty.silent || flags.has(OpenFlags::MAPPED) || doubted;
         if unchanged && dirty.ranges.is_empty() && !again {
             return Ok(false);
         }
@@ -430,8 +438,17 @@ impl<'a> Look<'a> {
             if self.id_of(inode)?.is_some_and(|id| id != stat.id) {
                 return Ok(false);
             }
+            let absent = locked.absent(self.cx.index)?;
+            let known = Known { look: self, inode, absent };
+            if !known.absent.is_empty() && !unchanged && before.is_some() {
+                captured = capture::written_into(&file, stat.size, &known, sink)?;
+            }
+            // What is here stays here while a look lasts, and what comes meanwhile is not looked at.
+            drop(locked);
             xattrs = tree.xattrs(file.as_fd())?;
-            captured = self.capture(inode, &file, &stat, before, dirty, sink)?;
+            let more = self.capture(&known, &file, &stat, before, dirty, sink)?;
+            captured.edits.extend(more.edits);
+            captured.fingerprints.extend(more.fingerprints);
         } else if stat.is_dir() {
             xattrs = tree.xattrs(handle.as_fd())?;
         } else if stat.is_symlink() {
@@ -459,8 +476,10 @@ impl<'a> Look<'a> {
             target,
             xattrs,
         };
-        let changed = !unchanged || !captured.edits.is_empty();
-        if !changed && !self.inodes.contains_key(&inode) && captured.fingerprints.is_empty() {
+        let changed = !unchanged
+            || !captured.edits.is_empty()
+            || doubted && !self.inodes.contains_key(&inode) && !self.is_as_recorded(inode, &record)?;
+        if !changed && !doubted && !self.inodes.contains_key(&inode) && captured.fingerprints.is_empty() {
             return Ok(false);
         }
         // The kernel sets the time before it copies what is written: of a writer whom no gate holds, the data may come
@@ -483,7 +502,7 @@ impl<'a> Look<'a> {
 
     fn capture(
         &self,
-        inode: u64,
+        known: &Known<'_, '_>,
         file: &std::fs::File,
         stat: &Stat,
         before: Option<Seen>,
@@ -491,9 +510,8 @@ impl<'a> Look<'a> {
         sink: &mut dyn PieceSink,
     ) -> Result<Captured> {
         let Some(seen) = before else {
-            return capture::tail(file, 0, stat.size, &Known { look: self, inode }, sink);
+            return capture::tail(file, 0, stat.size, known, sink);
         };
-        let known = Known { look: self, inode };
         let flags = dirty.opened.unwrap_or_default();
         let unseen = flags.has(OpenFlags::UNSEEN) || flags.has(OpenFlags::MAPPED);
         // Of two sizes within one cut the data beyond the smaller is new.
@@ -501,16 +519,21 @@ impl<'a> Look<'a> {
         if !unseen && !dirty.untold && !dirty.ranges.is_empty() {
             let mut ranges = dirty.ranges.clone();
             ranges.add(seen.size.min(stat.size), stat.size);
-            return capture::ranges(file, stat.size, &ranges, &known, sink);
+            return capture::ranges(file, stat.size, &ranges, known, sink);
         }
         // A rename, a link or a chmod moves ctime alone; so does who writes and then sets mtime back, but that one has
         // opened the file, or no intent tells of anything at all.
-        let written = stat.ctime != seen.ctime && (dirty.opened.is_some() || dirty.untold);
+        let moved = seen.doubt == Doubt::Attributes;
+        let written = stat.ctime != seen.ctime && (dirty.opened.is_some() || dirty.untold)
+            || moved && dirty.opened.is_some();
         // A look between an intent and its write, outside a freeze, has seen the times that the write set and not what it
         // wrote: what was told is looked at whatever the times say.
         let told = !dirty.ranges.is_empty();
-        let data_changed = stat.size != seen.size
-            || stat.mtime != seen.mtime
+        // Where the agent has moved the times itself, what was seen is what it left; what was committed shows the rest.
+        let record = if moved { self.cx.index.inode(known.inode)? } else { None };
+        let (size, mtime) = record.map_or((seen.size, seen.mtime), |record| (record.size, record.mtime));
+        let data_changed = stat.size != size
+            || stat.mtime != mtime
             || written
             || seen.doubt == Doubt::Racy
             || dirty.silent
@@ -526,9 +549,9 @@ impl<'a> Look<'a> {
             && seen.doubt != Doubt::Racy
         {
             let from = dirty.ranges.iter().next().map_or(seen.size, |(start, _)| start.min(seen.size));
-            return capture::tail(file, from.min(stat.size), stat.size, &known, sink);
+            return capture::tail(file, from.min(stat.size), stat.size, known, sink);
         }
-        capture::compare(file, stat.size, &known, sink)
+        capture::compare(file, stat.size, known, sink)
     }
 
     fn seen(&self, inode: u64) -> std::result::Result<Option<Seen>, VolumeError> {
@@ -536,6 +559,35 @@ impl<'a> Look<'a> {
             Some(looked) => Ok(Some(looked.seen)),
             None => self.cx.index.seen(inode),
         }
+    }
+
+    /// As [`Look::seen`], but for what the agent itself has moved since that was seen.
+    fn seen_by(&self, inode: u64, stat: &Stat) -> std::result::Result<Option<Seen>, VolumeError> {
+        let seen = self.seen(inode)?;
+        if let (Some(seen), true) = (seen, self.inodes.contains_key(&inode))
+            && !same(&seen, stat)
+            && let Some(own) =
+                self.cx.index.seen(inode)?.filter(|own| own.doubt != Doubt::None && same(own, stat))
+            && (own.size, own.mtime) == (seen.size, seen.mtime)
+        {
+            return Ok(Some(own));
+        }
+        Ok(seen)
+    }
+
+    /// Whether a directory's entries are not here yet, so that nothing in it can be compared. What was told in it is looked
+    /// at once they are.
+    fn is_unpopulated(&self, dir: u64, names: &Names) -> Result<bool> {
+        if !self.cx.index.is_unpopulated(dir)? {
+            return Ok(false);
+        }
+        self.cx.files.defer(dir, names);
+        let still = self.cx.index.is_unpopulated(dir)?;
+        if !still {
+            // Here by now, and perhaps nobody takes them any more.
+            self.cx.files.deferred(dir);
+        }
+        Ok(still)
     }
 
     fn id_of(&self, inode: u64) -> std::result::Result<Option<FileId>, VolumeError> {
@@ -578,12 +630,21 @@ impl<'a> Look<'a> {
 struct Known<'l, 'a> {
     look: &'l Look<'a>,
     inode: u64,
+    absent: Pieces,
 }
 
 impl Before for Known<'_, '_> {
     fn block(&self, block: u64) -> Result<Option<Block>> {
         let edited = self.look.inodes.get(&self.inode).is_some_and(|l| l.fingerprints.contains_key(&block));
         if edited { Ok(None) } else { Ok(self.look.cx.index.block(self.inode, block)?) }
+    }
+
+    fn chunk(&self, hash: &ChunkHash) -> Result<Option<Chunk>> {
+        Ok(self.look.cx.index.chunk(hash)?)
+    }
+
+    fn absent(&self) -> &Pieces {
+        &self.absent
     }
 
     fn fingerprints(&self, block: u64) -> Result<Option<Fingerprints>> {
