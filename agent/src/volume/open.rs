@@ -21,7 +21,7 @@ use crate::meta::{Head, Meta};
 
 /// Whether a directory is populated, and a file hydrated, when it is first touched; else everything is brought here before
 /// the mount is ready.
-pub const LAZY: bool = false;
+pub const LAZY: bool = true;
 
 /// A volume whose tree may be used.
 pub struct Opened {
