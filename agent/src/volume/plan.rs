@@ -178,6 +178,9 @@ impl Planner<'_> {
                 old.into_iter().for_each(|old| *self.names.entry(old).or_default() -= 1);
                 child.iter().for_each(|child| *self.names.entry(*child).or_default() += 1);
             }
+            if let Some(old) = old.filter(|old| Some(*old) != *child) {
+                self.lost.entry(old).or_default().insert((*dir, name.clone()));
+            }
             touched.extend(old.into_iter().chain(*child));
         }
         // Also inodes that were met under a name which is not theirs any more.

@@ -1,5 +1,6 @@
 //! The engine as a whole, over a real tree and an in-memory backend: what is committed is what was there.
 
+mod evict;
 mod mapped;
 mod names;
 mod verify;
