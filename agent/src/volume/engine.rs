@@ -74,7 +74,6 @@ pub struct Volume {
     sink: Sink,
     commands: Sender<Command>,
     residency: Arc<Residency>,
-    index: Arc<Index>,
     threads: Mutex<Option<Threads>>,
 }
 
@@ -83,6 +82,8 @@ struct Threads {
     /// The helpers end when this is dropped.
     end: Sender<()>,
     helpers: Vec<JoinHandle<()>>,
+    /// Held only as long: the next agent opens the same one.
+    index: Arc<Index>,
 }
 
 impl Volume {
@@ -165,8 +166,8 @@ impl Volume {
             .name("volume".into())
             .spawn(move || engine.run(&inbox))
             .map_err(threads)?;
-        let threads = Mutex::new(Some(Threads { engine: thread, end, helpers }));
-        Ok(Arc::new(Self { shared, sink, commands, residency, index, threads }))
+        let threads = Mutex::new(Some(Threads { engine: thread, end, helpers, index }));
+        Ok(Arc::new(Self { shared, sink, commands, residency, threads }))
     }
 
     /// Answers a request of a client; see [`Ask`]. Never blocks. The inode of a barrier is looked at whether or not an
@@ -208,12 +209,18 @@ impl Volume {
     /// refuses for now.
     pub fn shutdown(&self) {
         self.residency.stop();
+        if self.shared.failure().is_some()
+            && let Some(threads) = &*self.threads.lock()
+        {
+            // No cut is made any more; one that waits for the backend need not.
+            threads.index.close_loading();
+        }
         let (done, ended) = bounded(1);
         self.send(Command::Stop(done));
         // An engine that has ended already answers by hanging up.
         let _ = ended.recv();
-        self.index.stop_loading();
-        if let Some(Threads { engine, end, helpers }) = self.threads.lock().take() {
+        if let Some(Threads { engine, end, helpers, index }) = self.threads.lock().take() {
+            index.close_loading();
             drop(end);
             for thread in helpers.into_iter().chain([engine]) {
                 // A thread that panicked has taken the process with it.

@@ -126,6 +126,8 @@ impl Node {
     }
 
     fn start(&mut self) -> Result<(), VolumeError> {
+        // The index is open once at a time.
+        self.volume = None;
         let store = Store::open(&self.url, &StoreOptions::default())
             .map_err(|e| VolumeError::Failed(e.to_string()))?;
         let meta = crate::meta::open(&store)?;

@@ -305,7 +305,7 @@ impl Residency {
         let leased = self.leased(ino);
         let opened = match &leased {
             Some(file) => file.try_clone()?,
-            None => found.open(self, libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NONBLOCK)?,
+            None => found.open(self, libc::O_RDWR | libc::O_NONBLOCK)?,
         };
         let mut changes = Changes::new();
         let mut own = Own::with(self, locked, ino, opened.as_fd())?;
