@@ -517,7 +517,7 @@ fn what_is_brought_was_not_changed() {
     assert_eq!(told(&stat("/lazy/changed/file").unwrap()), told(&before));
     let times = tree().join("changed/dir").metadata().unwrap();
     if times.modified().unwrap()
-        == std::time::UNIX_EPOCH + std::time::Duration::new(dir.st_mtime as u64, dir.st_mtime_nsec as u32)
+        == std::time::UNIX_EPOCH + std::time::Duration::new(dir.st_mtime as _, dir.st_mtime_nsec as _)
     {
         assert_eq!(told(&stat("/lazy/changed/dir").unwrap()), told(&dir));
     }
