@@ -108,9 +108,11 @@ fn torture(chaos: Chaos, program: &PathBuf, seconds: u32, setup: fn(String) -> S
     proxy.faults().heal();
     server.knobs().heal();
     node.await_state("ready");
+    let healed = Instant::now();
     for app in &mut apps {
         app.wait(LONG);
     }
+    println!("the last ended {:.1} s later", healed.elapsed().as_secs_f64());
     println!("{evictions} evictions, {kills} kills, {} faults", proxy.faults().done.load(Relaxed));
     assert!(evictions >= 5, "hardly anything was evicted: {evictions}");
 
@@ -127,7 +129,11 @@ fn torture(chaos: Chaos, program: &PathBuf, seconds: u32, setup: fn(String) -> S
     node.start();
     verify(&node).succeeded();
     // Without the shim and without an agent: the tree as the backend has it.
+    node.kill_agent();
+    node.setup().set("cache_size", "");
+    node.start();
     node.warm();
+    node.kill_agent();
     let mut plain = Command::new(program);
     plain.arg("verify").arg(model(&node)).arg(node.tree());
     Said::from(plain.output().unwrap()).succeeded();

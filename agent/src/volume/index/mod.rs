@@ -35,12 +35,12 @@ mod resident;
 mod undo;
 
 use self::lazy::Lazy;
-use self::resident::Resident;
 pub use self::lazy::Until;
 pub use self::local::{
     Absent, Absentee, absent_key, set_absent, set_link, set_seen, set_unpopulated, unpopulated_key,
 };
 pub use self::pieces::Pieces;
+use self::resident::Resident;
 pub use self::undo::Standing;
 
 use std::collections::{BTreeMap, HashMap};

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use storeshim_protocol::residency::PIECE;
 
+use super::Residency;
 use super::file::{Files, RUN};
 use super::lru::{Policy, Run};
 use super::openers::Openers;
 use super::pin::Unsure;
-use super::Residency;
 use crate::volume::index::Index;
 use crate::volume::status::Mutex;
 use crate::volume::{VolumeError, VolumeOptions, space};
@@ -200,7 +200,8 @@ impl Residency {
             }
             rounds.wanted = true;
             cache.changed.notify_all();
-            rounds = cache.changed.wait_timeout(rounds, PATIENCE / 20).unwrap_or_else(PoisonError::into_inner).0;
+            rounds =
+                cache.changed.wait_timeout(rounds, PATIENCE / 20).unwrap_or_else(PoisonError::into_inner).0;
         }
         cache.waiting.fetch_sub(1, Ordering::Relaxed);
         cache.coming.fetch_add(bytes, Ordering::Relaxed);
@@ -252,7 +253,11 @@ impl Residency {
             for run in (0..runs.min(RUNS as u64 / 4)).map(|run| Run { inode, run }) {
                 let bytes = (bytes / runs).max(1);
                 // Written since we are here: that is a use.
-                if seen.ctime.secs >= self.cache.started { policy.used(run, bytes, now) } else { policy.found(run, bytes) }
+                if seen.ctime.secs >= self.cache.started {
+                    policy.used(run, bytes, now)
+                } else {
+                    policy.found(run, bytes)
+                }
             }
         }
         let passed = |start: u64| if wrapped { start >= hand } else { (hand..next).contains(&start) };

@@ -272,7 +272,10 @@ impl Residency {
     }
 
     /// Closes the gate once and takes away as much of `ready` as there is time for; what became of it. `None` at the end.
-    fn freeze_and_evict(&self, ready: &mut Vec<(u64, Ready)>) -> Result<Option<Vec<(u64, Gone)>>, VolumeError> {
+    fn freeze_and_evict(
+        &self,
+        ready: &mut Vec<(u64, Ready)>,
+    ) -> Result<Option<Vec<(u64, Gone)>>, VolumeError> {
         if ready.is_empty() {
             return Ok(None);
         }

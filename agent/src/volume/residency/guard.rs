@@ -301,7 +301,9 @@ fn waiters_in(locks: &str, ino: u64) -> Vec<u32> {
                 let same = file.rsplit(':').next().is_some_and(|text| text.parse() == Ok(ino));
                 ours = same.then_some(*number);
             }
-            [number, "->", "LEASE", _, _, pid, ..] if ours == Some(*number) => found.extend(pid.parse::<u32>()),
+            [number, "->", "LEASE", _, _, pid, ..] if ours == Some(*number) => {
+                found.extend(pid.parse::<u32>())
+            }
             _ => {}
         }
     }
