@@ -100,10 +100,16 @@ struct Node {
     url: String,
     at_thaw: AtThaw,
     at_freeze: AtThaw,
+    hydrate: Hydrate,
 }
 
 impl Node {
+    /// A node that has everything, so that tests may look into its tree.
     fn new(url: &str) -> Self {
+        Self::with(url, Hydrate::Eager)
+    }
+
+    fn with(url: &str, hydrate: Hydrate) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("tree")).unwrap();
         fs::create_dir_all(dir.path().join("state")).unwrap();
@@ -114,12 +120,15 @@ impl Node {
             url: url.into(),
             at_thaw: AtThaw::default(),
             at_freeze: AtThaw::default(),
+            hydrate,
         };
         node.start().unwrap();
         node
     }
 
     fn start(&mut self) -> Result<(), VolumeError> {
+        // The index is open once at a time.
+        self.volume = None;
         let store = Store::open(&self.url, &StoreOptions::default())
             .map_err(|e| VolumeError::Failed(e.to_string()))?;
         let meta = crate::meta::open(&store)?;
@@ -133,7 +142,7 @@ impl Node {
             dirty_limit: 1 << 30,
             audit_interval: Duration::from_secs(3600),
             upload_parallelism: 2,
-            hydrate: Hydrate::OnRead,
+            hydrate: self.hydrate,
             cache_size: None,
             patience: Duration::from_secs(10),
             quota: Quota::default(),

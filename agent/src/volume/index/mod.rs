@@ -32,6 +32,8 @@ mod lazy;
 mod local;
 mod pieces;
 mod resident;
+#[cfg(test)]
+mod tests;
 mod undo;
 
 use self::lazy::Lazy;
