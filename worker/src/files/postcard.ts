@@ -124,4 +124,3 @@ export class RecordReader {
     return this.at === this.bytes.length ? record : this.fail("has bytes behind its end");
   }
 }
-

@@ -160,8 +160,7 @@ export const ChunkRecord: RecordShape<Chunk> = record(
     const [refs, len, storedLen] = [from.uint(32), from.uint(32), from.uint(32)];
     const codec = choice(from, ["raw", "zstd"] as const);
     const where = choice(from, ["inline", "pack"] as const);
-    const location =
-      where === "inline" ? { inline: from.sequence() } : { pack: from.fixed(16), offset: from.uint(32) };
+    const location = where === "inline" ? { inline: from.sequence() } : { pack: from.fixed(16), offset: from.uint(32) };
     return { refs, len, storedLen, codec, location };
   },
 );

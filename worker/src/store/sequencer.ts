@@ -1,7 +1,7 @@
+import { newFormat } from "../files/records.js";
 import { compare, concat, equal, Reader, Writer } from "../wire/bytes.js";
 import { ErrorCode, StoreError } from "../wire/errors.js";
 import type { Change, Changes, Commit, Operation, Page, Scan } from "../wire/messages.js";
-import { newFormat } from "../files/records.js";
 import { checkRoom, LONGEST_KEY, ROW } from "./limits.js";
 import { blob, bytesOf } from "./schema.js";
 
@@ -135,7 +135,7 @@ export class Sequencer {
   }
 
   /** Number of the current epoch's last commit; 0 before the first. */
-  private last(): number {
+  last(): number {
     const row = this.row("SELECT epoch, number FROM storeshim_commits ORDER BY version DESC LIMIT 1");
     return row?.["epoch"] === this.opening.epoch ? Number(row["number"]) : 0;
   }
@@ -206,7 +206,12 @@ export class Sequencer {
     for (let part = 1; part <= parts; part++) {
       this.large = true;
       const bytes = value.subarray(part * ROW, (part + 1) * ROW);
-      this.sql.exec("INSERT INTO storeshim_meta_parts (key, part, bytes) VALUES (?, ?, ?)", blob(key), part, blob(bytes));
+      this.sql.exec(
+        "INSERT INTO storeshim_meta_parts (key, part, bytes) VALUES (?, ?, ?)",
+        blob(key),
+        part,
+        blob(bytes),
+      );
     }
   }
 

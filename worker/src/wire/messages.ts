@@ -179,7 +179,11 @@ export const Empty: Shape<null> = shape(
 /** An error: in answers that have the flag, and in {@link Op.Goodbye}. */
 export const Failure: Shape<StoreError> = shape(
   "error",
-  (to, error) => to.u16(error.code).u16(error.errno).short(utf8(error.message.slice(0, 1000))),
+  (to, error) =>
+    to
+      .u16(error.code)
+      .u16(error.errno)
+      .short(utf8(error.message.slice(0, 1000))),
   (from) => {
     const [code, errno] = [codeOf(from.u16()), from.u16()];
     return new StoreError(code, from.text(), errno);
