@@ -4,14 +4,6 @@ import { INTERNAL, type VolumeEnv, VolumeHost } from "./host.js";
 import { Dialer } from "./session/dialer.js";
 import type { Protocol } from "./session/pipes.js";
 
-/** The two ways in which `startAndWaitForPorts` can be called: the package does not export their types. */
-type StartWays = Container["startAndWaitForPorts"] extends {
-  (args: infer One): Promise<void>;
-  (...args: infer Three): Promise<void>;
-}
-  ? { one: One; three: Three extends [unknown?, (infer Two)?, (infer Last)?] ? [Two?, Last?] : never }
-  : never;
-
 /**
  * A container with a persistent `/storage`. Its Durable Object holds the volume, dials the agent in the container and
  * keeps dialling; every id has a volume of its own. This is all it takes:
@@ -51,7 +43,7 @@ export class StatefulContainer<Env extends VolumeEnv = VolumeEnv> extends Contai
       {
         active: () => this.renewActivityTimeout(),
         agentMayLive: () => this.#running() && this.#host.hub.json === null,
-        wake: (at) => this.ctx.waitUntil(this.schedule(new Date(at), "collectStorage")),
+        wake: (at) => this.ctx.waitUntil(this.schedule(new Date(at), "collectStorage", null)),
       },
     );
     return this.#volume;
@@ -100,12 +92,9 @@ export class StatefulContainer<Env extends VolumeEnv = VolumeEnv> extends Contai
   }
 
   /** The same as {@link start}, and waits until ports are listened on. */
-  override async startAndWaitForPorts(
-    ports?: StartWays["one"] | number | number[],
-    ...more: StartWays["three"]
-  ): Promise<void> {
+  override async startAndWaitForPorts(...args: Parameters<Container<Env>["startAndWaitForPorts"]>): Promise<void> {
     this.#dial();
-    await super.startAndWaitForPorts(ports as number | number[], ...more);
+    await super.startAndWaitForPorts(...args);
   }
 
   /** Answers requests for the volume; sends all others to the container. */

@@ -192,6 +192,8 @@ export function serveWebSocket(socket: WebSocket, connect: (pipe: Pipe) => Sessi
   };
   socket.addEventListener("close", ended);
   socket.addEventListener("error", ended);
+  // From some compatibility date on the default is Blob, whose bytes cannot be had at once.
+  socket.binaryType = "arraybuffer";
   socket.accept();
   session.greet();
 }

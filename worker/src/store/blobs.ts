@@ -1,6 +1,7 @@
-import { concat, hex } from "../wire/bytes.js";
+import { hex } from "../wire/bytes.js";
 import { ErrorCode, StoreError } from "../wire/errors.js";
 import { checkRoom, ROW } from "./limits.js";
+import type { Rows, Span } from "./rows.js";
 import { blob, bytesOf } from "./schema.js";
 
 /** Where packs go. */
@@ -18,6 +19,7 @@ interface Stored {
   size: number;
   /** The object in R2; `null` for rows. */
   name: string | null;
+  rows: Span;
 }
 
 /** An upload that has not ended after this was given up: its request cannot live that long. */
@@ -40,17 +42,20 @@ export class BlobStore {
 
   constructor(
     private readonly storage: DurableObjectStorage,
+    private readonly rows: Rows,
     private readonly options: BlobOptions,
   ) {
     this.sql = storage.sql;
   }
 
   private find(pack: Uint8Array): Stored | null {
-    const row = this.sql.exec("SELECT size, name FROM storeshim_packs WHERE pack = ?", blob(pack)).toArray()[0];
+    const row = this.sql.exec("SELECT size, name, first FROM storeshim_packs WHERE pack = ?", blob(pack)).toArray()[0];
     if (row === undefined) {
       return null;
     }
-    return { size: Number(row["size"]), name: row["name"] === null ? null : String(row["name"]) };
+    const size = Number(row["size"]);
+    const rows = { first: Number(row["first"] ?? 0), count: Math.ceil(size / ROW) };
+    return { size, name: row["name"] === null ? null : String(row["name"]), rows };
   }
 
   /** Stores a pack durably; storing it again replaces it. `current` throws when `epoch` has been taken by another. */
@@ -91,21 +96,17 @@ export class BlobStore {
   private record(epoch: number, pack: Uint8Array, bytes: Uint8Array, name: string | null): void {
     this.storage.transactionSync(() => {
       this.forget(pack);
+      const first = name === null ? this.rows.put(bytes).first : null;
       this.sql.exec(
-        "INSERT INTO storeshim_packs (pack, size, epoch, name) VALUES (?, ?, ?, ?)",
+        "INSERT INTO storeshim_packs (pack, size, epoch, name, first) VALUES (?, ?, ?, ?, ?)",
         blob(pack),
         bytes.length,
         epoch,
         name,
+        first,
       );
       if (name !== null) {
         this.sql.exec("DELETE FROM storeshim_trash WHERE name = ?", name);
-        return;
-      }
-      for (let part = 0; part * ROW < bytes.length; part++) {
-        const piece = bytes.subarray(part * ROW, (part + 1) * ROW);
-        const insert = "INSERT INTO storeshim_pack_rows (pack, part, bytes) VALUES (?, ?, ?)";
-        this.sql.exec(insert, blob(pack), part, blob(piece));
       }
     });
   }
@@ -118,7 +119,7 @@ export class BlobStore {
     }
     this.sql.exec("DELETE FROM storeshim_packs WHERE pack = ?", blob(pack));
     if (old.name === null) {
-      this.sql.exec("DELETE FROM storeshim_pack_rows WHERE pack = ?", blob(pack));
+      this.rows.delete(old.rows);
     } else {
       this.discard(old.name, 0);
     }
@@ -148,22 +149,13 @@ export class BlobStore {
       throw short(pack, start, end, stored.size);
     }
     const bytes =
-      stored.name === null ? this.getRows(pack, start, end) : await this.getObject(stored.name, pack, start, end);
+      stored.name === null
+        ? this.rows.get(stored.rows, start, end)
+        : await this.getObject(stored.name, pack, start, end);
     if (bytes.length !== end - start) {
       throw short(pack, start, end, start + bytes.length);
     }
     return bytes;
-  }
-
-  private getRows(pack: Uint8Array, start: number, end: number): Uint8Array {
-    const [first, last] = [Math.floor(start / ROW), Math.ceil(end / ROW) - 1];
-    const query = "SELECT part, bytes FROM storeshim_pack_rows WHERE pack = ? AND part BETWEEN ? AND ? ORDER BY part";
-    const pieces: Uint8Array[] = [];
-    for (const row of this.sql.exec(query, blob(pack), first, last)) {
-      const from = Number(row["part"]) * ROW;
-      pieces.push(bytesOf(row["bytes"]).subarray(Math.max(0, start - from), end - from));
-    }
-    return concat(pieces);
   }
 
   private async getObject(name: string, pack: Uint8Array, start: number, end: number): Promise<Uint8Array> {

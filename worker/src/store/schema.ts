@@ -2,12 +2,11 @@
 const SCHEMA = 1;
 
 const TABLES = [
-  // The volume's records. A value of more than one row's worth has its further pieces in the second table. Without
-  // rowids, because each index would be another row to write and to pay for.
+  // The volume's records. Without rowids, because each index would be another row to write and to pay for. A large
+  // value lies in storeshim_rows, from the row `first` on.
   `CREATE TABLE IF NOT EXISTS storeshim_meta
-     (key BLOB PRIMARY KEY, value BLOB NOT NULL, parts INTEGER NOT NULL) WITHOUT ROWID`,
-  `CREATE TABLE IF NOT EXISTS storeshim_meta_parts
-     (key BLOB, part INTEGER, bytes BLOB NOT NULL, PRIMARY KEY (key, part)) WITHOUT ROWID`,
+     (key BLOB PRIMARY KEY, value BLOB NOT NULL, size INTEGER NOT NULL, first INTEGER) WITHOUT ROWID`,
+  "CREATE TABLE IF NOT EXISTS storeshim_rows (id INTEGER PRIMARY KEY, bytes BLOB NOT NULL)",
   // The change log: one row per commit, which is also what recognises a commit that is sent again.
   `CREATE TABLE IF NOT EXISTS storeshim_commits
      (version INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, number INTEGER NOT NULL, nonce BLOB NOT NULL,
@@ -15,11 +14,9 @@ const TABLES = [
   `CREATE TABLE IF NOT EXISTS storeshim_openings
      (epoch INTEGER PRIMARY KEY, nonce BLOB NOT NULL, at INTEGER NOT NULL, holder TEXT NOT NULL,
       released INTEGER NOT NULL)`,
-  // name: the object in R2; NULL for a pack in rows.
+  // A pack lies in R2 under `name`, or in storeshim_rows from the row `first` on.
   `CREATE TABLE IF NOT EXISTS storeshim_packs
-     (pack BLOB PRIMARY KEY, size INTEGER NOT NULL, epoch INTEGER NOT NULL, name TEXT) WITHOUT ROWID`,
-  `CREATE TABLE IF NOT EXISTS storeshim_pack_rows
-     (pack BLOB, part INTEGER, bytes BLOB NOT NULL, PRIMARY KEY (pack, part)) WITHOUT ROWID`,
+     (pack BLOB PRIMARY KEY, size INTEGER NOT NULL, epoch INTEGER NOT NULL, name TEXT, first INTEGER) WITHOUT ROWID`,
   // Objects in R2 that are to be deleted after a time: deleted packs, and uploads that were never finished.
   `CREATE TABLE IF NOT EXISTS storeshim_trash (name TEXT PRIMARY KEY, after INTEGER NOT NULL) WITHOUT ROWID`,
   "CREATE TABLE IF NOT EXISTS storeshim_state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",

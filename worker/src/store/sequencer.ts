@@ -1,8 +1,9 @@
 import { newFormat } from "../files/records.js";
-import { compare, concat, equal, Reader, Writer } from "../wire/bytes.js";
+import { compare, equal, Reader, Writer } from "../wire/bytes.js";
 import { ErrorCode, StoreError } from "../wire/errors.js";
 import type { Change, Changes, Commit, Operation, Page, Scan } from "../wire/messages.js";
 import { checkRoom, LONGEST_KEY, ROW } from "./limits.js";
+import type { Rows, Span } from "./rows.js";
 import { blob, bytesOf } from "./schema.js";
 
 /** Who holds the volume's epoch. */
@@ -22,6 +23,9 @@ const LOG = 1024;
 const LOGGED_KEYS = 16 << 10;
 /** Openings whose random numbers are remembered. */
 const OPENINGS = 64;
+/** A record of more bytes than this has its value elsewhere: it would not fit its page of the sorted table. */
+const BESIDE_KEY = 900;
+const NOTHING = new Uint8Array(0);
 const FORMAT_KEY = new Uint8Array([0x76]);
 
 /**
@@ -31,13 +35,13 @@ const FORMAT_KEY = new Uint8Array([0x76]);
 export class Sequencer {
   private readonly sql: SqlStorage;
   private opening: Opening & { nonce: Uint8Array };
-  /** Whether any value has further pieces; while none has, no write needs to look for them. */
-  private large: boolean;
 
-  constructor(private readonly storage: DurableObjectStorage) {
+  constructor(
+    private readonly storage: DurableObjectStorage,
+    private readonly rows: Rows,
+  ) {
     this.sql = storage.sql;
     this.opening = this.lastOpening();
-    this.large = this.row("SELECT 1 FROM storeshim_meta_parts LIMIT 1") !== undefined;
   }
 
   private row(query: string, ...values: SqlStorageValue[]): Record<string, SqlStorageValue> | undefined {
@@ -194,59 +198,32 @@ export class Sequencer {
   }
 
   private write(key: Uint8Array, value: Uint8Array): void {
-    this.dropParts(key);
-    const parts = Math.max(0, Math.ceil(value.length / ROW) - 1);
+    const large = key.length + value.length > BESIDE_KEY;
+    this.delete(key);
     this.sql.exec(
-      "INSERT INTO storeshim_meta (key, value, parts) VALUES (?, coalesce(?, x''), ?) " +
-        "ON CONFLICT (key) DO UPDATE SET value = excluded.value, parts = excluded.parts",
+      "INSERT INTO storeshim_meta (key, value, size, first) VALUES (?, coalesce(?, x''), ?, ?)",
       blob(key),
-      blob(value.subarray(0, ROW)),
-      parts,
+      blob(large ? NOTHING : value),
+      value.length,
+      large && value.length > 0 ? this.rows.put(value).first : null,
     );
-    for (let part = 1; part <= parts; part++) {
-      this.large = true;
-      const bytes = value.subarray(part * ROW, (part + 1) * ROW);
-      this.sql.exec(
-        "INSERT INTO storeshim_meta_parts (key, part, bytes) VALUES (?, ?, ?)",
-        blob(key),
-        part,
-        blob(bytes),
-      );
-    }
   }
 
   private delete(key: Uint8Array): void {
-    this.dropParts(key);
-    this.sql.exec("DELETE FROM storeshim_meta WHERE key = ?", blob(key));
-  }
-
-  private dropParts(key: Uint8Array): void {
-    if (this.large) {
-      this.sql.exec("DELETE FROM storeshim_meta_parts WHERE key = ?", blob(key));
+    const old = this.row("DELETE FROM storeshim_meta WHERE key = ? RETURNING size, first", blob(key));
+    if (old !== undefined && old["first"] !== null) {
+      this.rows.delete(spanOf(old));
     }
   }
 
   /** The value of a key. */
   get(key: Uint8Array): Uint8Array | null {
-    const row = this.row("SELECT value, parts FROM storeshim_meta WHERE key = ?", blob(key));
-    return row === undefined ? null : this.value(key, row);
+    const row = this.row("SELECT value, size, first FROM storeshim_meta WHERE key = ?", blob(key));
+    return row === undefined ? null : this.value(row);
   }
 
-  private value(key: Uint8Array, row: Record<string, SqlStorageValue>): Uint8Array {
-    const first = bytesOf(row["value"]);
-    const parts = Number(row["parts"]);
-    if (parts === 0) {
-      return first;
-    }
-    const rows = this.sql.exec("SELECT bytes FROM storeshim_meta_parts WHERE key = ? ORDER BY part", blob(key));
-    const pieces = [first, ...rows.toArray().map((part) => bytesOf(part["bytes"]))];
-    if (pieces.length !== parts + 1) {
-      throw new StoreError(
-        ErrorCode.Damaged,
-        "a large record has lost a piece; restore the Durable Object to an earlier point in time",
-      );
-    }
-    return concat(pieces);
+  private value(row: Record<string, SqlStorageValue>): Uint8Array {
+    return row["first"] === null ? bytesOf(row["value"]) : this.rows.get(spanOf(row), 0, Number(row["size"]));
   }
 
   /** A page of the pairs whose keys begin with a prefix, in the keys' order; one pair at least, whatever its size. */
@@ -254,7 +231,7 @@ export class Sequencer {
     const after = scan.after !== null && compare(scan.after, scan.prefix) >= 0 ? scan.after : null;
     const end = successor(scan.prefix);
     const query =
-      `SELECT key, value, parts FROM storeshim_meta WHERE key ${after === null ? ">=" : ">"} coalesce(?, x'')` +
+      `SELECT key, value, size, first FROM storeshim_meta WHERE key ${after === null ? ">=" : ">"} coalesce(?, x'')` +
       `${end === null ? "" : " AND key < ?"} ORDER BY key LIMIT ?`;
     const pairs: Page["pairs"] = [];
     const most = Math.max(1, scan.maxPairs);
@@ -265,7 +242,7 @@ export class Sequencer {
         return { more: true, pairs };
       }
       const key = bytesOf(row["key"]);
-      const value = this.value(key, row);
+      const value = this.value(row);
       pairs.push([key, value]);
       bytes += key.length + value.length;
     }
@@ -303,6 +280,11 @@ function fenced(): StoreError {
     ErrorCode.Fenced,
     "another agent has taken over this volume; stop this one or start it again to take the volume back",
   );
+}
+
+/** Where a large value lies. */
+function spanOf(row: Record<string, SqlStorageValue>): Span {
+  return { first: Number(row["first"]), count: Math.ceil(Number(row["size"]) / ROW) };
 }
 
 /** The first key behind all that begin with a prefix; `null` where there is none. */

@@ -1,6 +1,7 @@
 import { packKey } from "../files/keys.js";
 import type { Commit } from "../wire/messages.js";
 import { type BlobOptions, BlobStore } from "./blobs.js";
+import { Rows } from "./rows.js";
 import { prepare } from "./schema.js";
 import { Sequencer } from "./sequencer.js";
 
@@ -40,8 +41,9 @@ export class VolumeStore {
       prefix: `storeshim/${state.id.toString()}/`,
       rowsUpTo: options.rowsUpTo ?? ROWS_UP_TO,
     };
-    this.meta = new Sequencer(state.storage);
-    this.blobs = new BlobStore(state.storage, blobs);
+    const rows = new Rows(state.storage.sql);
+    this.meta = new Sequencer(state.storage, rows);
+    this.blobs = new BlobStore(state.storage, rows, blobs);
   }
 
   /** Opens the volume; see {@link Sequencer.open}. */

@@ -71,6 +71,7 @@ export class Writer {
   private view = new DataView(this.bytes.buffer);
   private length = 0;
 
+  /** Where the next bytes go. It may move the buffer, so that callers take the buffer after it. */
   private room(more: number): number {
     const at = this.length;
     this.length += more;
@@ -84,33 +85,39 @@ export class Writer {
   }
 
   u8(value: number): this {
-    this.view.setUint8(this.room(1), value);
+    const at = this.room(1);
+    this.view.setUint8(at, value);
     return this;
   }
 
   u16(value: number): this {
-    this.view.setUint16(this.room(2), value, true);
+    const at = this.room(2);
+    this.view.setUint16(at, value, true);
     return this;
   }
 
   u32(value: number): this {
-    this.view.setUint32(this.room(4), value, true);
+    const at = this.room(4);
+    this.view.setUint32(at, value, true);
     return this;
   }
 
   u64(value: number): this {
-    this.view.setBigUint64(this.room(8), BigInt(value), true);
+    const at = this.room(8);
+    this.view.setBigUint64(at, BigInt(value), true);
     return this;
   }
 
   i64(value: number): this {
-    this.view.setBigInt64(this.room(8), BigInt(value), true);
+    const at = this.room(8);
+    this.view.setBigInt64(at, BigInt(value), true);
     return this;
   }
 
   /** Bytes without a length. */
   raw(bytes: Uint8Array): this {
-    this.bytes.set(bytes, this.room(bytes.length));
+    const at = this.room(bytes.length);
+    this.bytes.set(bytes, at);
     return this;
   }
 
