@@ -38,7 +38,11 @@ const op = (key: string, value: string | Uint8Array | null): Operation => [
   typeof value === "string" ? utf8(value) : value,
 ];
 
-async function all(connection: Connection, prefix: Uint8Array = new Uint8Array(0), maxPairs = 1000): Promise<Map<string, string>> {
+async function all(
+  connection: Connection,
+  prefix: Uint8Array = new Uint8Array(0),
+  maxPairs = 1000,
+): Promise<Map<string, string>> {
   const pairs = await connection.scan(prefix, maxPairs);
   return new Map(
     pairs.map(([key, value]) => [Buffer.from(key).toString("latin1"), Buffer.from(value).toString("latin1")]),

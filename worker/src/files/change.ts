@@ -40,7 +40,8 @@ export async function putFile(
   for await (const piece of data) {
     await edit.write(file.number, at, piece);
     at += piece.length;
-    file.inode.size = Math.max(file.inode.size, at);
+    // As with pwrite(2): writing nothing behind the end does not make a file longer.
+    file.inode.size = piece.length === 0 ? file.inode.size : Math.max(file.inode.size, at);
   }
   await edit.flush();
   file.inode.mtime = timeOf(Date.now());

@@ -39,7 +39,17 @@ export interface Records {
 export function newInode(mode: number, owner: { uid: number; gid: number }): Inode {
   const none: Inode["xattrs"] = [];
   const mtime = timeOf(Date.now());
-  return { mode, ...owner, rdev: 0, size: 0, mtime, links: 1, target: new Uint8Array(0), xattrs: none };
+  return {
+    mode,
+    uid: owner.uid,
+    gid: owner.gid,
+    rdev: 0,
+    size: 0,
+    mtime,
+    links: 1,
+    target: new Uint8Array(0),
+    xattrs: none,
+  };
 }
 
 /** A time in milliseconds as records have it. */
