@@ -2,6 +2,7 @@ import { hex } from "../wire/bytes.js";
 import { ErrorCode, StoreError } from "../wire/errors.js";
 import type { Operation } from "../wire/messages.js";
 import { MAX_CHUNK, nameOf } from "./chunks.js";
+import { cutOut } from "./extents.js";
 import * as keys from "./keys.js";
 import type { LocalFiles, Records } from "./local.js";
 import { PackWriter } from "./pack.js";
@@ -261,24 +262,4 @@ export class Edit implements Records {
     }
     return pack;
   }
-}
-
-/** What is left of extents outside of `start` to `end`. */
-export function cutOut(extents: readonly Extent[], start: number, end: number): Extent[] {
-  const kept: Extent[] = [];
-  for (const extent of extents) {
-    const extentEnd = extent.start + extent.len;
-    if (extentEnd <= start || extent.start >= end) {
-      kept.push(extent);
-      continue;
-    }
-    if (extent.start < start) {
-      kept.push({ ...extent, len: start - extent.start });
-    }
-    if (extentEnd > end) {
-      const skip = end - extent.start;
-      kept.push({ ...extent, start: end, len: extentEnd - end, chunkOffset: extent.chunkOffset + skip });
-    }
-  }
-  return kept;
 }
