@@ -75,7 +75,7 @@ export class StatefulContainer<Env extends VolumeEnv = VolumeEnv> extends Contai
       protocol: this.storageProtocol,
       ends: {
         session: (pipe) => host.hub.connect(pipe),
-        files: host.storage.jsonFiles(),
+        files: host.jsonFiles,
         json: (peer) => {
           host.hub.json = peer;
         },

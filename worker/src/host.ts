@@ -1,4 +1,5 @@
 import { errorResponse, parseRange, serveFiles } from "./files/http.js";
+import { JsonView } from "./files/json-view.js";
 import { VolumeStorage } from "./files/storage.js";
 import { AgentHub } from "./session/hub.js";
 import { serveWebSocket } from "./session/pipes.js";
@@ -7,6 +8,7 @@ import { type StoreOptions, VolumeStore } from "./store/store.js";
 import { unhex, utf8 } from "./wire/bytes.js";
 import { ErrorCode, StoreError } from "./wire/errors.js";
 import { MAX_MESSAGE } from "./wire/frame.js";
+import type { JsonFiles } from "./wire/json.js";
 
 /** What a Durable Object that holds a volume is told by its Worker's bindings. All are optional. */
 export interface VolumeEnv {
@@ -47,6 +49,8 @@ export class VolumeHost {
   readonly hub: AgentHub;
   /** The files. */
   readonly storage: VolumeStorage;
+  /** The files, for the JSON protocol. */
+  readonly jsonFiles: JsonFiles;
   private nextWake: number | null = null;
 
   constructor(
@@ -56,12 +60,14 @@ export class VolumeHost {
   ) {
     this.store = new VolumeStore(state, options, (at) => this.wake(at));
     this.hub = new AgentHub(this.store, () => surroundings.active(), { ...SESSION_DEFAULTS, ...options.session });
+    const { mountPath = "/storage" } = options;
     this.storage = new VolumeStorage({
       store: this.store,
       hub: this.hub,
-      mountPath: options.mountPath ?? "/storage",
+      mountPath,
       agentMayLive: () => surroundings.agentMayLive(),
     });
+    this.jsonFiles = new JsonView(this.storage, mountPath);
   }
 
   private wake(at: number): void {

@@ -1,6 +1,7 @@
 import type { AgentHub } from "../session/hub.js";
 import { Errno, ErrorCode, StoreError } from "../wire/errors.js";
 import * as wire from "../wire/messages.js";
+import { NONCE } from "../wire/shape.js";
 import type { Data, WriteOptions } from "./change.js";
 import { joinPath } from "./paths.js";
 
@@ -63,7 +64,7 @@ export class RemoteFiles {
 
   /** Writes a file part by part; it is durable, and in place, when the last part is answered. */
   async write(path: Uint8Array[], data: Data, options: WriteOptions): Promise<wire.Stat> {
-    const nonce = crypto.getRandomValues(new Uint8Array(wire.NONCE));
+    const nonce = crypto.getRandomValues(new Uint8Array(NONCE));
     const { mode = 0o644, parents = true } = options;
     const always = (options.offset === undefined ? wire.WriteFlag.Replace : 0) | (parents ? wire.WriteFlag.Parents : 0);
     let offset = options.offset ?? 0;

@@ -16,21 +16,29 @@ export interface DialOptions {
 const STARTING = 30_000;
 /** Pauses between attempts, in milliseconds: the first, and the longest. */
 const PAUSE = { first: 50, longest: 2_000 };
+/** A connection that is not made within this is given up, in milliseconds. */
+const CONNECT = 5_000;
 /** A connection that held for this long begins the pauses anew, in milliseconds. */
 const STABLE = 5_000;
 
-/** Keeps a connection with the container's agent while the container runs: a deploy, a restart of the agent and a broken
- * network all look the same, and are dialled again. */
+/** How long a dial waits for the other side's first bytes before it speaks, in milliseconds. */
+const LISTEN = {
+  /** The port has closed without a word: it may be a program that waits to be connected, then asks in JSON. */
+  unsure: 1_000,
+  /** JSON was spoken before. */
+  json: 30_000,
+};
+
+/**
+ * Keeps a connection with the container's agent while the container runs: a deploy, a restart of the agent and a broken
+ * network all look the same, and are dialled again.
+ */
 export class Dialer {
   private expected = 0;
   private loop: Promise<void> | null = null;
-  /** What the container was found to speak, until it ends. */
-  private learned: Protocol;
-  private patient = false;
+  private listen = 0;
 
-  constructor(private readonly options: DialOptions) {
-    this.learned = options.protocol;
-  }
+  constructor(private readonly options: DialOptions) {}
 
   /** The container runs, or is being started: the connection is wanted. The promise ends with the container. */
   wake(): Promise<void> {
@@ -43,6 +51,7 @@ export class Dialer {
 
   private async run(): Promise<void> {
     let pause = PAUSE.first;
+    this.listen = 0;
     while (this.options.running() || Date.now() < this.expected) {
       const begin = Date.now();
       if (this.options.running()) {
@@ -51,27 +60,42 @@ export class Dialer {
       pause = Date.now() - begin > STABLE ? PAUSE.first : Math.min(2 * pause, PAUSE.longest);
       await new Promise((resolve) => setTimeout(resolve, pause * (0.5 + Math.random() / 2)));
     }
-    this.learned = this.options.protocol;
-    this.patient = false;
   }
 
   private learn(outcome: Outcome | null): void {
-    if (outcome === "speaks json") {
-      this.learned = "json";
+    if (outcome === "json") {
+      this.listen = LISTEN.json;
+    } else {
+      // Alternately, because an agent that is still starting is silent as well, and waits for our greeting.
+      this.listen = outcome === "silent" && this.listen === 0 ? LISTEN.unsure : 0;
     }
-    // Alternately, because an agent that is still starting is silent as well, and waits for our greeting.
-    this.patient = outcome === "silent" && !this.patient;
   }
 
   private async dial(): Promise<Outcome | null> {
     try {
       const socket = this.options.connect();
       socket.closed.catch(() => undefined);
-      await socket.opened;
-      return await serveSocket(socket, this.learned, this.patient, this.options.ends);
+      await opened(socket);
+      return await serveSocket(socket, this.options.protocol, this.listen, this.options.ends);
     } catch {
       // Nobody listens yet, or not any more: the usual thing while a container starts and ends.
       return null;
     }
+  }
+}
+
+/** Resolves when a socket is connected; gives up after a while. */
+async function opened(socket: Socket): Promise<void> {
+  let timer: ReturnType<typeof setTimeout> | null = null;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error("the connection is not made")), CONNECT);
+  });
+  try {
+    await Promise.race([socket.opened, late]);
+  } catch (thrown) {
+    void socket.close().catch(() => undefined);
+    throw thrown;
+  } finally {
+    clearTimeout(timer);
   }
 }

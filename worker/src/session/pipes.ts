@@ -11,15 +11,13 @@ export type Protocol = "auto" | "binary" | "json";
 export type Outcome =
   /** The binary protocol was spoken; how the session ended, it says itself. */
   | "binary"
-  /** The JSON protocol was spoken until the end. */
+  /** JSON was spoken, or heard in answer to the binary greeting: dial again, and listen first. */
   | "json"
-  /** JSON was heard in answer to the binary greeting: dial again, silently. */
-  | "speaks json"
   /** The other side has closed without a word: it may wait to be spoken to in JSON, or not be ready yet. */
   | "silent";
 
-/** A silent dial waits this long for the other side's first bytes before it speaks, in milliseconds. */
-const LISTEN = 1_000;
+/** A socket that is closed may take this long to send what is left, in milliseconds. */
+const LINGER = 1_000;
 /** Bytes that a WebSocket may bring while earlier ones are not taken yet. */
 const BACKLOG = 40 << 20;
 
@@ -36,8 +34,10 @@ export class SocketPipe implements Pipe {
   }
 
   close(): void {
-    const ended = this.writer.close().then(() => this.socket.close());
-    ended.catch(() => undefined);
+    // What was sent last says why; but a peer that does not read must not keep the socket open.
+    const sent = this.writer.close().catch(() => undefined);
+    const patience = new Promise((resolve) => setTimeout(resolve, LINGER));
+    void Promise.race([sent, patience]).then(() => this.socket.close().catch(() => undefined));
   }
 }
 
@@ -53,8 +53,11 @@ export interface Ends {
   active(): void;
 }
 
-/** Serves a socket that we have dialled until it ends. With `patient` nothing is sent before the other side speaks. */
-export async function serveSocket(socket: Socket, protocol: Protocol, patient: boolean, ends: Ends): Promise<Outcome> {
+/**
+ * Serves a socket that we have dialled until it ends. With a `listen` of more than 0 nothing is sent for so many
+ * milliseconds, unless the other side speaks.
+ */
+export async function serveSocket(socket: Socket, protocol: Protocol, listen: number, ends: Ends): Promise<Outcome> {
   const pipe = new SocketPipe(socket);
   const reader = socket.readable.getReader();
   let session: Session | null = null;
@@ -65,8 +68,8 @@ export async function serveSocket(socket: Socket, protocol: Protocol, patient: b
     }
     return session;
   };
-  const later = protocol === "auto" && patient ? setTimeout(greet, LISTEN) : null;
-  if (protocol === "binary" || (protocol === "auto" && !patient)) {
+  const later = protocol === "auto" && listen > 0 ? setTimeout(greet, listen) : null;
+  if (protocol === "binary" || (protocol === "auto" && listen === 0)) {
     greet();
   }
   try {
@@ -81,7 +84,7 @@ export async function serveSocket(socket: Socket, protocol: Protocol, patient: b
     if (kind === "json" && protocol !== "binary") {
       if (session !== null) {
         (session as Session).end(new StoreError(ErrorCode.Protocol, "JSON was heard; dialling again to speak it"));
-        return "speaks json";
+        return "json";
       }
       await serveJson(pipe, reader, first, ends);
       return "json";

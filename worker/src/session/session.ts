@@ -50,6 +50,8 @@ const NAME = "storeshim-worker/0.1.0";
 const PATIENCE = 60_000;
 /** Signs of life that may be missing in a row. */
 const MISSES = 3;
+/** The same while the agent has as much under way as it may. */
+const MISSES_FULL = 20;
 
 interface Waiting {
   settle(answer: Uint8Array | StoreError): void;
@@ -230,7 +232,8 @@ export class Session {
       }, PATIENCE);
     });
     try {
-      await this.sendMessage({ op, flags: 0, id, epoch: this.epoch, body });
+      // Not waited for: an agent that reads nothing must not hold us beyond our patience.
+      void this.sendMessage({ op, flags: 0, id, epoch: this.epoch, body });
       const result = await answer;
       if (result instanceof StoreError) {
         throw result;
@@ -263,10 +266,11 @@ export class Session {
 
   private beat(): void {
     const interval = this.options.heartbeat;
-    const patience = MISSES * Math.max(interval, this.hello?.heartbeat ?? 0);
+    // While its requests wait because of us, or it does not read our answers, nothing of it is read: that may take longer.
+    const misses = this.full() ? MISSES_FULL : MISSES;
+    const patience = misses * Math.max(interval, this.hello?.heartbeat ?? 0);
     this.missed += 1;
-    // While its requests wait to be read because of us, silence is not the agent's fault.
-    if (this.missed * interval > patience && !this.full()) {
+    if (this.missed * interval > patience) {
       this.end(
         new StoreError(
           ErrorCode.Silent,

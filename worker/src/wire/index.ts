@@ -4,3 +4,4 @@ export * from "./errors.js";
 export * from "./frame.js";
 export * from "./json.js";
 export * from "./messages.js";
+export * from "./shape.js";

@@ -1,5 +1,6 @@
-import { Reader, utf8, Writer } from "./bytes.js";
+import { utf8 } from "./bytes.js";
 import { codeOf, StoreError } from "./errors.js";
+import { NONCE, repeat, type Shape, shape } from "./shape.js";
 
 /** What a message is about. From 0x30 on the Worker asks; below, the agent. */
 export const Op = {
@@ -21,9 +22,6 @@ export const Op = {
   FileWrite: 0x33,
   FileUnlink: 0x34,
 } as const;
-
-/** Length of the random numbers that make retries recognisable, and of a pack's name. */
-export const NONCE = 16;
 
 /** Who is on the other side. */
 export const Role = { Agent: 1, Store: 2 } as const;
@@ -88,85 +86,6 @@ export interface Changes {
   oldest: number;
   more: boolean;
   changes: Change[];
-}
-
-/** What stat(2) tells of a file. */
-export interface Stat {
-  inode: number;
-  /** Type and permission bits. */
-  mode: number;
-  uid: number;
-  gid: number;
-  links: number;
-  size: number;
-  /** Last modification, in milliseconds since 1970. */
-  mtime: number;
-  /** Version of the volume in which the file is so; 0 where changes may not be committed yet. */
-  version: number;
-}
-
-/** Bits of a {@link Op.FileWrite}. */
-export const WriteFlag = {
-  /** The last part: make everything durable, then answer. */
-  Last: 1,
-  /** The parts are the whole new file, put in place of the old one at the last part; else they are written into it. */
-  Replace: 2,
-  /** Make missing directories. */
-  Parents: 4,
-} as const;
-
-/** Request of {@link Op.FileWrite}. */
-export interface FileWrite {
-  /** Names the parts of one write, and makes retries recognisable. */
-  nonce: Uint8Array;
-  flags: number;
-  /** Permission bits of a new file. */
-  mode: number;
-  offset: number;
-  path: Uint8Array;
-  bytes: Uint8Array;
-}
-
-/** A kind of body: how it is written and read. */
-export interface Shape<T> {
-  encode(value: T): Uint8Array;
-  decode(body: Uint8Array): T;
-}
-
-function shape<T>(what: string, write: (to: Writer, value: T) => void, read: (from: Reader) => T): Shape<T> {
-  return {
-    encode(value) {
-      const to = new Writer();
-      write(to, value);
-      return to.finish();
-    },
-    decode(body) {
-      const from = new Reader(body, what);
-      const value = read(from);
-      from.end();
-      return value;
-    },
-  };
-}
-
-function repeat<T>(from: Reader, read: () => T): T[] {
-  const count = from.u32();
-  const items: T[] = [];
-  // A count that cannot be true fails at the first item that is missing: memory is claimed only for what is there.
-  while (items.length < count) {
-    items.push(read());
-  }
-  return items;
-}
-
-function writeStat(to: Writer, stat: Stat): void {
-  to.u64(stat.inode).u32(stat.mode).u32(stat.uid).u32(stat.gid).u32(stat.links);
-  to.u64(stat.size).i64(stat.mtime).u64(stat.version);
-}
-
-function readStat(from: Reader): Stat {
-  const [inode, mode, uid, gid, links] = [from.u64(), from.u32(), from.u32(), from.u32(), from.u32()];
-  return { inode, mode, uid, gid, links, size: from.u64(), mtime: from.i64(), version: from.u64() };
 }
 
 /** Bodies without content. */
@@ -341,76 +260,4 @@ export const BlobDeleteRequest: Shape<Uint8Array> = shape(
   (from) => from.raw(NONCE),
 );
 
-/** Request of {@link Op.FileStat}: the path, and whether a symbolic link at its end is followed. */
-export const FileStatRequest: Shape<{ path: Uint8Array; follow: boolean }> = shape(
-  "file stat",
-  (to, request) => to.u8(request.follow ? 1 : 0).short(request.path),
-  (from) => ({ follow: from.flag(), path: from.short() }),
-);
-
-/** Answer to {@link Op.FileStat} and {@link Op.FileWrite}. */
-export const FileStatAnswer: Shape<Stat> = shape("stat", writeStat, readStat);
-
-/** Request of {@link Op.FileRead}: at most `length` bytes from `offset` on. */
-export const FileReadRequest: Shape<{ path: Uint8Array; offset: number; length: number }> = shape(
-  "file read",
-  (to, request) => to.u64(request.offset).u32(request.length).short(request.path),
-  (from) => ({ offset: from.u64(), length: from.u32(), path: from.short() }),
-);
-
-/** Answer to {@link Op.FileRead}: the file as it is, and the bytes, fewer than asked only at its end. */
-export const FileReadAnswer: Shape<{ stat: Stat; bytes: Uint8Array }> = shape(
-  "file read answer",
-  (to, answer) => {
-    writeStat(to, answer.stat);
-    to.raw(answer.bytes);
-  },
-  (from) => ({ stat: readStat(from), bytes: from.rest() }),
-);
-
-/** Request of {@link Op.FileList}: names behind `after` (empty: from the first one on). */
-export const FileListRequest: Shape<{ path: Uint8Array; after: Uint8Array; max: number }> = shape(
-  "file list",
-  (to, request) => to.u32(request.max).short(request.after).short(request.path),
-  (from) => ({ max: from.u32(), after: from.short(), path: from.short() }),
-);
-
-/** Answer to {@link Op.FileList}: names in byte order, each with what lstat(2) says. */
-export const FileListAnswer: Shape<{ more: boolean; entries: { name: Uint8Array; stat: Stat }[] }> = shape(
-  "file list answer",
-  (to, answer) => {
-    to.u8(answer.more ? 1 : 0).u32(answer.entries.length);
-    for (const entry of answer.entries) {
-      to.short(entry.name);
-      writeStat(to, entry.stat);
-    }
-  },
-  (from) => ({
-    more: from.flag(),
-    entries: repeat(from, () => ({ name: from.short(), stat: readStat(from) })),
-  }),
-);
-
-/** Request of {@link Op.FileWrite}. */
-export const FileWriteRequest: Shape<FileWrite> = shape(
-  "file write",
-  (to, request) => {
-    to.raw(request.nonce).u32(request.flags).u32(request.mode).u64(request.offset);
-    to.short(request.path).raw(request.bytes);
-  },
-  (from) => ({
-    nonce: from.raw(NONCE),
-    flags: from.u32(),
-    mode: from.u32(),
-    offset: from.u64(),
-    path: from.short(),
-    bytes: from.rest(),
-  }),
-);
-
-/** Request of {@link Op.FileUnlink}: a path, and whether a directory with everything below it may be meant. */
-export const FileUnlinkRequest: Shape<{ path: Uint8Array; recursive: boolean }> = shape(
-  "file unlink",
-  (to, request) => to.u8(request.recursive ? 1 : 0).short(request.path),
-  (from) => ({ recursive: from.flag(), path: from.short() }),
-);
+export * from "./file-messages.js";

@@ -36,7 +36,7 @@ export class DialedVolume extends DurableObject<Env> {
         bucket: env.STORESHIM_BUCKET,
         token: env.STORESHIM_TOKEN,
         rowsUpTo: 100_000,
-        session: { heartbeat: 200, maxBytes: 4 << 20 },
+        session: { heartbeat: 400, maxBytes: 4 << 20 },
       },
       {
         active: () => {
@@ -65,7 +65,7 @@ export class DialedVolume extends DurableObject<Env> {
       protocol,
       ends: {
         session: (pipe) => host.hub.connect(pipe),
-        files: host.storage.jsonFiles(),
+        files: host.jsonFiles,
         json: (peer) => {
           host.hub.json = peer;
         },

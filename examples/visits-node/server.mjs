@@ -1,0 +1,35 @@
+// Counts visits in a file. Plain Node: nothing in it knows of storeshim.
+import { readFileSync, renameSync, openSync, writeSync, fsyncSync, closeSync } from "node:fs";
+import { createServer } from "node:http";
+
+const FILE = `${process.env.STORAGE ?? "/storage"}/visits`;
+
+function count() {
+  try {
+    return Number(readFileSync(FILE, "utf8"));
+  } catch (error) {
+    if (error.code === "ENOENT") return 0;
+    throw error;
+  }
+}
+
+function save(visits) {
+  const file = openSync(`${FILE}.new`, "w");
+  writeSync(file, String(visits));
+  // When this returns, the visit survives the loss of the machine.
+  fsyncSync(file);
+  closeSync(file);
+  renameSync(`${FILE}.new`, FILE);
+}
+
+createServer((request, response) => {
+  if (request.url === "/health") {
+    response.end("up\n");
+    return;
+  }
+  const visits = count() + 1;
+  save(visits);
+  response.end(`visit ${visits}\n`);
+}).listen(Number(process.env.PORT ?? 8080), () => console.log("counting visits"));
+
+process.on("SIGTERM", () => process.exit(0));
