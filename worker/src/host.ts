@@ -1,5 +1,6 @@
-import { errorResponse, parseRange, serveFiles } from "./files/http.js";
+import { errorResponse, serveFiles } from "./files/http.js";
 import { JsonView } from "./files/json-view.js";
+import { parseRange } from "./files/range.js";
 import { VolumeStorage } from "./files/storage.js";
 import { AgentHub } from "./session/hub.js";
 import { serveWebSocket } from "./session/pipes.js";

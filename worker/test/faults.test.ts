@@ -11,7 +11,10 @@ let runtime: Runtime;
 before(async () => {
   runtime = await Runtime.start();
 });
-after(async () => runtime.end());
+after(async () => {
+  Listener.endAll();
+  await runtime.end();
+});
 
 async function attach(id: string): Promise<Connection> {
   const connection = await connectWebSocket(runtime.url(`/container/${id}/.storeshim/agent`, "ws"), TOKEN);

@@ -282,7 +282,7 @@ test("random changes leave what a model says, and a sound volume", async () => {
       await checkVolume(agent);
       agent.close();
     }),
-    { numRuns: 15 },
+    { numRuns: 10 },
   );
 });
 

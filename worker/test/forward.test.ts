@@ -12,7 +12,10 @@ let runtime: Runtime;
 before(async () => {
   runtime = await Runtime.start();
 });
-after(async () => runtime.end());
+after(async () => {
+  Listener.endAll();
+  await runtime.end();
+});
 
 const text = (bytes: Uint8Array) => Buffer.from(bytes).toString();
 const file = (id: string, path: string, init: RequestInit = {}) =>
@@ -161,6 +164,32 @@ test("a connection that breaks within an operation: it is done over the next one
   }
   assert.equal(tree.files.size, 0);
   await runtime.fetch("/test/breaks/stop");
+  listener.end();
+});
+
+test("no more is asked at once than the agent takes", async () => {
+  const tree = new Tree();
+  tree.files.set("a", Buffer.from("x"));
+  let [now, most] = [0, 0];
+  const listener = await Listener.start((connection) => {
+    tree.serve(connection);
+    const serve = connection.serve;
+    connection.serve = async (op, body) => {
+      now += 1;
+      most = Math.max(most, now);
+      await new Promise((resolve) => setTimeout(resolve, 5));
+      now -= 1;
+      return await serve(op, body);
+    };
+    connection.greet({ maxRequests: 3 });
+    void connection.open(randomBytes(16)).catch(() => undefined);
+  });
+  await runtime.fetch(`/test/turns/dial?port=${listener.port}`);
+  await until("the agent is asked", async () => (await file("turns", "a", { method: "HEAD" })).ok);
+  const answers = await Promise.all(Array.from({ length: 30 }, () => file("turns", "a")));
+  assert.ok(answers.every((answer) => answer.ok));
+  assert.equal(most, 3);
+  await runtime.fetch("/test/turns/stop");
   listener.end();
 });
 

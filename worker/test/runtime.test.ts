@@ -11,7 +11,10 @@ let runtime: Runtime;
 before(async () => {
   runtime = await Runtime.start();
 });
-after(async () => runtime.end());
+after(async () => {
+  Listener.endAll();
+  await runtime.end();
+});
 
 let ids = 0;
 /** An id that no other test uses. */

@@ -73,7 +73,11 @@ export class Session {
   private asked = 0;
   private requests = 0;
   private bytes = 0;
-  private room: (() => void)[] = [];
+  /** Who waits for room for further requests of the agent, and for a turn to ask it. */
+  private readonly room: (() => void)[] = [];
+  private readonly turns: (() => void)[] = [];
+  /** What the agent was asked and has not answered. */
+  private readonly asking = { requests: 0, bytes: 0 };
   private sending: Promise<void> = Promise.resolve();
   /** Beats since something was heard. Counted, not timed: an object that was busy for long was itself deaf. */
   private missed = 0;
@@ -193,11 +197,7 @@ export class Session {
     } finally {
       this.requests -= 1;
       this.bytes -= request.body.length;
-      const waiting = this.room;
-      this.room = [];
-      for (const resume of waiting) {
-        resume();
-      }
+      wakeAll(this.room);
     }
   }
 
@@ -211,25 +211,15 @@ export class Session {
     waiting.settle((message.flags & Flag.Error) === 0 ? message.body : Failure.decode(message.body));
   }
 
-  /** Asks the agent. */
+  /** Asks the agent, as soon as it takes another request. */
   async request(op: number, body: Uint8Array): Promise<Uint8Array> {
-    if (this.why !== null) {
-      throw this.why;
-    }
+    await this.turn(body.length);
     this.asked += 1;
     const id = this.asked;
     let timer: ReturnType<typeof setTimeout> | null = null;
     const answer = new Promise<Uint8Array | StoreError>((settle) => {
       this.waiting.set(id, { settle, op });
-      timer = setTimeout(() => {
-        this.waiting.delete(id);
-        settle(
-          new StoreError(
-            ErrorCode.Unavailable,
-            `the agent did not answer for ${PATIENCE / 1000} s; see its log, then try again`,
-          ),
-        );
-      }, PATIENCE);
+      timer = setTimeout(() => settle(noAnswer()), PATIENCE);
     });
     try {
       // Not waited for: an agent that reads nothing must not hold us beyond our patience.
@@ -242,7 +232,28 @@ export class Session {
     } finally {
       clearTimeout(timer);
       this.waiting.delete(id);
+      this.asking.requests -= 1;
+      this.asking.bytes -= body.length;
+      wakeAll(this.turns);
     }
+  }
+
+  /** Waits until the agent has answered enough of what it was asked, by the limits of its greeting. */
+  private async turn(size: number): Promise<void> {
+    const { maxRequests, maxBytes } = this.hello ?? this.options;
+    while (
+      this.why === null &&
+      this.asking.requests > 0 &&
+      (this.asking.requests >= maxRequests || this.asking.bytes + size > maxBytes)
+    ) {
+      await new Promise<void>((resolve) => this.turns.push(resolve));
+    }
+    if (this.why !== null) {
+      throw this.why;
+    }
+    // At once, before anybody else who was woken looks.
+    this.asking.requests += 1;
+    this.asking.bytes += size;
   }
 
   /** Sends the frames of a message one after another; those of other messages may come in between. */
@@ -314,11 +325,22 @@ export class Session {
       waiting.settle(new StoreError(ErrorCode.Unavailable, `the agent went away: ${why.message}`));
     }
     this.waiting.clear();
-    for (const resume of this.room) {
-      resume();
-    }
-    this.room = [];
+    wakeAll(this.room);
+    wakeAll(this.turns);
     this.pipe.close();
     this.events.ended(this, why);
   }
+}
+
+function wakeAll(waiting: (() => void)[]): void {
+  for (const resume of waiting.splice(0)) {
+    resume();
+  }
+}
+
+function noAnswer(): StoreError {
+  return new StoreError(
+    ErrorCode.Unavailable,
+    `the agent did not answer for ${PATIENCE / 1000} s; see its log, then try again`,
+  );
 }

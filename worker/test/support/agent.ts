@@ -193,6 +193,7 @@ export class Connection {
 export class Listener {
   /** Connections that came, the latest last. */
   readonly connections: Connection[] = [];
+  private static readonly all = new Set<Listener>();
   private readonly sockets = new Set<Socket>();
 
   private constructor(
@@ -216,7 +217,15 @@ export class Listener {
       listener.connections.push(connection);
       onConnection(connection);
     });
+    Listener.all.add(listener);
     return listener;
+  }
+
+  /** Ends those that a failed test has left: they would keep the process alive. */
+  static endAll(): void {
+    for (const listener of Listener.all) {
+      listener.end();
+    }
   }
 
   /** The next connection behind the first `seen` that has been greeted. */
