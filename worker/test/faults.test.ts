@@ -116,7 +116,7 @@ test("a silent agent is given up and dialled again; one that shows signs of life
   const listener = await Listener.start();
   await runtime.fetch(`/test/silent/dial?port=${listener.port}`);
   const agent = await listener.connection();
-  await new Promise((resolve) => setTimeout(resolve, 2500));
+  await new Promise((resolve) => setTimeout(resolve, 4500));
   assert.ok(!agent.closed && agent.pings >= 3, `${agent.pings} signs of life`);
   agent.mute();
   await ends(agent, ErrorCode.Silent);

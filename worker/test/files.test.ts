@@ -354,3 +354,33 @@ test("a write of the Worker fences an agent that had left without a word, and is
   const { inodes } = await checkVolume(next);
   assert.equal(inodes, 2);
 });
+
+test("writes at the same time are made one after another, and none is lost", async () => {
+  const id = "parallel";
+  const answers = await Promise.all(
+    Array.from({ length: 20 }, (_, at) => file(id, `dir/${at % 7}/${at}`, { method: "PUT", body: `content ${at}` })),
+  );
+  assert.ok(answers.every((answer) => answer.status === 201));
+  for (let at = 0; at < 20; at++) {
+    assert.equal(await (await file(id, `dir/${at % 7}/${at}`)).text(), `content ${at}`);
+  }
+  const agent = await opened(id);
+  const { inodes, seq } = await checkVolume(agent);
+  assert.deepEqual([inodes, seq], [1 + 1 + 7 + 20, 20]);
+});
+
+test("an agent that opens the volume while a large file is written wins; nothing of the write is left", async () => {
+  const id = "overtaken";
+  await put(id, "small", "there");
+  const writing = file(id, "large", { method: "PUT", body: randomBytes(12 << 20) });
+  const agent = await opened(id);
+  const answer = await writing;
+  if (answer.status === 201) {
+    // It was faster than the agent.
+    assert.equal((await checkVolume(agent)).inodes, 3);
+    return;
+  }
+  assert.equal(answer.status, 503, await answer.text());
+  assert.equal((await checkVolume(agent)).inodes, 2);
+  await agent.commit(1, [[utf8("x"), utf8("the agent goes on")]]);
+});

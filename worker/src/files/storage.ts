@@ -210,7 +210,11 @@ export class VolumeStorage extends RpcTarget {
   }
 
   async #commit<T>(local: (edit: Edit) => Promise<() => T>): Promise<T> {
-    const { store } = this.#host;
+    const { store, hub } = this.#host;
+    // Looked at once more: while others wrote, an agent may have come, and must not be fenced by us.
+    if (hub.agent() !== null || this.#host.agentMayLive()) {
+      throw agentCame();
+    }
     this.#local.checkFormat();
     const nonce = crypto.getRandomValues(new Uint8Array(16));
     // Whoever held the volume before is fenced by this: it must not commit over what we write.
@@ -219,27 +223,35 @@ export class VolumeStorage extends RpcTarget {
         ? store.meta.current.epoch
         : store.open(nonce, 0, "worker").epoch;
     const edit = new Edit(this.#local, (pack, bytes) => store.putPack(epoch, pack, bytes));
+    let result: () => T;
+    let dead: Uint8Array[];
     try {
-      const result = await local(edit);
+      result = await local(edit);
       store.meta.require(epoch);
-      const { ops, dead } = edit.finish();
-      store.commit(epoch, { number: store.meta.last() + 1, nonce, ops });
-      for (const pack of dead) {
-        store.deletePack(epoch, pack);
-      }
-      return result();
+      const commit = edit.finish();
+      dead = commit.dead;
+      store.commit(epoch, { number: store.meta.last() + 1, nonce, ops: commit.ops });
     } catch (thrown) {
+      // Nothing was committed, so nothing refers to what was sent for it.
       if (store.meta.current.epoch === epoch) {
         for (const { id } of edit.packs) {
           store.deletePack(epoch, id);
         }
       }
       if (thrown instanceof StoreError && thrown.code === ErrorCode.Fenced) {
-        throw new StoreError(ErrorCode.Unavailable, "an agent has opened the volume meanwhile; write again");
+        throw agentCame();
       }
       throw thrown;
     }
+    for (const pack of dead) {
+      store.deletePack(epoch, pack);
+    }
+    return result();
   }
+}
+
+function agentCame(): StoreError {
+  return new StoreError(ErrorCode.Unavailable, "an agent has opened the volume meanwhile; write again");
 }
 
 const TYPES = new Map<number, FileType>([

@@ -194,7 +194,7 @@ export class Assembler {
     message.pieces.push(frame.body);
     message.size += frame.body.length;
     this.held += frame.body.length;
-    if (message.size > MAX_MESSAGE || this.held > 2 * MAX_MESSAGE) {
+    if (this.held > MAX_MESSAGE) {
       throw new StoreError(
         ErrorCode.TooLarge,
         `a message is larger than ${MAX_MESSAGE} bytes, or too many are half sent; split it, or send one after another`,

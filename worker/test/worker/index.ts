@@ -36,7 +36,7 @@ export class DialedVolume extends DurableObject<Env> {
         bucket: env.STORESHIM_BUCKET,
         token: env.STORESHIM_TOKEN,
         rowsUpTo: 100_000,
-        session: { heartbeat: 400, maxBytes: 4 << 20 },
+        session: { heartbeat: 1_000, maxBytes: 4 << 20 },
       },
       {
         active: () => {
