@@ -47,3 +47,15 @@ test("files are served while the container sleeps, and its next agent comes back
   assert.equal(await (await runtime.fetch("/real/one/files/a.txt")).text(), "while it sleeps");
   assert.match(await visit(), /visit 6/);
 });
+
+test("an idle container sleeps in spite of signs of life; one whose agent works does not", {
+  timeout: 90_000,
+}, async () => {
+  await docker.kill();
+  const sleepy = async (path: string) => await (await runtime.fetch(`/sleepy/one/${path}`)).text();
+  assert.equal(await sleepy("path/busy"), "/path/busy visit 1");
+  const begin = Date.now();
+  await until("it sleeps", () => !docker.running, 60_000);
+  assert.ok(Date.now() - begin > 8_000, `after ${Date.now() - begin} ms, although it worked for 8 s`);
+  assert.equal(await sleepy("path"), "/path visit 2");
+});

@@ -32,6 +32,17 @@ const web = createHttp((request, response) => {
       await new Promise((resolve) => setTimeout(resolve, 10));
     }
     const old = Number(Buffer.from((await agent.get("visits")) ?? []).toString() || 0);
+    if (request.url === "/path/busy") {
+      // Works on by itself for a while, with nobody asking.
+      const until = Date.now() + 8_000;
+      const timer = setInterval(() => {
+        number += 1;
+        void agent?.commit(number, [[utf8("busy"), utf8(String(number))]]).catch(() => undefined);
+        if (Date.now() > until) {
+          clearInterval(timer);
+        }
+      }, 500);
+    }
     number += 1;
     await agent.commit(number, [[utf8("visits"), utf8(String(old + 1))]]);
     response.end(`${request.url} visit ${old + 1}`);

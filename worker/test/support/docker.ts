@@ -60,6 +60,11 @@ export class Docker {
     return docker;
   }
 
+  /** Whether an app runs. */
+  get running(): boolean {
+    return [...this.made.values()].some((made) => made.process !== undefined && made.running);
+  }
+
   /** Kills the app as a lost machine would, with its disk. */
   async kill(): Promise<void> {
     for (const made of this.made.values()) {

@@ -72,11 +72,13 @@ const worker :Workerd.Worker = (
     (className = "DialedVolume", uniqueKey = "dialed", enableSql = true),
     (className = "StorageObject", uniqueKey = "plain", enableSql = true),
     (className = "TestContainer", uniqueKey = "container", enableSql = true${container}),
+    (className = "SleepyContainer", uniqueKey = "sleepy", enableSql = true${container}),
   ],
   bindings = [
     (name = "DIALED", durableObjectNamespace = "DialedVolume"),
     (name = "PLAIN", durableObjectNamespace = "StorageObject"),
     (name = "CONTAINER", durableObjectNamespace = "TestContainer"),
+    (name = "SLEEPY", durableObjectNamespace = "SleepyContainer"),
     (name = "STORESHIM_TOKEN", text = "${TOKEN}"),
   ],
 );

@@ -16,10 +16,16 @@ interface Env extends VolumeEnv {
   DIALED: DurableObjectNamespace<DialedVolume>;
   PLAIN: DurableObjectNamespace<StorageObject>;
   CONTAINER?: DurableObjectNamespace<TestContainer>;
+  SLEEPY?: DurableObjectNamespace<SleepyContainer>;
 }
 
 /** As small as users' ones are. */
 export class TestContainer extends StatefulContainer {}
+
+/** Sleeps soon. */
+export class SleepyContainer extends StatefulContainer {
+  override sleepAfter = "3s";
+}
 
 export { StorageObject };
 
@@ -110,9 +116,10 @@ export default {
       const rest = new URL(`/container/${url.pathname.slice("/plain/".length)}${url.search}`, url);
       return (await routeContainer(new Request(rest, request), env.PLAIN)) ?? new Response("no", { status: 404 });
     }
-    if (kind === "real" && env.CONTAINER) {
-      const rest = new URL(`/container/${url.pathname.slice("/real/".length)}${url.search}`, url);
-      return (await routeContainer(new Request(rest, request), env.CONTAINER)) ?? new Response("no", { status: 404 });
+    const namespace = kind === "real" ? env.CONTAINER : kind === "sleepy" ? env.SLEEPY : undefined;
+    if (namespace !== undefined) {
+      const rest = new URL(`/container/${url.pathname.slice(kind.length + 2)}${url.search}`, url);
+      return (await routeContainer(new Request(rest, request), namespace)) ?? new Response("no", { status: 404 });
     }
     if (kind !== "test") {
       return (await routeContainer(request, env.DIALED)) ?? new Response("no such path", { status: 404 });
