@@ -296,6 +296,10 @@ for (const speakFirst of [true, false]) {
     assert.equal((await ask({ operation: "unlink", path: "/storage/before" })).success, true);
     assert.match((await ask({ operation: "read", path: "/storage/before" })).error ?? "", /^ENOENT/);
     assert.equal(await (await file(id, "dir/a")).text(), "helhello");
+    const closed = new Promise((resolve) => socket.once("close", resolve));
+    socket.write(Uint8Array.of(0x7f, 0xff, 0xff, 0xff));
+    await closed;
+    assert.match(answers.get("")?.error ?? "", /a JSON frame of 2147483647 bytes was announced/);
     await runtime.fetch(`/test/${id}/stop`);
     socket.destroy();
     server.close();

@@ -1,7 +1,7 @@
 import { concat } from "../wire/bytes.js";
 import { ErrorCode, StoreError } from "../wire/errors.js";
 import { MAX_BODY } from "../wire/frame.js";
-import { detect, type JsonFiles, JsonPeer } from "../wire/json.js";
+import { detect, encodeJson, type JsonFiles, JsonPeer } from "../wire/json.js";
 import type { Pipe, Session } from "./session.js";
 
 /** Which protocol is spoken on a socket. */
@@ -143,6 +143,7 @@ async function serveJson(
   } catch (thrown) {
     why = thrown instanceof Error ? thrown.message : String(thrown);
     console.warn(`storeshim: a JSON connection ended: ${why}`);
+    await pipe.send(encodeJson({ id: "", error: why })).catch(() => undefined);
   } finally {
     ends.json(null);
     peer.end(new StoreError(ErrorCode.Unavailable, why));
