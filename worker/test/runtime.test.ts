@@ -162,6 +162,20 @@ test("the older opening is fenced, and told so", async () => {
   assert.deepEqual(await newer.getPack(new Uint8Array(16), 0, 4), utf8("pack"));
 });
 
+test("of agents that open at the same time one holds the volume, and is connected", async () => {
+  for (let round = 0; round < 5; round++) {
+    const id = fresh();
+    const agents = await Promise.all(Array.from({ length: 6 }, () => attach(id)));
+    const openings = await Promise.all(agents.map((agent) => agent.open(randomBytes(16))));
+    assert.equal(new Set(openings.map(({ epoch }) => epoch)).size, 6);
+    const last = Math.max(...openings.map(({ epoch }) => epoch));
+    await until("the others are cut off", () => agents.filter((agent) => !agent.closed).length <= 1);
+    const winner = agents.find((agent) => agent.epoch === last);
+    assert.ok(winner !== undefined && !winner.closed);
+    assert.equal(await winner.commit(1, [op("a", "1")]), 1);
+  }
+});
+
 test("what is sent again is answered as it was the first time", async () => {
   const id = fresh();
   const agent = await attach(id);

@@ -35,11 +35,19 @@ export class AgentHub {
   }
 
   private opened(session: Session): void {
+    const { epoch } = this.store.meta.current;
     for (const other of this.sessions) {
-      if (other !== session && other.epoch !== 0) {
-        // Also an earlier connection of the same agent: it is dead, only nobody has noticed yet.
-        const code = other.epoch === session.epoch ? ErrorCode.Unavailable : ErrorCode.Fenced;
-        other.end(new StoreError(code, "another agent has taken over this volume; stop this one or start it again"));
+      // By the epochs as they are now: two openings may have been answered in either order.
+      if (other.epoch !== 0 && other.epoch !== epoch) {
+        other.end(
+          new StoreError(
+            ErrorCode.Fenced,
+            "another agent has taken over this volume; stop this one or start it again to take the volume back",
+          ),
+        );
+      } else if (other !== session && other.epoch === session.epoch) {
+        // The same agent over an earlier connection: it is dead, only nobody has noticed yet.
+        other.end(new StoreError(ErrorCode.Unavailable, "the agent has come back over another connection"));
       }
     }
     for (const wake of this.waiters.splice(0)) {
