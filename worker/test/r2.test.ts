@@ -34,7 +34,9 @@ async function opened(id: string): Promise<Connection> {
 }
 
 async function ask(path: string, init: RequestInit = {}): Promise<Response> {
-  return await fetch(new URL(path, url), { ...init, headers: { authorization: `Bearer ${TOKEN}` } });
+  const send = () => fetch(new URL(path, url), { ...init, headers: { authorization: `Bearer ${TOKEN}` } });
+  // A connection that was idle for some seconds may be closed by the server while it is used again.
+  return await send().catch(send);
 }
 
 async function objects(): Promise<string[]> {
