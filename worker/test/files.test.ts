@@ -135,7 +135,7 @@ test("large files go into packs, and leave nothing behind when they are replaced
 test("an agent's files are read: holes, links, chunks in packs and in records", async () => {
   const id = "agents";
   const agent = await opened(id);
-  const { nameOf } = await import("../src/files/chunks.js");
+  const { nameOf, rawFrames } = await import("../src/files/chunks.js");
   const [inline, packed] = [utf8("inline data"), new Uint8Array(randomBytes(5000))];
   const pack = randomBytes(16);
   await agent.putPack(pack, Buffer.concat([randomBytes(100), packed]));
@@ -150,7 +150,10 @@ test("an agent's files are read: holes, links, chunks in packs and in records", 
   ];
   const link = (target: string) => inode(0o120777, target.length, { target: utf8(target) });
   const chunk = (bytes: Uint8Array, location: records.Location, refs: number) =>
-    records.ChunkRecord.encode({ refs, len: bytes.length, storedLen: bytes.length, codec: "raw", location });
+    records.ChunkRecord.encode({
+      ...{ refs, len: bytes.length, storedLen: bytes.length, codec: "raw" },
+      ...{ frames: rawFrames(bytes), location },
+    });
   const size = (4 << 20) + 8192;
   const extents = [
     { start: 4096, len: 5000, chunk: nameOf(packed), chunkOffset: 0 },

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import fc from "fast-check";
-import { nameOf, readChunk } from "../src/files/chunks.js";
+import { nameOf, rawFrames, readChunk } from "../src/files/chunks.js";
 import { cutOut } from "../src/files/extents.js";
 import { PackWriter } from "../src/files/pack.js";
 import * as records from "../src/files/records.js";
@@ -11,7 +11,7 @@ import { hex, StoreError, unhex } from "../src/wire/index.js";
 
 interface Samples {
   records: { kind: keyof typeof SHAPES | "child"; key: string; says: unknown; hex: string }[];
-  chunks: { hash: string; len: number; codec: "raw" | "zstd"; stored: string }[];
+  chunks: { hash: string; len: number; codec: "raw" | "zstd"; frames: [number, string][]; stored: string }[];
   pack: { chunks: string[]; hex: string };
 }
 
@@ -24,6 +24,7 @@ const SHAPES = {
   block: records.BlockRecord,
   chunk: records.ChunkRecord,
   pack: records.PackRecord,
+  totals: records.TotalsRecord,
 };
 
 function bytes(text: string): Uint8Array {
@@ -62,10 +63,14 @@ test("records of the agent are read, and written as the agent does", () => {
 });
 
 test("chunks of the agent are unpacked and checked", () => {
-  for (const { hash, len, codec, stored } of samples.chunks) {
+  for (const { hash, len, codec, frames: parts, stored } of samples.chunks) {
     const [name, kept] = [bytes(hash), bytes(stored)];
-    const record: records.Chunk = { refs: 1, len, storedLen: kept.length, codec, location: { inline: kept } };
+    const frames = parts.map(([storedLen, half]) => ({ storedLen, hash: bytes(half) }));
+    const record: records.Chunk = { refs: 1, len, storedLen: kept.length, codec, frames, location: { inline: kept } };
     const content = readChunk(name, record, kept, "a sample");
+    if (codec === "raw") {
+      assert.deepEqual(rawFrames(content), frames);
+    }
     assert.equal(content.length, len);
     assert.equal(hex(nameOf(content)), hash);
     for (const bad of [
@@ -114,12 +119,14 @@ test("any record comes back, and any bytes are read or refused", () => {
     ),
     chunk: fc.record({
       ...{ refs: u32, len: u32, storedLen: u32, codec: fc.constantFrom("raw", "zstd") },
+      frames: fc.array(fc.record({ storedLen: u32, hash: fc.uint8Array({ minLength: 16, maxLength: 16 }) })),
       location: fc.oneof(
         fc.record({ inline: data }),
         fc.record({ pack: fc.uint8Array({ minLength: 16, maxLength: 16 }), offset: u32 }),
       ),
     }),
     pack: fc.record({ size: big, live: big }),
+    totals: fc.record({ nextInode: big, inodes: big, files: big, bytes: big }),
   };
   const key = new Uint8Array(9).fill(0x69);
   for (const [kind, arbitrary] of Object.entries(any)) {

@@ -1,7 +1,7 @@
 import { hex } from "../wire/bytes.js";
 import { ErrorCode, StoreError } from "../wire/errors.js";
 import type { Operation } from "../wire/messages.js";
-import { MAX_CHUNK, nameOf } from "./chunks.js";
+import { MAX_CHUNK, nameOf, rawFrames } from "./chunks.js";
 import { cutOut } from "./extents.js";
 import * as keys from "./keys.js";
 import type { LocalFiles, Records } from "./local.js";
@@ -12,12 +12,14 @@ import {
   type Chunk,
   ChunkRecord,
   type Extent,
+  type Frame,
   HeadRecord,
   type Inode,
   InodeRecord,
   PackRecord,
-  ROOT_INODE,
   random128,
+  type Totals,
+  TotalsRecord,
 } from "./records.js";
 
 /** New chunks that together take no more than this are kept in the metadata, in bytes. */
@@ -40,7 +42,7 @@ export class Edit implements Records {
   private looseBytes = 0;
   private packed = false;
   private pack = new PackWriter();
-  private filling: { hash: Uint8Array; len: number; offset: number }[] = [];
+  private filling: { hash: Uint8Array; len: number; frames: Frame[]; offset: number }[] = [];
   /** The packs that were sent, with their sizes. */
   readonly packs: { id: Uint8Array; size: number }[] = [];
   private nextInode = 0;
@@ -80,8 +82,7 @@ export class Edit implements Records {
   /** A number that no inode has. */
   newInodeNumber(): number {
     if (this.nextInode === 0) {
-      const last = this.files.store.meta.lastKey(keys.INODES);
-      this.nextInode = Math.max(last === null ? 0 : keys.lastNumber(last), ROOT_INODE) + 1;
+      this.nextInode = this.files.totals().nextInode;
     }
     this.nextInode += 1;
     return this.nextInode - 1;
@@ -176,7 +177,8 @@ export class Edit implements Records {
     if (!this.pack.fits(bytes.length)) {
       await this.sendPack();
     }
-    this.filling.push({ hash, len: bytes.length, offset: this.pack.append(hash, bytes) });
+    const [len, frames] = [bytes.length, rawFrames(bytes)];
+    this.filling.push({ hash, len, frames, offset: this.pack.append(hash, bytes) });
   }
 
   private async sendPack(): Promise<void> {
@@ -186,8 +188,9 @@ export class Edit implements Records {
     const id = crypto.getRandomValues(new Uint8Array(16));
     const bytes = this.pack.finish();
     this.pack = new PackWriter();
-    for (const { hash, len, offset } of this.filling.splice(0)) {
-      this.fresh.set(hex(hash), { refs: 0, len, storedLen: len, codec: "raw", location: { pack: id, offset } });
+    for (const { hash, len, frames, offset } of this.filling.splice(0)) {
+      const location = { pack: id, offset };
+      this.fresh.set(hex(hash), { refs: 0, len, storedLen: len, codec: "raw", frames, location });
     }
     this.packs.push({ id, size: bytes.length });
     await this.send(id, bytes);
@@ -196,8 +199,8 @@ export class Edit implements Records {
   /** All data has been written: stores what is left of it. */
   async flush(): Promise<void> {
     for (const { hash, bytes } of this.loose.splice(0)) {
-      const len = bytes.length;
-      this.fresh.set(hex(hash), { refs: 0, len, storedLen: len, codec: "raw", location: { inline: bytes } });
+      const [len, frames, location] = [bytes.length, rawFrames(bytes), { inline: bytes }];
+      this.fresh.set(hex(hash), { refs: 0, len, storedLen: len, codec: "raw", frames, location });
     }
     await this.sendPack();
   }
@@ -210,7 +213,21 @@ export class Edit implements Records {
     const seq = (old === null ? 0 : HeadRecord.decode(keys.HEAD, old).seq) + 1;
     const head = { seq, nonce: random128(), cutAt: BigInt(Date.now()) * 1_000_000n };
     this.set(keys.HEAD, HeadRecord.encode(head));
+    this.set(keys.TOTALS, TotalsRecord.encode(this.countTotals()));
     return { ops: [...this.changes.values()], dead };
+  }
+
+  private countTotals(): Totals {
+    const totals = this.files.totals();
+    totals.nextInode = Math.max(totals.nextInode, this.nextInode);
+    for (const [key, value] of this.changes.values()) {
+      if (key[0] === keys.INODES[0]) {
+        const old = this.files.store.meta.get(key);
+        this.files.count(totals, key, old, -1);
+        this.files.count(totals, key, value, 1);
+      }
+    }
+    return totals;
   }
 
   private countReferences(): Uint8Array[] {

@@ -23,6 +23,8 @@ function join(head: Uint8Array, tail: Uint8Array): Uint8Array {
 export const FORMAT = utf8("v");
 /** The volume's head. */
 export const HEAD = utf8("h");
+/** What the volume holds. */
+export const TOTALS = utf8("t");
 /** Prefix of all inodes. */
 export const INODES = utf8("i");
 

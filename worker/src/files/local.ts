@@ -17,6 +17,8 @@ import {
   type Inode,
   InodeRecord,
   ROOT_INODE,
+  type Totals,
+  TotalsRecord,
 } from "./records.js";
 
 /** Symbolic links followed in one path, as on Linux. */
@@ -78,6 +80,37 @@ export class LocalFiles {
         ErrorCode.Damaged,
         `the volume has format version ${version}, this Worker knows version ${FORMAT_VERSION}; update storeshim-worker`,
       );
+    }
+  }
+
+  /** What the volume holds; counted where its commits have not told it yet. */
+  totals(): Totals {
+    const value = this.store.meta.get(keys.TOTALS);
+    if (value !== null) {
+      return TotalsRecord.decode(keys.TOTALS, value);
+    }
+    const totals = { nextInode: ROOT_INODE + 1, inodes: 0, files: 0, bytes: 0 };
+    let after: Uint8Array | null = null;
+    for (let more = true; more; ) {
+      const page = this.store.meta.scan({ prefix: keys.INODES, after, maxPairs: 1000, maxBytes: 1 << 20 });
+      for (const [key, record] of page.pairs) {
+        this.count(totals, key, record, 1);
+        totals.nextInode = Math.max(totals.nextInode, keys.lastNumber(key) + 1);
+        after = key;
+      }
+      more = page.more;
+    }
+    return totals;
+  }
+
+  /** Adds what an inode's record counts for `times` times. */
+  count(totals: Totals, key: Uint8Array, record: Uint8Array | null, times: 1 | -1): void {
+    if (record !== null) {
+      const inode = InodeRecord.decode(key, record);
+      const file = (inode.mode & S_IFMT) === S_IFREG;
+      totals.inodes += times;
+      totals.files += file ? times : 0;
+      totals.bytes += file ? times * inode.size : 0;
     }
   }
 

@@ -7,9 +7,11 @@ import { RecordReader, RecordWriter } from "./postcard.js";
  */
 
 /** Version of the records. */
-export const FORMAT_VERSION = 1;
+export const FORMAT_VERSION = 2;
 /** Bytes of a file that one block describes. */
 export const BLOCK_SIZE = 4 << 20;
+/** Bytes of a chunk that one frame holds (fewer in the last one): the least that can be read and checked alone. */
+export const FRAME_SIZE = 128 << 10;
 /** The root directory's inode number. */
 export const ROOT_INODE = 1;
 
@@ -59,6 +61,14 @@ export interface Extent {
 /** Where a chunk's bytes are: in the record, or in a pack from `offset` on. */
 export type Location = { inline: Uint8Array } | { pack: Uint8Array; offset: number };
 
+/** A part of a stored chunk that can be read and checked without the rest. */
+export interface Frame {
+  /** Length as stored; the frames of a chunk lie one after another. */
+  storedLen: number;
+  /** BLAKE3 of its bytes before compression, the first half. */
+  hash: Uint8Array;
+}
+
 /** A stored chunk. */
 export interface Chunk {
   /** Extents that use it. */
@@ -66,6 +76,8 @@ export interface Chunk {
   len: number;
   storedLen: number;
   codec: "raw" | "zstd";
+  /** Its parts, in order; none where the chunk is not longer than {@link FRAME_SIZE}. */
+  frames: Frame[];
   location: Location;
 }
 
@@ -74,6 +86,18 @@ export interface Pack {
   size: number;
   /** Bytes of chunks in use. */
   live: number;
+}
+
+/** What the volume holds; absent in a volume without commits. */
+export interface Totals {
+  /** The next free inode number. */
+  nextInode: number;
+  /** Inodes of all kinds. */
+  inodes: number;
+  /** Regular files. */
+  files: number;
+  /** Bytes in regular files, as their sizes say. */
+  bytes: number;
 }
 
 /** How one kind of record is written and read. */
@@ -149,7 +173,10 @@ export const BlockRecord: RecordShape<Extent[]> = record(
 export const ChunkRecord: RecordShape<Chunk> = record(
   (to, chunk) => {
     to.uint(chunk.refs).uint(chunk.len).uint(chunk.storedLen);
-    to.uint(chunk.codec === "zstd" ? 1 : 0);
+    to.uint(chunk.codec === "zstd" ? 1 : 0).uint(chunk.frames.length);
+    for (const frame of chunk.frames) {
+      to.uint(frame.storedLen).fixed(frame.hash);
+    }
     if ("inline" in chunk.location) {
       to.uint(0).sequence(chunk.location.inline);
     } else {
@@ -159,9 +186,10 @@ export const ChunkRecord: RecordShape<Chunk> = record(
   (from) => {
     const [refs, len, storedLen] = [from.uint(32), from.uint(32), from.uint(32)];
     const codec = choice(from, ["raw", "zstd"] as const);
+    const frames = from.list(() => ({ storedLen: from.uint(32), hash: from.fixed(16) }));
     const where = choice(from, ["inline", "pack"] as const);
     const location = where === "inline" ? { inline: from.sequence() } : { pack: from.fixed(16), offset: from.uint(32) };
-    return { refs, len, storedLen, codec, location };
+    return { refs, len, storedLen, codec, frames, location };
   },
 );
 
@@ -169,6 +197,12 @@ export const ChunkRecord: RecordShape<Chunk> = record(
 export const PackRecord: RecordShape<Pack> = record(
   (to, pack) => to.uint(pack.size).uint(pack.live),
   (from) => ({ size: from.uint(64), live: from.uint(64) }),
+);
+
+/** {@link Totals}. */
+export const TotalsRecord: RecordShape<Totals> = record(
+  (to, totals) => to.uint(totals.nextInode).uint(totals.inodes).uint(totals.files).uint(totals.bytes),
+  (from) => ({ nextInode: from.uint(64), inodes: from.uint(64), files: from.uint(64), bytes: from.uint(64) }),
 );
 
 function choice<const T extends readonly string[]>(from: RecordReader, names: T): T[number] {

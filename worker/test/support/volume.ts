@@ -12,7 +12,7 @@ export async function everything(agent: Connection): Promise<Map<string, [Uint8A
 
 /**
  * Fails unless every name has its inode and every inode its names, every extent its chunk, every chunk its place and the
- * right number of uses, and every pack the right number of live bytes.
+ * right number of uses, every pack the right number of live bytes, and the totals what there is.
  */
 export async function checkVolume(agent: Connection): Promise<{ inodes: number; packs: number; seq: number }> {
   const all = await everything(agent);
@@ -25,7 +25,7 @@ export async function checkVolume(agent: Connection): Promise<{ inodes: number; 
   for (const [key, value] of all.values()) {
     switch (String.fromCharCode(key[0] as number)) {
       case "v":
-        assert.equal(records.FormatRecord.decode(key, value).version, 1);
+        assert.equal(records.FormatRecord.decode(key, value).version, records.FORMAT_VERSION);
         break;
       case "h":
         ({ seq } = records.HeadRecord.decode(key, value));
@@ -78,6 +78,14 @@ export async function checkVolume(agent: Connection): Promise<{ inodes: number; 
     if (number !== records.ROOT_INODE) {
       assert.equal(inode.links, names.get(number), `inode ${number} has as many names as it says`);
     }
+  }
+  const totals = all.get(hex(keys.TOTALS));
+  if (totals !== undefined) {
+    const files = [...inodes.values()].filter((inode) => (inode.mode & 0o170000) === 0o100000);
+    const { nextInode, ...counted } = records.TotalsRecord.decode(...totals);
+    const bytes = files.reduce((sum, file) => sum + file.size, 0);
+    assert.deepEqual(counted, { inodes: inodes.size, files: files.length, bytes });
+    assert.ok(nextInode > Math.max(...inodes.keys()), "the next inode's number is free");
   }
   for (const number of names.keys()) {
     assert.ok(inodes.has(number), `inode ${number} exists`);

@@ -8,8 +8,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    Block, Chunk, ChunkHash, Codec, Extent, FORMAT_VERSION, Format, Inode, Location, Pack, Time, encode,
-    encode_child, key,
+    Block, Chunk, ChunkHash, Codec, Extent, FORMAT_VERSION, Format, Frame, Inode, Location, Pack, Time, Totals,
+    encode, encode_child, key,
 };
 use crate::blob::pack::{Encoded, PackWriter};
 use crate::meta::Head;
@@ -32,7 +32,10 @@ fn chunk(bytes: &[u8]) -> Value {
     let hash = *blake3::hash(bytes).as_bytes();
     let encoded = Encoded::new(hash, bytes).unwrap();
     let codec = if encoded.codec == Codec::Zstd { "zstd" } else { "raw" };
-    json!({ "hash": hex(&hash), "len": encoded.len, "codec": codec, "stored": hex(&encoded.stored) })
+    let frames: Vec<_> = encoded.frames.iter().map(|frame| json!([frame.stored_len, hex(&frame.hash)])).collect();
+    json!({
+        "hash": hex(&hash), "len": encoded.len, "codec": codec, "frames": frames, "stored": hex(&encoded.stored)
+    })
 }
 
 /// Bytes that look random, or with few letters like a text that compresses somewhat.
@@ -57,15 +60,16 @@ fn records() -> Vec<Value> {
         Extent { start: 4096, len: (4 << 20) - 4096, chunk: [0; 32], chunk_offset: 70_000 },
     ];
     let inline = Location::Inline(b"stored".to_vec());
-    let inline = Chunk { refs: 3, len: 6, stored_len: 6, codec: Codec::Raw, location: inline };
+    let inline = Chunk { refs: 3, len: 6, stored_len: 6, codec: Codec::Raw, frames: vec![], location: inline };
     let packed = Location::Pack { pack, offset: 1 << 20 };
-    let packed = Chunk { refs: 1, len: 4 << 20, stored_len: 77_777, codec: Codec::Zstd, location: packed };
+    let frames = vec![Frame { stored_len: 70_000, hash: [0xd6; 16] }, Frame { stored_len: 7_777, hash: [0xe7; 16] }];
+    let packed = Chunk { refs: 1, len: 200_000, stored_len: 77_777, codec: Codec::Zstd, frames, location: packed };
     let head = Head { seq: 1 << 33, nonce: u128::MAX, cut_at_ns: 1_763_000_000_123_456_789 };
     vec![
         record(
             "format",
             &key::format(),
-            json!({ "version": 1, "volumeId": "5" }),
+            json!({ "version": FORMAT_VERSION, "volumeId": "5" }),
             &Format { version: FORMAT_VERSION, volume_id: 5 },
         ),
         record(
@@ -101,13 +105,16 @@ fn records() -> Vec<Value> {
         record(
             "chunk",
             &key::chunk(&hash),
-            json!({ "refs": 3, "len": 6, "storedLen": 6, "codec": "raw", "location": { "inline": "0x73746f726564" } }),
+            json!({ "refs": 3, "len": 6, "storedLen": 6, "codec": "raw", "frames": [],
+                    "location": { "inline": "0x73746f726564" } }),
             &inline,
         ),
         record(
             "chunk",
             &key::chunk(&hash),
-            json!({ "refs": 1, "len": 4 << 20, "storedLen": 77_777, "codec": "zstd",
+            json!({ "refs": 1, "len": 200_000, "storedLen": 77_777, "codec": "zstd",
+                    "frames": [{ "storedLen": 70_000, "hash": format!("0x{}", "d6".repeat(16)) },
+                               { "storedLen": 7_777, "hash": format!("0x{}", "e7".repeat(16)) }],
                     "location": { "pack": format!("0x{}", "ab".repeat(16)), "offset": 1 << 20 } }),
             &packed,
         ),
@@ -116,6 +123,12 @@ fn records() -> Vec<Value> {
             &key::pack(&pack),
             json!({ "size": 16 << 20, "live": 12_345_678 }),
             &Pack { size: 16 << 20, live: 12_345_678 },
+        ),
+        record(
+            "totals",
+            &key::totals(),
+            json!({ "nextInode": 1_u64 << 40, "inodes": 12, "files": 7, "bytes": 5_u64 << 40 }),
+            &Totals { next_inode: 1 << 40, inodes: 12, files: 7, bytes: 5 << 40 },
         ),
         json!({ "kind": "child", "key": hex(&key::dentry(1, b"name")), "says": 258, "hex": hex(&encode_child(258)) }),
     ]
@@ -131,6 +144,9 @@ fn the_worker_reads_what_we_write() {
         chunk(&noise(2, 20_000, 11)),
         chunk(&[vec![0; 1 << 20], noise(3, 2000, 60)].concat()),
         chunk(&vec![7; 4 << 20]),
+        // The least that has two frames: one that compresses, one that does not.
+        chunk(&noise(7, (128 << 10) + 1, 3)),
+        chunk(&noise(8, (128 << 10) + 1, 0)),
     ];
     let mut pack = PackWriter::new();
     let stored = [noise(4, 100, 0), noise(5, 1, 0), noise(6, 300, 0)];
