@@ -13,7 +13,8 @@ use std::ops::Range;
 use std::path::Path;
 
 pub use self::runtime::runtime;
-pub(crate) use self::store::condense;
+pub(crate) use self::store::{condense, decode_escapes};
+pub(crate) use self::store::{Counted, Kind};
 pub use self::store::{Health, Store, StoreError, StoreOptions, explain, redact};
 
 use crate::meta::records::PackId;
