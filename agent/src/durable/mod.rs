@@ -10,6 +10,8 @@ mod link;
 mod packs;
 mod peers;
 #[cfg(test)]
+pub(crate) mod runtime;
+#[cfg(test)]
 mod tests;
 mod transport;
 pub mod wire;

@@ -16,7 +16,7 @@ trait Engine {
     fn open(&self) -> Arc<dyn Meta>;
 
     /// Another volume of the same kind, which is new.
-    fn other(&self) -> Box<dyn Engine>;
+    fn other(&self) -> Box<dyn Engine + '_>;
 }
 
 /// SlateDB on one store.
@@ -27,13 +27,13 @@ struct Slate {
 }
 
 /// A Durable Object on the real runtime.
-impl Engine for Volume {
+impl Engine for Volume<'_> {
     fn open(&self) -> Arc<dyn Meta> {
         Self::open(self).meta
     }
 
-    fn other(&self) -> Box<dyn Engine> {
-        Box::new(Self::other(self))
+    fn other(&self) -> Box<dyn Engine + '_> {
+        Box::new(self.other())
     }
 }
 
@@ -43,7 +43,7 @@ impl Engine for Slate {
         super::open(&Store::open(&self.url, &options).unwrap()).unwrap()
     }
 
-    fn other(&self) -> Box<dyn Engine> {
+    fn other(&self) -> Box<dyn Engine + '_> {
         Box::new((self.again)())
     }
 }

@@ -75,7 +75,7 @@ fn stat(value: &Value) -> Stat {
 /// Encodes what this side sends, decodes what it receives, and both where it does both.
 fn check(sample: &Sample, body: &Bytes) {
     let value = &sample.value;
-    let sent = |made: Vec<u8>| assert_eq!(made, body, "{}", sample.name);
+    let sent = |made: Vec<u8>| assert_eq!(made, body.to_vec(), "{}", sample.name);
     let file = || FileRequest::decode(sample.op, body).unwrap().unwrap();
     let raw = |name: &str| Bytes::from(bytes(&value[name]));
     match sample.shape.as_str() {
