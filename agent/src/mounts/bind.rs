@@ -12,10 +12,11 @@ use crate::backend::Backend;
 use crate::blob::{Health, StoreOptions};
 use crate::config::{self, Config};
 use crate::doctor::aside;
+use crate::durable::{Files, Link};
 use crate::meta::MetaError;
 use crate::session::{self, Freeze, IntentSink, MountEntry, Reply, RequestSink, ResidencyTable, SessionInfo, Sessions};
 use crate::volume::{
-    DirtySet, Frozen, Gatekeeper, Journal, Shared, Volume, VolumeError, VolumeOptions, VolumeStatus,
+    DirtySet, Frozen, Gatekeeper, Journal, Shared, TreeFiles, Volume, VolumeError, VolumeOptions, VolumeStatus,
 };
 
 /// Opens all mounts of `config`; see [`Mounts::open`].
@@ -147,7 +148,10 @@ impl PendingVolume for Pending {
             self.journal.clone(),
         );
         match volume {
-            Ok(volume) => Ok(Arc::new(Opened { volume, health: backend.health })),
+            Ok(volume) => {
+                let files = backend.link.map(|link| self.show_files(&volume, &link)).transpose()?;
+                Ok(Arc::new(Opened { volume, health: backend.health, _files: files }))
+            }
             Err(error) => {
                 // The next try opens the backend anew. That this one does not end well changes nothing.
                 let _ = backend.meta.close();
@@ -157,6 +161,18 @@ impl PendingVolume for Pending {
                 })
             }
         }
+    }
+}
+
+impl Pending {
+    /// Lets the Worker of a Durable Object ask for the volume's files.
+    fn show_files(&self, volume: &Arc<Volume>, link: &Arc<Link>) -> Result<Arc<dyn Files>, VolumeError> {
+        let version = Arc::clone(link);
+        let version = Box::new(move || version.version());
+        let files = TreeFiles::new(Arc::clone(volume), &self.options, Arc::clone(&self.sink), version)?;
+        let files: Arc<dyn Files> = Arc::new(files);
+        link.serve_files(Arc::downgrade(&files));
+        Ok(files)
     }
 }
 
@@ -173,6 +189,8 @@ impl From<MetaError> for OpenError {
 struct Opened {
     volume: Arc<Volume>,
     health: Arc<Health>,
+    /// What the Worker asks; gone with the volume.
+    _files: Option<Arc<dyn Files>>,
 }
 
 impl Engine for Opened {

@@ -14,6 +14,7 @@ mod commit;
 mod cut;
 mod dirty;
 mod engine;
+mod files;
 mod index;
 mod journal;
 mod look;
@@ -29,6 +30,7 @@ mod tree;
 
 pub use dirty::DirtySet;
 pub use engine::Volume;
+pub use files::TreeFiles;
 pub use journal::Journal;
 pub use status::Shared;
 
