@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod coverage;
+mod demo;
 mod lint;
 mod run;
 mod suite;
@@ -29,6 +30,8 @@ enum Command {
     Suite(suite::Arguments),
     /// Check that every function of the C libraries that can reach a file is hooked or left out for a reason.
     Coverage,
+    /// Show something that needs other services, which are played on this machine.
+    Demo(demo::Arguments),
     /// Measure.
     Bench(bench::Arguments),
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Lint => lint::main().map(|()| ExitCode::SUCCESS),
         Command::Suite(arguments) => suite::main(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Coverage => coverage::main().map(|()| ExitCode::SUCCESS),
+        Command::Demo(arguments) => demo::main(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::main(&arguments).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -2,6 +2,7 @@
 //! make anything fail.
 
 mod core;
+mod durable;
 mod hooks;
 mod rig;
 mod table;
@@ -24,11 +25,14 @@ enum Table {
     /// Each family of library functions, in both placements and outside of every mount, against the same calls without
     /// storeshim.
     Hooks(hooks::Arguments),
+    /// Volumes in Durable Objects, beside an object that writes the same bytes.
+    Do(durable::Arguments),
 }
 
 pub fn main(arguments: &Arguments) -> Result<()> {
     match &arguments.table {
         Table::Core(arguments) => core::main(arguments),
         Table::Hooks(arguments) => hooks::main(arguments),
+        Table::Do(arguments) => durable::main(arguments),
     }
 }

@@ -59,7 +59,7 @@ impl Staged {
             state.begun.insert(*nonce, Instant::now());
             let stale = state.begun.iter().filter(|(_, at)| at.elapsed() > PATIENCE).map(|(nonce, _)| *nonce);
             let stale: Vec<Nonce> = stale.collect();
-            stale.iter().for_each(|nonce| drop(state.begun.remove(nonce)));
+            state.begun.retain(|nonce, _| !stale.contains(nonce));
             stale
         };
         for nonce in stale {
