@@ -28,6 +28,11 @@ pub enum BlobError {
     /// The object is not there or is shorter than asked: damage.
     #[error("{0}")]
     Missing(String),
+    /// Another agent has taken the volume's epoch; final for this instance.
+    #[error(
+        "another agent has taken over this volume; stop this one or start it again to take the volume back"
+    )]
+    Fenced,
     /// The backend can never serve this (credentials, permissions); final.
     #[error("{0}")]
     Refused(String),

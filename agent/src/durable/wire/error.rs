@@ -105,8 +105,9 @@ impl From<WireError> for MetaError {
 impl From<WireError> for BlobError {
     fn from(error: WireError) -> Self {
         match error.code {
+            Code::Fenced => Self::Fenced,
             Code::Missing | Code::Damaged => Self::Missing(error.message),
-            Code::Fenced | Code::Refused | Code::File => Self::Refused(error.message),
+            Code::Refused | Code::File => Self::Refused(error.message),
             Code::Unavailable | Code::Protocol | Code::Version | Code::TooLarge | Code::Silent => {
                 Self::Unavailable(error.message)
             }
