@@ -105,6 +105,8 @@ impl Volume {
         let threads = |e: std::io::Error| VolumeError::Failed(format!("no thread could be started: {e}"));
         let (index, tree) = (Arc::new(index), Arc::new(tree));
         shared.files.store(i64::try_from(totals.files).unwrap_or(i64::MAX), Ordering::Relaxed);
+        shared.inodes.store(totals.inodes, Ordering::Relaxed);
+        *shared.quota.lock() = options.quota;
         shared.bytes.store(i64::try_from(totals.bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
         shared.set_seq(head.map_or(0, |h| h.seq));
         let (commands, inbox) = unbounded();
@@ -530,6 +532,7 @@ impl Engine {
         let prepared = self.prepare(&mut plan, job.seq, job.nonce, at);
         match prepared {
             Ok((batch, totals)) => {
+                self.shared.inodes.store(totals.inodes, Ordering::Relaxed);
                 self.totals = totals;
                 job.operations = batch.ops.len() as u64;
                 job.batch = Some(batch);
