@@ -151,8 +151,9 @@ impl PendingVolume for Pending {
 
     fn open(&self, gate: Arc<dyn Gatekeeper>) -> Result<Arc<dyn Engine>, OpenError> {
         let shared = self.shared.get_or_init(|| Shared::new(gate));
-        let store = Arc::new(Store::open(&self.url, &StoreOptions::default())?);
-        let meta = meta::open(&store)?;
+        let options = StoreOptions { probe: false, ..StoreOptions::default() };
+        let store = Arc::new(Store::open(&self.url, &options)?);
+        let meta = meta::open_and_probe(&store)?;
         let volume = Volume::open(
             self.options.clone(),
             meta.clone(),
