@@ -29,8 +29,9 @@ impl Backend {
             let durable::Durable { meta, blob, link } = durable::open(url)?;
             return Ok(Self { meta, blob, health: Arc::clone(&link.health), link: Some(link) });
         }
-        let store = Store::open(url, options)?;
-        let meta = meta::open(&store)?;
+        // A volume that is there is opened while its store is probed: a cold start waits for the slower of both.
+        let store = Store::open(url, &StoreOptions { probe: false, ..options.clone() })?;
+        let meta = if options.probe { meta::open_and_probe(&store)? } else { meta::open(&store)? };
         let health = Arc::clone(store.health());
         Ok(Self { meta, blob: Arc::new(store), health, link: None })
     }

@@ -10,7 +10,7 @@ mod slate;
 #[cfg(test)]
 mod conformance;
 
-pub use self::slate::open;
+pub use self::slate::{open, open_and_probe};
 
 use bytes::Bytes;
 use crossbeam::channel::Receiver;

@@ -29,7 +29,7 @@ use tokio::sync::mpsc;
 use super::{Batch, Meta, MetaError, Result};
 use crate::blob::Store;
 
-pub use self::open::open;
+pub use self::open::{open, open_and_probe};
 
 /// The engine's own record, hidden from readers: which batch of which opening was written last.
 const MARKER: &[u8] = super::RESERVED;

@@ -86,6 +86,16 @@ impl Writer {
 
     /// Serves the queue until it is closed, then closes the database.
     pub(super) async fn run(mut self) -> Result<()> {
+        let (end, ended) = tokio::sync::oneshot::channel();
+        let compacting = tokio::spawn(open::compact(self.shared.store.clone(), ended));
+        let result = self.run_until_closed().await;
+        drop(end);
+        // It ends soon, and nothing that it does is waited for.
+        drop(compacting);
+        result
+    }
+
+    async fn run_until_closed(&mut self) -> Result<()> {
         match self.serve().await {
             Ok(()) => {
                 let result = self.shut().await;
