@@ -25,7 +25,7 @@ use super::status::{Mutex, Shared};
 use super::tree::Tree;
 use super::{
     DirtySet, Durability, Evicted, Journal, VolumeError, VolumeOptions, VolumeStatus, Warmed, Warmup, Watch,
-    audit,
+    audit, verify,
 };
 use crate::blob::Blob;
 use crate::meta::records::{self, PackId, Totals, key};
@@ -99,6 +99,9 @@ impl Volume {
     ) -> Result<Arc<Self>, VolumeError> {
         let Opened { index, tree, head, totals, adopt, doubtful } =
             open::open(&options, &meta, &*blob, &shared)?;
+        if doubtful {
+            verify::verify(&index, &tree, &shared)?;
+        }
         let threads = |e: std::io::Error| VolumeError::Failed(format!("no thread could be started: {e}"));
         let (index, tree) = (Arc::new(index), Arc::new(tree));
         shared.files.store(i64::try_from(totals.files).unwrap_or(i64::MAX), Ordering::Relaxed);
