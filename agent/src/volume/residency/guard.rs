@@ -205,10 +205,9 @@ impl Residency {
     fn guard(&self, inode: u64, signal: i32) -> Option<bool> {
         let found = self.at_its_place(inode).ok()??;
         let ino = found.stat.id.ino;
-        // Who has its lock may be about to open it.
+        // Held until the guard is known: who brings data under it finds either no lease, or whose it is.
         let Some(locked) = self.files.try_lock(inode) else { return Some(true) };
         let absent = !locked.absent(&self.index).ok()?.is_empty();
-        drop(locked);
         if !found.stat.is_file() || !absent || self.guards.inner.lock().held.contains_key(&ino) {
             return None;
         }
