@@ -134,6 +134,7 @@ impl<'a> Cutter<'a, '_> {
                 self.shared.crowded.store(true, Ordering::Relaxed);
                 self.shared.gate().set_throttle(THROTTLE_BLOCK);
             }
+            self.warm()?;
             let closed = Instant::now();
             let mut fresh = DirtySet::default();
             let frozen = self.shared.gate().freeze(&mut fresh);
@@ -233,6 +234,24 @@ impl<'a> Cutter<'a, '_> {
         }
         self.settle(&mut look, told)?;
         Ok(Cut { look, bytes, since, at, more })
+    }
+
+    /// Has the records here that the look compares with, as far as is known before the gate is closed: writers should not
+    /// wait for the backend.
+    fn warm(&self) -> Result<(), VolumeError> {
+        if self.index.is_loaded() {
+            return Ok(());
+        }
+        let dirty: Vec<u64> = {
+            let sink = self.sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            sink.inodes.keys().chain(self.suspects.keys()).copied().collect()
+        };
+        let mut inodes = Vec::with_capacity(dirty.len());
+        for ino in dirty {
+            inodes.extend(self.index.kernel(ino)?.map(|kernel| kernel.inode));
+        }
+        self.index.load_inodes(&inodes, None)?;
+        self.index.load_blocks(&inodes, None)
     }
 
     /// Remembers who may go on writing unseen; on the disk too, for an agent that takes over.

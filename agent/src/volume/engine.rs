@@ -14,7 +14,7 @@ use storeshim_protocol::{MountState, OpenFlags};
 use super::chunks::ChunkStore;
 use super::commit::{Job, Pipeline, Uploader, Waiter};
 use super::cut::{Audit, CROWD, Cut, Cutter, Sink, Suspects};
-use super::index::Index;
+use super::index::{Changes, Index};
 use super::loader::Loader;
 use super::look::Trouble;
 use super::open::{self, Opened};
@@ -25,7 +25,7 @@ use super::status::{Mutex, Shared};
 use super::tree::Tree;
 use super::{
     DirtySet, Durability, Evicted, Journal, VolumeError, VolumeOptions, VolumeStatus, Warmed, Warmup, Watch,
-    audit,
+    audit, verify,
 };
 use crate::blob::Blob;
 use crate::meta::records::{self, PackId, Totals, key};
@@ -74,7 +74,6 @@ pub struct Volume {
     sink: Sink,
     commands: Sender<Command>,
     residency: Arc<Residency>,
-    index: Arc<Index>,
     threads: Mutex<Option<Threads>>,
 }
 
@@ -83,6 +82,8 @@ struct Threads {
     /// The helpers end when this is dropped.
     end: Sender<()>,
     helpers: Vec<JoinHandle<()>>,
+    /// Held only as long: the next agent opens the same one.
+    index: Arc<Index>,
 }
 
 impl Volume {
@@ -98,9 +99,14 @@ impl Volume {
     ) -> Result<Arc<Self>, VolumeError> {
         let Opened { index, tree, head, totals, adopt, doubtful } =
             open::open(&options, &meta, &*blob, &shared)?;
+        if doubtful {
+            verify::verify(&index, &tree, &shared)?;
+        }
         let threads = |e: std::io::Error| VolumeError::Failed(format!("no thread could be started: {e}"));
         let (index, tree) = (Arc::new(index), Arc::new(tree));
         shared.files.store(i64::try_from(totals.files).unwrap_or(i64::MAX), Ordering::Relaxed);
+        shared.inodes.store(totals.inodes, Ordering::Relaxed);
+        *shared.quota.lock() = options.quota;
         shared.bytes.store(i64::try_from(totals.bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
         shared.set_seq(head.map_or(0, |h| h.seq));
         let (commands, inbox) = unbounded();
@@ -125,6 +131,7 @@ impl Volume {
             shared: Arc::clone(&shared),
             sink: Arc::clone(&sink),
             files: Arc::default(),
+            residency: None,
             suspects,
             journal,
             troubled: Vec::new(),
@@ -155,6 +162,7 @@ impl Volume {
                 asked.send(Command::Settle(done)).is_ok() && made.recv_timeout(SETTLE).is_ok()
             }),
         })?;
+        engine.residency = Some(Arc::clone(&residency));
         shared.set_ready();
         shared.gate().set_state(MountState::Ready);
         let index = Arc::clone(&engine.index);
@@ -163,8 +171,8 @@ impl Volume {
             .name("volume".into())
             .spawn(move || engine.run(&inbox))
             .map_err(threads)?;
-        let threads = Mutex::new(Some(Threads { engine: thread, end, helpers }));
-        Ok(Arc::new(Self { shared, sink, commands, residency, index, threads }))
+        let threads = Mutex::new(Some(Threads { engine: thread, end, helpers, index }));
+        Ok(Arc::new(Self { shared, sink, commands, residency, threads }))
     }
 
     /// Answers a request of a client; see [`Ask`]. Never blocks. The inode of a barrier is looked at whether or not an
@@ -206,12 +214,18 @@ impl Volume {
     /// refuses for now.
     pub fn shutdown(&self) {
         self.residency.stop();
+        if self.shared.failure().is_some()
+            && let Some(threads) = &*self.threads.lock()
+        {
+            // No cut is made any more; one that waits for the backend need not.
+            threads.index.close_loading();
+        }
         let (done, ended) = bounded(1);
         self.send(Command::Stop(done));
         // An engine that has ended already answers by hanging up.
         let _ = ended.recv();
-        self.index.stop_loading();
-        if let Some(Threads { engine, end, helpers }) = self.threads.lock().take() {
+        if let Some(Threads { engine, end, helpers, index }) = self.threads.lock().take() {
+            index.close_loading();
             drop(end);
             for thread in helpers.into_iter().chain([engine]) {
                 // A thread that panicked has taken the process with it.
@@ -274,6 +288,8 @@ struct Engine {
     pipeline: Pipeline,
     /// What is absent of files, and the inodes' locks.
     files: Arc<Files>,
+    /// There as soon as anything can be absent.
+    residency: Option<Arc<Residency>>,
     suspects: Suspects,
     journal: Arc<Journal>,
     /// What could not be read: no barrier succeeds until they can.
@@ -502,7 +518,7 @@ impl Engine {
             since: since.unwrap_or_else(Instant::now),
         };
         if plan.is_empty() {
-            if let Err(error) = self.index.apply_local(&plan.changes) {
+            if let Err(error) = self.take_over(&plan, |changes| self.index.apply_local(changes)) {
                 return Err((error, job.waiters));
             }
             // Kept in order behind the commits that are on their way, whose changes they may wait for.
@@ -516,6 +532,7 @@ impl Engine {
         let prepared = self.prepare(&mut plan, job.seq, job.nonce, at);
         match prepared {
             Ok((batch, totals)) => {
+                self.shared.inodes.store(totals.inodes, Ordering::Relaxed);
                 self.totals = totals;
                 job.operations = batch.ops.len() as u64;
                 job.batch = Some(batch);
@@ -542,11 +559,27 @@ impl Engine {
         ops.push((key::head(), Some(records::encode(&Head { seq, nonce, cut_at_ns })?)));
         self.shared.unsettled.commit(seq, plan.inodes());
         // Before the backend moves, so that an agent that starts after us knows its own commit.
-        self.index.apply(seq, nonce, &plan.changes)?;
+        self.take_over(plan, |changes| self.index.apply(seq, nonce, changes))?;
         if self.options.durability == Durability::Local {
             self.index.sync()?;
         }
         Ok((Batch { ops }, totals))
+    }
+
+    /// Has the index take over a plan, and with it whoever keeps what is absent of its inodes.
+    fn take_over(
+        &self,
+        plan: &Plan,
+        apply: impl FnOnce(&Changes) -> Result<(), VolumeError>,
+    ) -> Result<(), VolumeError> {
+        let Some(residency) = &self.residency else { return apply(&plan.changes) };
+        for (inode, ino) in &plan.dead {
+            residency.bury(*inode, *ino)?;
+        }
+        residency.vanished(&plan.vanished);
+        apply(&plan.changes)?;
+        residency.buried(plan.dead.iter().map(|(inode, _)| *inode));
+        Ok(())
     }
 
     /// The last cut, then the pipeline's end; a clean mark where everything is on the disk.

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::entry;
 use super::index::{self, Base, Changes, Doubt, Index, Kernel, Seen, Standing};
+use super::residency;
 use super::restore::Restore;
 use super::status::Shared;
 use super::tree::{LOST_AND_FOUND, Tree};
@@ -18,10 +19,6 @@ use super::{Durability, VolumeError, VolumeOptions};
 use crate::blob::Blob;
 use crate::meta::records::{self, Format, Inode, ROOT_INODE, Totals, key};
 use crate::meta::{Head, Meta};
-
-/// Whether a directory is populated, and a file hydrated, when it is first touched; else everything is brought here before
-/// the mount is ready.
-pub const LAZY: bool = true;
 
 /// A volume whose tree may be used.
 pub struct Opened {
@@ -123,7 +120,9 @@ pub fn open(
     let base =
         Base { volume_id, seq, nonce, populated: true, boot_id: boot_id.clone(), clean, loaded, since };
     match verdict {
-        Verdict::Restore | Verdict::SetAside(_) if LAZY => begin(&index, &tree, &start, &base)?,
+        Verdict::Restore | Verdict::SetAside(_) if may_be_lazy(options, &tree) => {
+            begin(&index, &tree, &start, &base)?;
+        }
         Verdict::Restore | Verdict::SetAside(_) => {
             index.clear()?;
             index.set_base(&Base { populated: false, ..base.clone() })?;
@@ -142,6 +141,16 @@ pub fn open(
     let totals = count(&index)?;
     let (adopt, doubtful) = (verdict == Verdict::Adopt, verdict == Verdict::KeepInDoubt);
     Ok(Opened { index, tree, head, totals, adopt, doubtful })
+}
+
+/// Whether a directory can be populated, and a file hydrated, when it is first touched; else everything is brought here before
+/// the mount is ready.
+fn may_be_lazy(options: &VolumeOptions, tree: &Tree) -> bool {
+    let fits = residency::fits(&options.state, tree);
+    if let Err(why) = &fits {
+        tracing::warn!(tree = %tree.path().display(), %why, "the tree is restored as a whole before it is ready");
+    }
+    fits.is_ok()
 }
 
 /// Begins with an empty tree: the root is there and nothing in it, all else comes when it is touched.

@@ -1,7 +1,7 @@
 //! Turns a look into a commit: the records that change, the chunks' reference counts, the packs' live bytes. Pure
 //! bookkeeping over the index and the overlay; it must not touch the tree or the backend.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
 
@@ -10,7 +10,7 @@ use super::capture::{Edit, Piece};
 use super::index::{self, Changes, Index};
 use super::look::{Look, Looked};
 use crate::meta::records::{
-    self, BLOCK_SIZE, Block, Chunk, ChunkHash, Extent, Pack, PackId, ROOT_INODE, Totals, key,
+    self, BLOCK_SIZE, Block, Chunk, ChunkHash, Extent, Inode, Pack, PackId, ROOT_INODE, Totals, key,
 };
 
 type Result<T> = std::result::Result<T, VolumeError>;
@@ -42,6 +42,11 @@ pub struct Plan {
     pub inodes: i64,
     /// The next free inode number.
     pub next_inode: u64,
+    /// Inodes that the volume has no more: volume inode, and the kernel inode number that stood for it.
+    pub dead: Vec<(u64, u64)>,
+    /// Directories from which one has vanished that was not populated yet: it is to be made again. Volume inode, and kernel
+    /// inode number.
+    pub vanished: Vec<(u64, u64)>,
 }
 
 impl Plan {
@@ -85,8 +90,17 @@ impl Plan {
 
 /// Plans the commit of a finished look.
 pub fn plan(index: &Index, mut look: Look<'_>, chunks: &mut dyn NewChunks) -> Result<Plan> {
-    let mut planner =
-        Planner { index, plan: Plan::default(), refs: HashMap::new(), chunks, dead: HashSet::new() };
+    let mut planner = Planner {
+        index,
+        plan: Plan::default(),
+        refs: HashMap::new(),
+        chunks,
+        dead: HashSet::new(),
+        names: HashMap::new(),
+        complete: index.names_complete()?,
+        lost: HashMap::new(),
+        vanished: BTreeSet::new(),
+    };
     let touched = planner.bury(&mut look)?;
     planner.names(&look)?;
     let mut looked = std::mem::take(&mut look.inodes);
@@ -95,6 +109,9 @@ pub fn plan(index: &Index, mut look: Look<'_>, chunks: &mut dyn NewChunks) -> Re
             planner.links(*inode, &look)?;
         }
     }
+    let edited: Vec<u64> =
+        looked.iter().filter(|(_, seen)| !seen.edits.is_empty()).map(|(inode, _)| *inode).collect();
+    index.load_blocks(&edited, None)?;
     let mut inodes: Vec<(u64, Looked)> = looked.drain().collect();
     inodes.sort_by_key(|(inode, _)| *inode);
     for (inode, seen) in inodes {
@@ -103,6 +120,8 @@ pub fn plan(index: &Index, mut look: Look<'_>, chunks: &mut dyn NewChunks) -> Re
         }
     }
     let dead: Vec<u64> = planner.dead.iter().copied().collect();
+    index.load_files(&dead, None)?;
+    planner.make_again()?;
     for inode in dead {
         planner.delete(inode)?;
     }
@@ -134,6 +153,14 @@ struct Planner<'a> {
     refs: HashMap<ChunkHash, i64>,
     chunks: &'a mut dyn NewChunks,
     dead: HashSet<u64>,
+    /// Names that each inode has got or lost.
+    names: HashMap<u64, i64>,
+    /// Every name of the volume is in the tree: the names that a look knows are all.
+    complete: bool,
+    /// Names that directories had before this look which are not populated yet, and that stand for something else after it.
+    lost: HashMap<u64, Vec<(u64, Vec<u8>)>>,
+    /// Directories from which one has vanished that was not populated.
+    vanished: BTreeSet<u64>,
 }
 
 impl Planner<'_> {
@@ -141,41 +168,90 @@ impl Planner<'_> {
     /// changed.
     fn bury(&mut self, look: &mut Look<'_>) -> Result<BTreeSet<u64>> {
         let mut touched = BTreeSet::new();
-        let mut queue = VecDeque::new();
         for ((dir, name), child) in &look.dentries {
             let old = self.index.child(*dir, name)?;
-            for inode in [old, *child].into_iter().flatten() {
-                if touched.insert(inode) {
-                    queue.push_back(inode);
+            if old != *child {
+                old.into_iter().for_each(|old| *self.names.entry(old).or_default() -= 1);
+                child.iter().for_each(|child| *self.names.entry(*child).or_default() += 1);
+            }
+            if let Some(old) = old.filter(|old| Some(*old) != *child)
+                && !self.complete
+                && self.index.is_unpopulated(old)?
+            {
+                self.lost.entry(old).or_default().push((*dir, name.clone()));
+            }
+            touched.extend(old.into_iter().chain(*child));
+        }
+        // Also inodes that were met under a name which is not theirs any more.
+        let mut asked: BTreeSet<u64> = touched.iter().chain(look.inodes.keys()).copied().collect();
+        while !asked.is_empty() {
+            let level: Vec<u64> = std::mem::take(&mut asked).into_iter().collect();
+            self.index.load_inodes(&level, None)?;
+            let mut dirs = Vec::new();
+            for inode in level {
+                if inode == ROOT_INODE
+                    || self.dead.contains(&inode)
+                    || self.count_names(inode, look)? > 0
+                    || self.keep_unpopulated(inode, look)
+                {
+                    continue;
+                }
+                self.dead.insert(inode);
+                let is_dir = |record: Inode| record.mode & libc::S_IFMT == libc::S_IFDIR;
+                if self.index.inode(inode)?.is_none_or(is_dir) {
+                    dirs.push(inode);
+                }
+            }
+            self.index.load_entries(&dirs, None)?;
+            for dir in dirs {
+                let known = self.index.children(dir)?.into_iter().collect();
+                for (name, child) in look.children(dir, known) {
+                    look.dentries.insert((dir, name), None);
+                    *self.names.entry(child).or_default() -= 1;
+                    touched.insert(child);
+                    asked.insert(child);
                 }
             }
         }
-        // Inodes that were met under a name which is not theirs any more.
-        queue.extend(look.inodes.keys().filter(|inode| !touched.contains(inode)));
-        while let Some(inode) = queue.pop_front() {
-            if inode == ROOT_INODE || self.dead.contains(&inode) {
-                continue;
-            }
-            let alive = look.links_of(inode)?.iter().any(|(dir, _)| !self.dead.contains(dir));
-            if alive {
-                continue;
-            }
-            self.dead.insert(inode);
-            let mut children: BTreeMap<Vec<u8>, u64> = self.index.children(inode)?.into_iter().collect();
-            let from = (inode, Vec::new());
-            for ((_, name), child) in look.dentries.range(from..).take_while(|((dir, _), _)| *dir == inode) {
-                match child {
-                    Some(child) => children.insert(name.clone(), *child),
-                    None => children.remove(name),
-                };
-            }
-            for (name, child) in children {
-                look.dentries.insert((inode, name), None);
-                touched.insert(child);
-                queue.push_back(child);
+        Ok(touched)
+    }
+
+    /// A directory that was not populated has all its entries in the volume only. Whoever removes it through the shim has it
+    /// populated first, so this was a program that took it for empty: it keeps its name.
+    fn keep_unpopulated(&mut self, inode: u64, look: &mut Look<'_>) -> bool {
+        let mut kept = false;
+        for link in self.lost.get(&inode).into_iter().flatten() {
+            if !self.dead.contains(&link.0) && look.dentries.get(link).is_some_and(Option::is_none) {
+                look.dentries.remove(link);
+                *self.names.entry(inode).or_default() += 1;
+                self.vanished.insert(link.0);
+                kept = true;
             }
         }
-        Ok(touched)
+        kept
+    }
+
+    /// Has the directories populated anew from which one has vanished that was not.
+    fn make_again(&mut self) -> Result<()> {
+        for dir in std::mem::take(&mut self.vanished) {
+            if let Some(seen) = self.index.seen(dir)?.filter(|_| !self.dead.contains(&dir)) {
+                self.plan.vanished.push((dir, seen.id.ino));
+                index::set_unpopulated(&mut self.plan.changes, dir, true);
+            }
+        }
+        Ok(())
+    }
+
+    /// Names that an inode has after this commit. Those in directories that are not populated yet are names like all others,
+    /// though no look finds them; and a name that is brought into the tree just now is none more.
+    fn count_names(&self, inode: u64, look: &Look<'_>) -> Result<u64> {
+        let found = look.links_of(inode)?.iter().filter(|(dir, _)| !self.dead.contains(dir)).count() as u64;
+        if self.complete {
+            return Ok(found);
+        }
+        let before = self.index.inode(inode)?.map_or(0, |record| u64::from(record.links));
+        let change = self.names.get(&inode).copied().unwrap_or(0);
+        Ok(before.saturating_add_signed(change).max(found))
     }
 
     fn names(&mut self, look: &Look<'_>) -> Result<()> {
@@ -212,8 +288,7 @@ impl Planner<'_> {
     }
 
     fn count_links(&self, inode: u64, look: &Look<'_>) -> Result<u32> {
-        let links = look.links_of(inode)?.iter().filter(|(dir, _)| !self.dead.contains(dir)).count();
-        Ok(links.max(1) as u32)
+        Ok(self.count_names(inode, look)?.clamp(1, u64::from(u32::MAX)) as u32)
     }
 
     fn inode(&mut self, inode: u64, looked: Looked, look: &Look<'_>) -> Result<()> {
@@ -318,6 +393,7 @@ impl Planner<'_> {
             self.set(key, None);
         }
         if let Some(seen) = self.index.seen(inode)? {
+            self.plan.dead.push((inode, seen.id.ino));
             let kernel = index::kernel_key(seen.id.ino);
             // The number may stand for a new inode already.
             let ours = self.index.kernel(seen.id.ino)?.is_some_and(|k| k.inode == inode);
@@ -339,6 +415,8 @@ impl Planner<'_> {
         for (id, size) in self.chunks.packs() {
             packs.insert(id, Pack { size, live: 0 });
         }
+        self.index.load_chunks(self.refs.keys().copied().collect(), None)?;
+        self.load_packs()?;
         for (hash, delta) in std::mem::take(&mut self.refs) {
             if delta == 0 {
                 continue;
@@ -376,6 +454,19 @@ impl Planner<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Has the packs here whose live bytes may change.
+    fn load_packs(&self) -> Result<()> {
+        let mut packs = BTreeSet::new();
+        for hash in self.refs.keys() {
+            if let Some(Chunk { location: records::Location::Pack { pack, .. }, .. }) =
+                self.index.chunk(hash)?
+            {
+                packs.insert(pack);
+            }
+        }
+        self.index.load_packs(&packs.into_iter().collect::<Vec<_>>(), None)
     }
 
     fn set(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {

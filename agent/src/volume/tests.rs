@@ -1,7 +1,9 @@
 //! The engine as a whole, over a real tree and an in-memory backend: what is committed is what was there.
 
+mod evict;
 mod mapped;
 mod names;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -99,10 +101,17 @@ struct Node {
     url: String,
     at_thaw: AtThaw,
     at_freeze: AtThaw,
+    hydrate: Hydrate,
+    durability: Durability,
 }
 
 impl Node {
+    /// A node that has everything, so that tests may look into its tree.
     fn new(url: &str) -> Self {
+        Self::with(url, Hydrate::Eager)
+    }
+
+    fn with(url: &str, hydrate: Hydrate) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("tree")).unwrap();
         fs::create_dir_all(dir.path().join("state")).unwrap();
@@ -113,12 +122,16 @@ impl Node {
             url: url.into(),
             at_thaw: AtThaw::default(),
             at_freeze: AtThaw::default(),
+            hydrate,
+            durability: Durability::Remote,
         };
         node.start().unwrap();
         node
     }
 
     fn start(&mut self) -> Result<(), VolumeError> {
+        // The index is open once at a time.
+        self.volume = None;
         let store = Store::open(&self.url, &StoreOptions::default())
             .map_err(|e| VolumeError::Failed(e.to_string()))?;
         let meta = crate::meta::open(&store)?;
@@ -127,12 +140,12 @@ impl Node {
             prefix: "/storage".into(),
             neighbours: Arc::default(),
             state: self.dir.path().join("state"),
-            durability: Durability::Remote,
+            durability: self.durability,
             max_lag: Duration::from_millis(50),
             dirty_limit: 1 << 30,
             audit_interval: Duration::from_secs(3600),
             upload_parallelism: 2,
-            hydrate: Hydrate::OnRead,
+            hydrate: self.hydrate,
             cache_size: None,
             patience: Duration::from_secs(10),
             quota: Quota::default(),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::lazy::Until;
 use super::{Index, Result, VolumeError};
-use crate::meta::records::{self, BLOCK_SIZE, Block, ChunkHash, key};
+use crate::meta::records::{self, BLOCK_SIZE, Block, ChunkHash, PackId, key};
 
 /// Reads of the backend under way at once.
 const PARALLEL: usize = 32;
@@ -107,12 +107,35 @@ impl Index {
         if self.is_loaded() {
             return Ok(());
         }
-        self.load_ranges(b'b', inodes, until)?;
+        self.load_blocks(inodes, until)?;
         let mut chunks = HashSet::new();
         for inode in inodes {
             self.scan(&key::blocks_of(*inode), |key, value| chunks_of(key, value, &mut chunks))?;
         }
         self.load_chunks(chunks, until)
+    }
+
+    /// Has the extents of all blocks of many files here, without the records of their chunks.
+    ///
+    /// # Errors
+    /// As [`Index::load_children`].
+    pub fn load_blocks(&self, inodes: &[u64], until: Until) -> Result<()> {
+        self.load_ranges(b'b', inodes, until)
+    }
+
+    /// Has the records of many packs here.
+    ///
+    /// # Errors
+    /// As [`Index::load_children`].
+    pub fn load_packs(&self, packs: &[PackId], until: Until) -> Result<()> {
+        let mut tasks = Vec::new();
+        for pack in packs {
+            let key = key::pack(pack);
+            if !self.knows(&key)? {
+                tasks.push(Task::Get(key));
+            }
+        }
+        self.run(&tasks, until)
     }
 
     /// Has the records under `kind` of many numbers here, each number's as a whole.
@@ -136,7 +159,13 @@ impl Index {
     }
 
     /// Has the records of many chunks here.
-    fn load_chunks(&self, chunks: HashSet<ChunkHash>, until: Until) -> Result<()> {
+    ///
+    /// # Errors
+    /// As [`Index::load_children`].
+    pub fn load_chunks(&self, chunks: HashSet<ChunkHash>, until: Until) -> Result<()> {
+        if self.is_loaded() {
+            return Ok(());
+        }
         let mut wanted: BTreeMap<u8, Vec<ChunkHash>> = BTreeMap::new();
         for hash in chunks {
             if !self.knows(&key::chunk(&hash))? {

@@ -33,6 +33,7 @@ pub(super) struct Lazy {
     /// Reads of the backend that somebody waits for.
     waiting: AtomicUsize,
     stopped: AtomicBool,
+    closed: AtomicBool,
     writing: Mutex<()>,
 }
 
@@ -45,6 +46,7 @@ impl Lazy {
             tombstones: AtomicBool::new(true),
             waiting: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             writing: Mutex::new(()),
         }
     }
@@ -62,6 +64,12 @@ impl Lazy {
 
     fn is_loaded(&self) -> bool {
         self.loaded.load(Ordering::Acquire)
+    }
+
+    /// Whether a read that may be tried `until` then is to be given up.
+    fn is_over(&self, until: Until) -> bool {
+        let over = if until.is_some() { &self.stopped } else { &self.closed };
+        over.load(Ordering::Acquire)
     }
 
     /// Whether the backend had nothing at `key` when the index was emptied, or has nothing that is read lazily.
@@ -97,9 +105,16 @@ impl Index {
         self.lazy.is_loaded()
     }
 
-    /// Lets reads that wait for the backend fail: the volume is being closed.
+    /// Ends the background's reads of the backend, and lets those fail that have a time by which they give up: the volume is
+    /// being closed. Its last cut still reads what it needs.
     pub fn stop_loading(&self) {
         self.lazy.stopped.store(true, Ordering::Release);
+    }
+
+    /// Lets all reads fail that the backend does not answer: nobody makes a cut any more.
+    pub fn close_loading(&self) {
+        self.lazy.stopped.store(true, Ordering::Release);
+        self.lazy.closed.store(true, Ordering::Release);
     }
 
     /// Whether somebody waits for the backend.
@@ -166,7 +181,9 @@ impl Index {
         each: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Result<bool> {
         let waiting = Waiting::new(self);
-        let whole = self.try_again(until, |meta| self.scan_in(meta, prefix, each));
+        let whole = self.try_again(until, |meta| {
+            self.scan_in(meta, prefix, &mut |key| each(key) && !self.lazy.is_over(until))
+        });
         drop(waiting);
         whole
     }
@@ -185,7 +202,7 @@ impl Index {
                 failed = self.take_in(&batch, None).err();
                 batch.clear();
             }
-            whole = failed.is_none() && each(key) && !self.lazy.stopped.load(Ordering::Acquire);
+            whole = failed.is_none() && each(key);
             whole
         })?;
         Ok(match failed {
@@ -265,7 +282,7 @@ impl Index {
         };
         let mut pause = RETRY.0;
         loop {
-            if self.lazy.stopped.load(Ordering::Acquire) {
+            if self.lazy.is_over(until) {
                 return Err(closed());
             }
             match read(&**source) {
@@ -296,7 +313,8 @@ impl Index {
                 continue;
             }
             // Not counted as waited for: this is what makes way.
-            if !self.try_again(None, |meta| self.scan_in(meta, kind, each))? {
+            let mut go_on = |key: &[u8]| each(key) && !self.lazy.stopped.load(Ordering::Acquire);
+            if !self.try_again(None, |meta| self.scan_in(meta, kind, &mut go_on))? {
                 return Ok(false);
             }
             self.take_in(&[], Some(kind))?;

@@ -141,7 +141,14 @@ mod tests {
         assert!(index.names_complete().unwrap());
         let mut changes = Changes::new();
         let id = FileId { ino: 77, btime_ns: 5 };
-        let seen = Seen { id, size: 9, mtime: Time::default(), ctime: Time::default(), doubt: Doubt::None, blocks: 0 };
+        let seen = Seen {
+            id,
+            size: 9,
+            mtime: Time::default(),
+            ctime: Time::default(),
+            doubt: Doubt::None,
+            blocks: 0,
+        };
         set_seen(&mut changes, 4, &seen).unwrap();
         set_link(&mut changes, 4, 1, b"name");
         set_absent(&mut changes, 4, &Pieces::of(2..5)).unwrap();

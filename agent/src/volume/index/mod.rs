@@ -32,15 +32,17 @@ mod lazy;
 mod local;
 mod pieces;
 mod resident;
+#[cfg(test)]
+mod tests;
 mod undo;
 
 use self::lazy::Lazy;
-use self::resident::Resident;
 pub use self::lazy::Until;
 pub use self::local::{
     Absent, Absentee, absent_key, set_absent, set_link, set_seen, set_unpopulated, unpopulated_key,
 };
 pub use self::pieces::Pieces;
+use self::resident::Resident;
 pub use self::undo::Standing;
 
 use std::collections::{BTreeMap, HashMap};

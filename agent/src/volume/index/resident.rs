@@ -25,7 +25,11 @@ pub(super) struct Resident {
 
 impl Resident {
     /// Takes changes into account that are about to be made: the guard is to be held until they are.
-    pub(super) fn change(&self, records: &Keyspace, changes: &Changes) -> Result<Option<MutexGuard<'_, Vec<u8>>>> {
+    pub(super) fn change(
+        &self,
+        records: &Keyspace,
+        changes: &Changes,
+    ) -> Result<Option<MutexGuard<'_, Vec<u8>>>> {
         let mut changed = changes.range(vec![SEEN]..vec![SEEN + 1]).peekable();
         if changed.peek().is_none() {
             return Ok(None);
@@ -76,7 +80,11 @@ impl Index {
     /// # Errors
     /// Where the index cannot be read.
     pub fn count_resident(&self) -> Result<bool> {
-        if self.resident.counted.load(Ordering::Acquire) { Ok(true) } else { self.resident.step(&self.records) }
+        if self.resident.counted.load(Ordering::Acquire) {
+            Ok(true)
+        } else {
+            self.resident.step(&self.records)
+        }
     }
 
     /// Bytes that the files of the tree take of this disk, as of the last look at each; of those that are counted.

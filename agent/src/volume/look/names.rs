@@ -56,7 +56,8 @@ impl Look<'_> {
         self.through.iter().any(|(parent, _)| *parent == dir)
     }
 
-    pub(super) fn children(&self, dir: u64, mut known: HashMap<Vec<u8>, u64>) -> HashMap<Vec<u8>, u64> {
+    /// The entries of a directory after this look, where `known` are those that the index has.
+    pub fn children(&self, dir: u64, mut known: HashMap<Vec<u8>, u64>) -> HashMap<Vec<u8>, u64> {
         for ((_, name), child) in self.dentries.range((dir, Vec::new())..).take_while(|((d, _), _)| *d == dir)
         {
             match child {

@@ -167,17 +167,18 @@ impl Residency {
         each: &mut dyn FnMut(u64, &Inode) -> Result<bool, VolumeError>,
     ) -> Result<(), VolumeError> {
         let mut dirs = vec![(top, 0)];
-        let look = |inode: u64, level: u32, dirs: &mut Vec<(u64, u32)>, each: &mut dyn FnMut(u64, &Inode) -> _| {
-            let Some(record) = self.index.inode(inode)? else { return Ok(true) };
-            match record.mode & libc::S_IFMT {
-                libc::S_IFREG => each(inode, &record),
-                libc::S_IFDIR if depth.is_none_or(|most| level <= most) => {
-                    dirs.push((inode, level));
-                    Ok(true)
+        let look =
+            |inode: u64, level: u32, dirs: &mut Vec<(u64, u32)>, each: &mut dyn FnMut(u64, &Inode) -> _| {
+                let Some(record) = self.index.inode(inode)? else { return Ok(true) };
+                match record.mode & libc::S_IFMT {
+                    libc::S_IFREG => each(inode, &record),
+                    libc::S_IFDIR if depth.is_none_or(|most| level <= most) => {
+                        dirs.push((inode, level));
+                        Ok(true)
+                    }
+                    _ => Ok(true),
                 }
-                _ => Ok(true),
-            }
-        };
+            };
         if self.index.inode(top)?.is_some_and(|record| record.mode & libc::S_IFMT != libc::S_IFDIR) {
             dirs.clear();
             look(top, 0, &mut dirs, each)?;

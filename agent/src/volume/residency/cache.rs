@@ -9,11 +9,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use storeshim_protocol::residency::PIECE;
 
+use super::Residency;
 use super::file::{Files, RUN};
 use super::lru::{Policy, Run};
 use super::openers::Openers;
 use super::pin::Unsure;
-use super::Residency;
 use crate::volume::index::Index;
 use crate::volume::status::Mutex;
 use crate::volume::{VolumeError, VolumeOptions, space};
@@ -25,6 +25,8 @@ const DEFAULT_PERCENT: u64 = 80;
 /// The evictor begins so far below the cache's size, and goes on to [`LOW_PERCENT`] of it.
 const HEADROOM: u64 = 64 << 20;
 const LOW_PERCENT: u64 = 90;
+/// But makes room for so many bytes at least, in a cache that is small.
+const LEAST: u64 = 4 << 20;
 /// What is kept free of the filesystem, whatever the cache's size is: for the index, and for programs that write.
 const RESERVE: u64 = 256 << 20;
 /// Of a small filesystem, one in so many bytes.
@@ -127,7 +129,8 @@ impl Cache {
 
     /// And how far.
     pub fn low(&self) -> u64 {
-        self.size() / 100 * LOW_PERCENT
+        let size = self.size();
+        (size / 100 * LOW_PERCENT).min(size.saturating_sub(LEAST.min(size / 2)))
     }
 
     /// Bytes that the tree takes or is about to.
@@ -200,7 +203,8 @@ impl Residency {
             }
             rounds.wanted = true;
             cache.changed.notify_all();
-            rounds = cache.changed.wait_timeout(rounds, PATIENCE / 20).unwrap_or_else(PoisonError::into_inner).0;
+            rounds =
+                cache.changed.wait_timeout(rounds, PATIENCE / 20).unwrap_or_else(PoisonError::into_inner).0;
         }
         cache.waiting.fetch_sub(1, Ordering::Relaxed);
         cache.coming.fetch_add(bytes, Ordering::Relaxed);
@@ -252,7 +256,11 @@ impl Residency {
             for run in (0..runs.min(RUNS as u64 / 4)).map(|run| Run { inode, run }) {
                 let bytes = (bytes / runs).max(1);
                 // Written since we are here: that is a use.
-                if seen.ctime.secs >= self.cache.started { policy.used(run, bytes, now) } else { policy.found(run, bytes) }
+                if seen.ctime.secs >= self.cache.started {
+                    policy.used(run, bytes, now)
+                } else {
+                    policy.found(run, bytes)
+                }
             }
         }
         let passed = |start: u64| if wrapped { start >= hand } else { (hand..next).contains(&start) };

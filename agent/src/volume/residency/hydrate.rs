@@ -360,6 +360,36 @@ impl Residency {
         self.forget_locked(&mut locked, ino, &absent)
     }
 
+    /// The volume is about to lose an inode: until [`Residency::buried`] nothing of it is absent, whatever the index says.
+    ///
+    /// # Errors
+    /// Where the index cannot be read.
+    pub fn bury(&self, inode: u64, ino: u64) -> Result<()> {
+        let mut locked = self.files.lock(inode);
+        let absent = locked.absent(&self.index)?;
+        self.forget_locked(&mut locked, ino, &absent)?;
+        locked.state(&self.index)?.absent = Pieces::default();
+        Ok(())
+    }
+
+    /// The index has lost them.
+    pub fn buried(&self, inodes: impl Iterator<Item = u64>) {
+        inodes.for_each(|inode| drop(self.files.lock(inode).forget()));
+    }
+
+    /// From these directories one has vanished that was not populated: they are about to be marked, and populated anew.
+    pub fn vanished(&self, dirs: &[(u64, u64)]) {
+        for (dir, ino) in dirs {
+            tracing::warn!(
+                dir = *ino,
+                "a program without the shim has removed a directory that was not here yet, and took it for empty: it is made \
+                 again"
+            );
+            self.shared.count("placeholders_made_again", 1);
+            self.table.absent(*dir, *ino);
+        }
+    }
+
     /// As [`Residency::forget`], where the index may have forgotten it already.
     pub(super) fn forget_locked(
         &self,

@@ -32,6 +32,7 @@ pub mod table;
 mod wanted;
 
 use std::fs::File;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -100,6 +101,15 @@ pub trait Uses: Send + Sync {
     fn make_room(&self, bytes: u64) -> bool;
     /// The descriptor, open for reading and writing, by which a lease on a file is held: another one would break it.
     fn leased(&self, ino: u64) -> Option<Arc<File>>;
+}
+
+/// Whether a volume can be brought to this disk piece by piece: the tree's filesystem tells holes from data, and what is made
+/// in the state directory can be moved into the tree.
+///
+/// # Errors
+/// Why not, as a part of a sentence.
+pub fn fits(state: &Path, tree: &Tree) -> Result<(), String> {
+    Stage::fits(state, tree)
 }
 
 /// Has the engine make a cut of what was told so far, and waits for that as long as is sensible; whether it was made.
@@ -243,9 +253,7 @@ impl Residency {
             // A thread that panicked has taken the process with it.
             let _ = thread.join();
         }
-        while self.requests_under_way() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.end_requests();
     }
 
     /// Whether the volume is being closed, or has failed in a way that ends it.

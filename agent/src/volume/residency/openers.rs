@@ -149,7 +149,11 @@ fn mapped(maps: &mut dyn BufRead, mut each: impl FnMut(u64, &[u8])) {
 impl Openers {
     /// What a look would have found.
     pub fn made_up(open: &[u64], blind: bool) -> Self {
-        Self { open: open.iter().map(|ino| (*ino, Use::default())).collect(), blind, at: Some(Instant::now()) }
+        Self {
+            open: open.iter().map(|ino| (*ino, Use::default())).collect(),
+            blind,
+            at: Some(Instant::now()),
+        }
     }
 }
 

@@ -62,15 +62,19 @@ impl Stage {
             std::os::unix::fs::FileExt::write_all_at(&file, b"x", 512 << 10)?;
             let data = crate::volume::capture::segments(&file, 0, 1 << 20)?;
             let tells = matches!(data.as_slice(), [(start, end)] if *start > 0 && *end < 1 << 20);
-            // Over its own name nothing is changed; across filesystems it is refused all the same.
-            let same = tree.dev() == tree.stat(file.as_fd())?.dev;
+            // Only a move shows whether there is a border of mounts between the two.
+            let there = format!(".storeshim-{}", std::process::id());
+            let moved = stage.place(&name, tree.root(), there.as_bytes());
+            if moved.is_ok() {
+                unlinkat(tree.root(), there.as_str(), UnlinkatFlags::NoRemoveDir)?;
+            }
             stage.clear(&name, false);
-            Ok(tells && same)
+            Ok(tells && moved.is_ok())
         };
         match probe() {
             Ok(true) => Ok(()),
             Ok(false) => Err(
-                "the tree's filesystem does not tell holes from data, or is not that of the state directory"
+                "its filesystem does not tell holes from data, or it is not on one filesystem with the state directory"
                     .into(),
             ),
             Err(e) => Err(format!("no files can be made in {}: {e}", state.display())),
