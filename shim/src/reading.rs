@@ -219,6 +219,18 @@ pub fn again(call: &Read, got: usize) -> Option<Answer> {
     if call.is_at_cursor() { Some(settled(call, None, got)) } else { lacking(call) }
 }
 
+/// Bytes that `count` vectors have room for; 0 where the kernel refuses them.
+///
+/// # Safety
+/// There must be so many, unless they lead nowhere or are too many.
+pub unsafe fn total_of(vectors: *const k::iovec, count: usize) -> usize {
+    if count > VECTORS_MAX || sys::leads_nowhere(vectors) {
+        return 0;
+    }
+    // SAFETY: as above.
+    total(unsafe { core::slice::from_raw_parts(vectors, count) })
+}
+
 /// Bytes that the vectors have room for.
 fn total(vectors: &[k::iovec]) -> usize {
     vectors.iter().fold(0, |sum: usize, vector| sum.saturating_add(vector.iov_len as usize))
