@@ -3,6 +3,7 @@
 mod evict;
 mod mapped;
 mod names;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -101,6 +102,7 @@ struct Node {
     at_thaw: AtThaw,
     at_freeze: AtThaw,
     hydrate: Hydrate,
+    durability: Durability,
 }
 
 impl Node {
@@ -121,6 +123,7 @@ impl Node {
             at_thaw: AtThaw::default(),
             at_freeze: AtThaw::default(),
             hydrate,
+            durability: Durability::Remote,
         };
         node.start().unwrap();
         node
@@ -137,7 +140,7 @@ impl Node {
             prefix: "/storage".into(),
             neighbours: Arc::default(),
             state: self.dir.path().join("state"),
-            durability: Durability::Remote,
+            durability: self.durability,
             max_lag: Duration::from_millis(50),
             dirty_limit: 1 << 30,
             audit_interval: Duration::from_secs(3600),

@@ -253,9 +253,7 @@ impl Residency {
             // A thread that panicked has taken the process with it.
             let _ = thread.join();
         }
-        while self.requests_under_way() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.end_requests();
     }
 
     /// Whether the volume is being closed, or has failed in a way that ends it.

@@ -155,9 +155,8 @@ impl Residency {
                 self.stage.clear(&entry.staged, entry.record.mode & libc::S_IFMT == libc::S_IFDIR);
             }
             placed?;
-            let is_file = |entry: &&Entry| entry.record.mode & libc::S_IFMT == libc::S_IFREG && !entry.link;
-            // Now they have names, by which programs without the shim may open them.
-            batch.iter().filter(is_file).for_each(|entry| self.guards.want(entry.inode));
+            let files = batch.iter().filter(|entry| entry.record.mode & libc::S_IFMT == libc::S_IFREG);
+            files.filter(|entry| entry.record.size > 0).for_each(|entry| self.guards.want(entry.inode));
         }
         let mut changes = Changes::new();
         for (inode, id, name) in ours {

@@ -22,10 +22,13 @@ const THREADS_MAX: usize = 64;
 /// A thread without work ends after so long.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// See the module.
+/// A question, and who wants the answer.
+type Request = (Ask, Box<dyn Reply>);
+
+/// See the module. `None` ends a thread.
 pub struct Requests {
-    queue: Sender<(Ask, Box<dyn Reply>)>,
-    work: Receiver<(Ask, Box<dyn Reply>)>,
+    queue: Sender<Option<Request>>,
+    work: Receiver<Option<Request>>,
     threads: AtomicUsize,
     idle: AtomicUsize,
     /// Requests that are being answered.
@@ -49,7 +52,7 @@ impl Residency {
     /// Answers a request that is no barrier. Never blocks.
     pub fn request(self: &Arc<Self>, ask: Ask, reply: Box<dyn Reply>) {
         // The receiver is ours. After the end a request stands in its ring, and the next agent serves it.
-        let _ = self.requests.queue.send((ask, reply));
+        let _ = self.requests.queue.send(Some((ask, reply)));
         let queued = self.requests.work.len();
         if queued > self.requests.idle.load(Ordering::Relaxed)
             && self.requests.threads.load(Ordering::Relaxed) < THREADS_MAX
@@ -75,20 +78,29 @@ impl Residency {
             let next = self.requests.work.recv_timeout(IDLE);
             self.requests.idle.fetch_sub(1, Ordering::Relaxed);
             match next {
-                Ok((ask, reply)) => {
+                Ok(Some((ask, reply))) => {
                     self.requests.busy.fetch_add(1, Ordering::AcqRel);
                     if !self.is_closed() {
                         self.answer(ask, reply);
                     }
                     self.requests.busy.fetch_sub(1, Ordering::AcqRel);
                 }
-                Err(_) => break,
+                Ok(None) | Err(_) => break,
             }
         }
-        self.requests.threads.fetch_sub(1, Ordering::Relaxed);
+        self.requests.threads.fetch_sub(1, Ordering::AcqRel);
         // One may have come between the last look and the end.
-        if let Ok((ask, reply)) = self.requests.work.try_recv() {
+        if let Ok(Some((ask, reply))) = self.requests.work.try_recv() {
             self.request(ask, reply);
+        }
+    }
+
+    /// Ends the threads, and waits for that.
+    pub(super) fn end_requests(&self) {
+        while self.requests.threads.load(Ordering::Acquire) > 0 {
+            // The receiver is ours.
+            let _ = self.requests.queue.send(None);
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
