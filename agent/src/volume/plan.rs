@@ -171,9 +171,6 @@ impl Planner<'_> {
         for ((dir, name), child) in &look.dentries {
             let old = self.index.child(*dir, name)?;
             if old != *child {
-                if let Some(old) = old {
-                    self.lost.entry(old).or_default().insert((*dir, name.clone()));
-                }
                 old.into_iter().for_each(|old| *self.names.entry(old).or_default() -= 1);
                 child.iter().for_each(|child| *self.names.entry(*child).or_default() += 1);
             }
