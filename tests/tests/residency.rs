@@ -436,9 +436,12 @@ for name in ('dense', 'sparse', 'empty'):
     let before = sent(&server);
     node.start();
     assert_eq!(node.sh("du -sm . | cut -f1"), du);
+    let came = sent(&server) - before;
+    assert!(came < MIB, "{came} bytes came to say how much there is");
+    // A small file may come as a whole when it is opened.
     assert_eq!(python(&node, look), expected);
     let came = sent(&server) - before;
-    assert!(came < 2 * MIB, "{came} bytes came to say how much there is");
+    assert!(came < 5 * MIB, "{came} bytes came to say where the holes are");
     python(&node, "assert open('sparse', 'rb').read().count(0) > 20 << 20\nright('dense', 3 << 20)");
     assert_eq!(python(&node, look), expected);
     node.survives("sparse files");
