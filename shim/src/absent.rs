@@ -153,8 +153,9 @@ impl Way<'_> {
             let start = at + skip;
             let rest = self.path.bytes().get(start..).unwrap_or(&[]);
             let end = start + rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
-            if !self.populate(start)? {
-                return Ok(End::Missing);
+            match self.stat(start) {
+                Ok(stat) if sys::is_directory(&stat) => self.populate(start, &stat)?,
+                _ => return Ok(End::Missing),
             }
             let (dirfd, mut target) = (self.dirfd, Bytes::new());
             match self.path.with_head(end, |head| sys::readlink_at(dirfd, head, &mut target).map(<[u8]>::len))
@@ -174,8 +175,7 @@ impl Way<'_> {
             if start == 0 {
                 return Some(0);
             }
-            let dirfd = self.dirfd;
-            match self.path.with_head(start, |head| sys::stat_at(dirfd, head, 0)) {
+            match self.stat(start) {
                 Ok(_) => return Some(start),
                 Err(e) if e == MISSING => end = start,
                 Err(_) => return None,
@@ -183,29 +183,35 @@ impl Way<'_> {
         }
     }
 
-    /// Has the directory before `start` populated; `false` where there is none.
-    fn populate(&mut self, start: usize) -> Result<bool, Errno> {
-        let (table, mount, dirfd) = (self.table, self.mount, self.dirfd);
-        let ask = |head: *const c_char| {
-            let stat = match sys::stat_at(dirfd, head, 0) {
-                Ok(stat) if sys::is_directory(&stat) => stat,
-                _ => return Ok(None),
-            };
-            let here = |index: usize| table.get(index).is_some_and(|entry| entry.dev == stat.st_dev);
-            let lacks = |index| here(index) && lacks_names(index) && !is_whole(index, stat.st_ino);
-            if !table.mounts().any(|(index, _)| lacks(index)) {
-                return Ok(Some(false));
-            }
-            // A cell and a device have others, too.
-            let own = mount.filter(|index| !table.shares_device && here(*index));
-            match own.or_else(|| place::mount_at(dirfd, head)) {
-                Some(index) => populate(index, stat.st_ino).map(Some),
-                None => Ok(Some(false)),
-            }
-        };
-        let asked = if start == 0 { ask(c".".as_ptr()) } else { self.path.with_head(start, ask) }?;
-        self.more |= asked == Some(true);
-        Ok(asked.is_some())
+    /// Calls `act` with what stands before `start` as a path of its own.
+    fn head<R>(&mut self, start: usize, act: impl FnOnce(c_int, *const c_char) -> R) -> R {
+        let dirfd = self.dirfd;
+        if start == 0 {
+            act(dirfd, c".".as_ptr())
+        } else {
+            self.path.with_head(start, |head| act(dirfd, head))
+        }
+    }
+
+    #[inline(never)]
+    fn stat(&mut self, start: usize) -> Result<Stat, Errno> {
+        self.head(start, |dirfd, head| sys::stat_at(dirfd, head, 0))
+    }
+
+    /// Has the directory before `start`, of which this is the stat, populated.
+    fn populate(&mut self, start: usize, stat: &Stat) -> Result<(), Errno> {
+        let (table, mount) = (self.table, self.mount);
+        let here = |index: usize| table.get(index).is_some_and(|entry| entry.dev == stat.st_dev);
+        let lacks = |index| here(index) && lacks_names(index) && !is_whole(index, stat.st_ino);
+        if !table.mounts().any(|(index, _)| lacks(index)) {
+            return Ok(());
+        }
+        // A cell and a device have others, too.
+        let own = mount.filter(|index| !table.shares_device && here(*index));
+        if let Some(index) = own.or_else(|| self.head(start, place::mount_at)) {
+            self.more |= populate(index, stat.st_ino)?;
+        }
+        Ok(())
     }
 
     /// Puts a link's target where the link stands.

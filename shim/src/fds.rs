@@ -143,8 +143,13 @@ fn learn(fd: c_int, word: u64, known: Known) {
     }
 }
 
-/// Whether `fd` may be a file of a mount of which something is not here. For most descriptors two or three loads.
+/// Whether `fd` is known to be of no mount.
 #[inline(always)]
+pub fn is_outside(fd: c_int) -> bool {
+    entry(fd).is_some_and(|entry| entry.load(Ordering::Relaxed) == OUTSIDE)
+}
+
+/// Whether `fd` may be a file of a mount of which something is not here.
 pub fn may_lack(fd: c_int) -> bool {
     match entry(fd).map_or(0, |entry| entry.load(Ordering::Relaxed)) {
         0 => residency::is_any_partial(),
@@ -238,7 +243,7 @@ pub fn duplicate(old: c_int, new: c_int) {
 /// Tells that writes to `fd`, where it is a file of a mount, will come which pass no hook; or reads, which the agent cannot
 /// be asked for then.
 pub fn tell_unseen(fd: c_int) {
-    let Some(file) = file(fd) else { return };
+    let Some(file) = found(fd) else { return };
     let append = if file.known.appends() { k::O_APPEND } else { 0 };
     let _ = residency::keep(fd, if file.known.writable() { k::O_WRONLY | append } else { k::O_RDONLY });
     if !file.known.writable() {
@@ -357,9 +362,15 @@ pub fn file(fd: c_int) -> Option<File> {
     }
 }
 
+/// As [`file`], for calls that take their time.
+#[inline(never)]
+pub fn found(fd: c_int) -> Option<File> {
+    file(fd)
+}
+
 /// As [`file`], also for a FIFO or a device, which is not remembered: its attributes are all that an agent wants to know.
 pub fn file_of_any_kind(fd: c_int) -> Option<File> {
-    file(fd).or_else(|| special(fd))
+    found(fd).or_else(|| special(fd))
 }
 
 #[cold]

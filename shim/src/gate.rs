@@ -112,6 +112,13 @@ fn wait_frozen(mount: &Mount, mut try_enter: impl FnMut() -> bool, go_on: impl F
 }
 
 impl Inside {
+    /// Leaves, before something is asked of the agent.
+    #[cold]
+    #[inline(never)]
+    pub fn leave(self) {
+        drop(self);
+    }
+
     /// Tells the agent.
     #[inline(never)]
     pub fn tell(&self, intent: &Intent<'_>) {

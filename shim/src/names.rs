@@ -114,7 +114,7 @@ fn change_by(
         if !before.lacks(kind, entry, place.dirfd, room.c_str()) {
             break (inside, entry);
         }
-        drop(inside);
+        inside.leave();
         if let Err(errno) = before.ask(place) {
             return Ok(Err(errno));
         }
@@ -228,7 +228,7 @@ fn change_two_by(
         } else {
             break (inside, old, new, file);
         };
-        drop(inside);
+        inside.leave();
         if let Err(errno) = before.ask(place) {
             return Ok(Err(errno));
         }

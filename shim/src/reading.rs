@@ -9,7 +9,9 @@
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::act::Act;
 use crate::fds::{self, File};
+use crate::hook::answer;
 use crate::residency::{self, END};
 use crate::sys::{self, Answer, Errno, errno, k};
 
@@ -142,15 +144,33 @@ impl From<Answer> for Outcome {
     }
 }
 
-/// Reads from what may be a file that is not here as a whole; `None` where it is none, and the call may be made as it is.
+/// Reads from what may be a file that is not here as a whole; by `real` where it is none, or one of a complete mount.
 #[inline(never)]
-pub fn read(call: Read) -> Option<Answer> {
+pub fn read(call: &Read, mut real: Act<'_, (), isize>) -> isize {
+    if fds::may_lack(call.fd)
+        && let Some(done) = lacking(call)
+    {
+        return answer(done);
+    }
+    let got = real.run(());
+    // The first byte of a mount may have gone while it was read.
+    if got > 0
+        && fds::may_lack(call.fd)
+        && let Some(done) = again(call, got as usize)
+    {
+        return answer(done);
+    }
+    got
+}
+
+/// As [`read`]; `None` where the call may be made as it is.
+fn lacking(call: &Read) -> Option<Answer> {
     loop {
         let file = residency::lacking(call.fd)?;
         // Where everything is here it does not matter where the descriptor stands.
         let all = || residency::held(file.mount, file.ino, 0, END).filter(|_| call.is_at_cursor());
         let Some(held) = residency::whole(file.mount, file.ino).or_else(all) else {
-            match in_parts(&call, &file) {
+            match in_parts(call, &file) {
                 Done(answer) => return Some(answer),
                 Another => continue,
             }
@@ -159,7 +179,7 @@ pub fn read(call: Read) -> Option<Answer> {
         match got {
             Ok(n) if n != 0 && !(held.still() && fds::is_still(call.fd, &file)) => {
                 if call.is_at_cursor() {
-                    return Some(settled(&call, None, n));
+                    return Some(settled(call, None, n));
                 }
             }
             _ => return Some(got),
@@ -170,8 +190,8 @@ pub fn read(call: Read) -> Option<Answer> {
 /// After a call that has read `got` bytes, while the mount became partial perhaps: reads again what may be wrong.
 #[cold]
 #[inline(never)]
-pub fn again(call: Read, got: usize) -> Option<Answer> {
-    if call.is_at_cursor() { Some(settled(&call, None, got)) } else { read(call) }
+pub fn again(call: &Read, got: usize) -> Option<Answer> {
+    if call.is_at_cursor() { Some(settled(call, None, got)) } else { lacking(call) }
 }
 
 /// Bytes that the vectors have room for.
@@ -305,6 +325,7 @@ fn part_here(call: &Read, file: &File, n: usize) -> Outcome {
 }
 
 /// Brings bytes; a read that must not wait has EAGAIN instead, and they are on their way.
+#[inline(never)]
 fn brought(call: &Read, file: &File, start: u64, end: u64, pin: bool) -> Result<residency::Held, Errno> {
     if call.flags as u32 & k::RWF_NOWAIT != 0 && call.number == k::__NR_preadv2 {
         return residency::held(file.mount, file.ino, start, end).ok_or_else(|| {
@@ -315,6 +336,7 @@ fn brought(call: &Read, file: &File, start: u64, end: u64, pin: bool) -> Result<
     residency::bring(file.mount, file.ino, start, end, pin)
 }
 
+#[inline(never)]
 fn is_at(fd: c_int, start: u64, got: usize) -> bool {
     sys::lseek(fd, 0, k::SEEK_CUR).is_ok_and(|now| now as u64 == start.wrapping_add(got as u64))
 }

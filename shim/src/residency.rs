@@ -55,7 +55,7 @@ impl Held {
     }
 
     /// Whether none of the bytes have gone since.
-    #[inline]
+    #[inline(never)]
     #[must_use]
     pub fn still(&self) -> bool {
         match (self.complete, self.stamp) {
@@ -68,14 +68,14 @@ impl Held {
 }
 
 /// Whether all of a file is here, of a cell where nothing is missing.
-#[inline]
+#[inline(never)]
 pub fn whole(index: usize, ino: u64) -> Option<Held> {
     let stamp = table(index)?.whole(ino)?;
     Some(Held { index, stamp: Some(stamp), complete: false })
 }
 
 /// Whether the bytes `start..end` of a file are here, as far as the table shows.
-#[inline]
+#[inline(never)]
 pub fn held(index: usize, ino: u64, start: u64, end: u64) -> Option<Held> {
     let stamp = table(index)?.check(ino, start, end)?;
     Some(Held { index, stamp: Some(stamp), complete: false })
@@ -154,12 +154,12 @@ pub fn pin_place(place: Place) -> Result<(), Errno> {
 }
 
 /// The file behind `fd` where some of it may not be here.
-#[inline]
+#[inline(never)]
 pub fn lacking(fd: c_int) -> Option<File> {
     if !fds::may_lack(fd) {
         return None;
     }
-    fds::file(fd).filter(|file| is_partial(file.mount))
+    fds::found(fd).filter(|file| is_partial(file.mount))
 }
 
 /// Whether the agent is just writing into an inode: its times are then not its own.

@@ -64,6 +64,10 @@ impl SessionPort for Sessions {
         Sessions::set_complete(self, mount, complete);
     }
 
+    fn show_names_complete(&self, mount: usize) {
+        Sessions::show_names_complete(self, mount);
+    }
+
     fn set_throttle(&self, mount: usize, throttle: u32) {
         Sessions::set_throttle(self, mount, throttle);
     }

@@ -85,6 +85,8 @@ impl SessionPort for FakeSessions {
 
     fn set_complete(&self, _: usize, _: bool) {}
 
+    fn show_names_complete(&self, _: usize) {}
+
     fn set_throttle(&self, _: usize, _: u32) {}
 
     fn set_quota_near(&self, _: usize, _: bool) {}

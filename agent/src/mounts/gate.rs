@@ -45,6 +45,10 @@ impl Gatekeeper for MountGate {
         self.sessions.set_complete(self.index, complete);
     }
 
+    fn show_names_complete(&self) {
+        self.sessions.show_names_complete(self.index);
+    }
+
     fn set_throttle(&self, throttle: u32) {
         self.sessions.set_throttle(self.index, throttle);
     }

@@ -47,6 +47,8 @@ pub trait SessionPort: Send + Sync {
     fn set_state(&self, mount: usize, state: MountState);
     /// Shows whether the whole tree is resident.
     fn set_complete(&self, mount: usize, complete: bool);
+    /// Shows that all names of the volume are in the tree.
+    fn show_names_complete(&self, mount: usize);
     /// Shows 0, `THROTTLE_SLOW` or `THROTTLE_BLOCK`.
     fn set_throttle(&self, mount: usize, throttle: u32);
     /// Shows whether clients are to ask before they let the volume grow.

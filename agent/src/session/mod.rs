@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
-use storeshim_protocol::control::{FLAG_COMPLETE, FLAG_QUOTA_NEAR};
+use storeshim_protocol::control::{FLAG_COMPLETE, FLAG_NAMES, FLAG_QUOTA_NEAR};
 use storeshim_protocol::request::{Answer, Request};
 use storeshim_protocol::{Intent, Mount, MountState, OpenFlags, Space};
 
@@ -191,6 +191,13 @@ impl Sessions {
         if let Some(mount) = self.mount(mount) {
             mount.state.store(state as u32, Ordering::Release);
             sys::futex_wake_all(&mount.state);
+        }
+    }
+
+    /// Shows clients that all names of the mount's volume are in its tree.
+    pub fn show_names_complete(&self, mount: usize) {
+        if let Some(mount) = self.mount(mount) {
+            mount.flags.fetch_or(FLAG_NAMES, Ordering::Release);
         }
     }
 

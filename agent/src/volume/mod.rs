@@ -59,6 +59,8 @@ pub trait Gatekeeper: Send + Sync {
     fn set_state(&self, state: MountState);
     /// Shows clients whether the whole tree is resident.
     fn set_complete(&self, complete: bool);
+    /// Shows clients that all names of the volume are in the tree, which stays so.
+    fn show_names_complete(&self) {}
     /// 0, `THROTTLE_SLOW` or `THROTTLE_BLOCK`.
     fn set_throttle(&self, throttle: u32);
     /// Shows clients whether they are to ask before they let the volume grow.

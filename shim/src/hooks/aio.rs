@@ -44,7 +44,7 @@ hook! {
 
 /// Whether a barrier for `fd` is one of the agent.
 fn remote(fd: c_int) -> bool {
-    fds::file(fd).is_some_and(|file| !control::is_local(file.mount))
+    fds::found(fd).is_some_and(|file| !control::is_local(file.mount))
 }
 
 /// Whether writes through `fd` promise more than an asynchronous write can keep.

@@ -47,12 +47,12 @@ fn by_path_of(dirfd: c_int, path: *const c_char, follow: bool, mut act: Act<'_, 
         let ino = found.ok().filter(|stat| of_mount(index, stat)).map(|stat| stat.st_ino);
         match ino {
             Some(ino) if !waited && residency::is_moving(index, ino) => {
-                drop(inside);
+                inside.leave();
                 residency::wait_moved(index, ino);
                 waited = true;
             }
             None if found.is_err() && before.seeks() => {
-                drop(inside);
+                inside.leave();
                 if let Err(errno) = before.ask(place) {
                     return fail(errno);
                 }

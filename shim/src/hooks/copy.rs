@@ -47,16 +47,20 @@ impl Copy {
         loop {
             let n = (self.n - done).min(if gated { SLICE } else { PART });
             let start = self.at();
-            let brought = residency::bring(mount, ino, start, start.saturating_add(n as u64), pin);
-            let mut once =
-                |held: residency::Held| if held.still() && self.at() == start { act.run(n) } else { GONE };
-            let moved = match (brought, target) {
-                (Err(errno), _) => Err(errno),
-                (Ok(held), Some((file, position))) => {
-                    piece(self.out, &file, position.after(done), n, || once(held))
+            let held = residency::bring(mount, ino, start, start.saturating_add(n as u64), pin);
+            let mut once = || match held {
+                Ok(held) if held.still() && self.at() == start => act.run(n),
+                Ok(_) => GONE,
+                Err(errno) => Err(errno),
+            };
+            let moved = match target {
+                Some((file, position)) if held.is_ok() => {
+                    piece(self.out, &file, position.after(done), n, once)
                 }
-                (Ok(held), None) if gated => gate::enter(mount, ino).and_then(|_inside| once(held)),
-                (Ok(held), None) => once(held),
+                _ => {
+                    let _inside = if gated { Some(gate::enter(mount, ino)?) } else { None };
+                    once()
+                }
             };
             match moved {
                 GONE => {}
@@ -110,7 +114,7 @@ fn copy_by(
 
 hook! {
     unsafe fn sendfile | sendfile64(out: c_int, input: c_int, offset: *mut i64, n: usize) -> isize => my_sendfile {
-        let target = fds::file(out).map(|file| (file, Position::of(&file)));
+        let target = fds::found(out).map(|file| (file, Position::of(&file)));
         match copy(input, offset, out, target, n, |n| sys::sendfile(out, input, offset, n)) {
             Some(done) => answer(done),
             None => real!(sendfile)(out, input, offset, n),
@@ -134,7 +138,7 @@ unsafe fn position(file: &File, offset: *const i64) -> Position {
 hook! {
     unsafe fn copy_file_range(input: c_int, from: *mut i64, out: c_int, to: *mut i64, n: usize, flags: u32) -> isize
         => my_copy_file_range {
-        let target = fds::file(out).map(|file| (file, position(&file, to)));
+        let target = fds::found(out).map(|file| (file, position(&file, to)));
         match copy(input, from, out, target, n, |n| sys::copy_file_range(input, from, out, to, n, flags)) {
             Some(done) => answer(done),
             None => real!(copy_file_range)(input, from, out, to, n, flags),
@@ -167,7 +171,7 @@ hook! {
     unsafe fn splice(input: c_int, from: *mut i64, out: c_int, to: *mut i64, n: usize, flags: u32) -> isize
         => my_splice {
         let act = |n, flags| sys::splice(input, from, out, to, n, flags);
-        match fds::file(out) {
+        match fds::found(out) {
             Some(file) => answer(splice_in(&file, position(&file, to), input, n, flags, act, out)),
             None => match copy(input, from, out, None, n.min(SLICE), |n| act(n, flags)) {
                 Some(done) => answer(done),

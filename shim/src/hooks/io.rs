@@ -2,6 +2,7 @@
 
 use core::ffi::{c_int, c_void};
 
+use crate::act::Act;
 use crate::fds::{self, File};
 use crate::hook::{answer, fail, hook, real};
 use crate::residency::{self, END};
@@ -132,19 +133,37 @@ hook! {
     }
 }
 
-/// Gates and tells a change of everything from `start` on, once what it needs is here.
-fn change_from(fd: c_int, file: &File, start: i64, needs: Needs, act: impl Fn() -> Answer) -> Answer {
+/// Gates and tells a change of what lies from `start` to `end`, once what it needs is here.
+#[inline(always)]
+fn change(
+    fd: c_int,
+    file: &File,
+    (start, end): (i64, u64),
+    needs: Needs,
+    mut act: impl FnMut() -> Answer,
+) -> Answer {
+    change_by(fd, file, (start.max(0) as u64, end), needs, Act::new(&mut |()| act()))
+}
+
+#[inline(never)]
+fn change_by(
+    fd: c_int,
+    file: &File,
+    (start, end): (u64, u64),
+    needs: Needs,
+    mut act: Act<'_, (), Answer>,
+) -> Answer {
     let mut inside = entered(fd, file, needs)?;
-    let start = start.max(0) as u64;
-    inside.tell_range(file.ino, start, u64::MAX);
-    let done = act();
+    inside.tell_range(file.ino, start, end);
+    let done = act.run(());
     if inside.overtaken() {
-        inside.tell_range(file.ino, start, u64::MAX);
+        inside.tell_range(file.ino, start, end);
     }
     done
 }
 
 /// ftruncate(2) on a file of a mount.
+#[inline(never)]
 fn truncate(fd: c_int, file: &File, length: i64) -> Answer {
     if length >= 0 && file.known.writable() {
         grows(file.mount, || beyond(fd, length as u64))?;
@@ -153,12 +172,12 @@ fn truncate(fd: c_int, file: &File, length: i64) -> Answer {
             resizing(file.mount, file.ino, length as u64, now)?;
         }
     }
-    change_from(fd, file, length, Needs::Nothing, || sys::ftruncate(fd, length))
+    change(fd, file, (length, END), Needs::Nothing, || sys::ftruncate(fd, length))
 }
 
 hook! {
     unsafe fn ftruncate | ftruncate64(fd: c_int, length: i64) -> c_int => my_ftruncate {
-        match fds::file(fd) {
+        match fds::found(fd) {
             Some(file) => answer(truncate(fd, &file, length)),
             None => real!(ftruncate)(fd, length),
         }
@@ -183,24 +202,19 @@ fn allocate(fd: c_int, file: &File, mode: c_int, offset: i64, length: i64) -> An
         grows(file.mount, || beyond(fd, end))?;
     }
     let told = if mode_bits & SHIFTING != 0 { u64::MAX } else { end };
-    let once = || {
-        let mut inside = entered(fd, file, needs)?;
-        inside.tell_range(file.ino, start, told);
-        let done = sys::fallocate(fd, mode, offset, length);
-        if inside.overtaken() {
-            inside.tell_range(file.ino, start, told);
+    let mut full = false;
+    loop {
+        let done = change(fd, file, (offset, told), needs, || sys::fallocate(fd, mode, offset, length));
+        if done != Err(Errno::of(errno::ENOSPC)) || full || !made_room(file.mount, length_bytes) {
+            return done;
         }
-        done
-    };
-    match once() {
-        Err(e) if e == Errno::of(errno::ENOSPC) && made_room(file.mount, length_bytes) => once(),
-        done => done,
+        full = true;
     }
 }
 
 hook! {
     unsafe fn fallocate | fallocate64(fd: c_int, mode: c_int, offset: i64, length: i64) -> c_int => my_fallocate {
-        match fds::file(fd) {
+        match fds::found(fd) {
             Some(file) => answer(allocate(fd, &file, mode, offset, length)),
             None => real!(fallocate)(fd, mode, offset, length),
         }
@@ -211,12 +225,12 @@ hook! {
     /// Answers an errno and does not set it. Where the file system cannot allocate, libc writes zeros itself.
     unsafe fn posix_fallocate | posix_fallocate64(fd: c_int, offset: i64, length: i64) -> c_int
         => my_posix_fallocate {
-        let Some(file) = fds::file(fd) else { return real!(posix_fallocate)(fd, offset, length) };
+        let Some(file) = fds::found(fd) else { return real!(posix_fallocate)(fd, offset, length) };
         let done = match allocate(fd, &file, 0, offset, length) {
             Err(e) if e == Errno::of(errno::EOPNOTSUPP) => {
                 let end = offset.max(0).saturating_add(length.max(0)) as u64;
                 let needs = Needs::Bytes(offset.max(0) as u64, end);
-                change_from(fd, &file, offset, needs, || {
+                change(fd, &file, (offset, END), needs, || {
                     match real!(posix_fallocate)(fd, offset, length) {
                         0 => Ok(0),
                         number => Err(Errno(number)),
@@ -284,8 +298,8 @@ hook! {
         match request as u32 {
             linux_raw_sys::ioctl::FICLONE | linux_raw_sys::ioctl::FICLONERANGE | RESERVE | RESERVE_64 | PUNCH
             | PUNCH_64 | ZERO => {
-                match fds::file(fd) {
-                    Some(file) => answer(change_from(fd, &file, 0, Needs::Bytes(0, END), || {
+                match fds::found(fd) {
+                    Some(file) => answer(change(fd, &file, (0, END), Needs::Bytes(0, END), || {
                         sys::ioctl(fd, request, argument)
                     })),
                     None => real!(ioctl)(fd, request, argument),

@@ -91,7 +91,7 @@ hook! {
         if fd >= 0
             && shared
             && flags as u32 & k::MAP_ANONYMOUS == 0
-            && let Some(file) = fds::file(fd).filter(|file| file.known.writable())
+            && let Some(file) = fds::found(fd).filter(|file| file.known.writable())
         {
             // The gate only for its answer: without an agent that can be told there is no mapping.
             match gate::enter(file.mount, file.ino) {

@@ -123,7 +123,7 @@ impl Open<'_> {
         match sys::stat_at(place.dirfd, place.path, follow) {
             Ok(stat) if sys::is_regular(&stat) && of_mount(index, &stat) => {
                 if self.has(k::O_TRUNC) && residency::is_partial(index) {
-                    drop(inside);
+                    inside.leave();
                     let flags = self.flags as u32 & !(k::O_ACCMODE | k::O_CREAT | k::O_TRUNC);
                     let flags = (flags | write::TO_RESIZE) as c_int;
                     write::resizing_opened(index, (self.call)(place.dirfd, place.path, flags), 0)?;
@@ -149,7 +149,7 @@ impl Open<'_> {
             }
             // A FIFO may block here, and a cut would wait for it.
             Ok(_) => {
-                drop(inside);
+                inside.leave();
                 self.plain(index, place)
             }
             Err(_) if !self.has(k::O_CREAT) => {

@@ -2,6 +2,7 @@
 
 use core::ffi::{c_int, c_void};
 
+use crate::act::Act;
 use crate::fds;
 use crate::hook::{answer, hook, real};
 use crate::reading::{self, Read};
@@ -10,21 +11,8 @@ use crate::sys::{self, k};
 
 /// Makes a read: by `real` where nothing can be missing.
 #[inline(always)]
-fn any(fd: c_int, call: impl Fn() -> Read, real: impl Fn() -> isize) -> isize {
-    if fds::may_lack(fd)
-        && let Some(done) = reading::read(call())
-    {
-        return answer(done);
-    }
-    let got = real();
-    // The first byte of a mount may have gone while it was read.
-    if got > 0
-        && fds::may_lack(fd)
-        && let Some(done) = reading::again(call(), got as usize)
-    {
-        return answer(done);
-    }
-    got
+fn any(fd: c_int, call: impl Fn() -> Read, mut real: impl FnMut() -> isize) -> isize {
+    if fds::is_outside(fd) { real() } else { reading::read(&call(), Act::new(&mut |()| real())) }
 }
 
 hook! {

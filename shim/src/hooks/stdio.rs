@@ -60,7 +60,7 @@ fn tell_unseen(fd: c_int, flags: u32) {
         return;
     }
     streams::add(fd);
-    if let Some(file) = fds::file(fd) {
+    if let Some(file) = fds::found(fd) {
         tell::note(file.mount, &Intent::Opened { ino: file.ino, flags: unseen(flags) });
     }
 }
@@ -232,7 +232,7 @@ hook! {
             let fd = fileno(reopened);
             fds::forget(fd);
             tell_unseen(fd, flags);
-            if let Some(file) = fds::file(fd).filter(|_| flags & k::O_CREAT != 0) {
+            if let Some(file) = fds::found(fd).filter(|_| flags & k::O_CREAT != 0) {
                 names::tell_by_path(file.mount, fd);
             }
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use storeshim_protocol::control::{FLAG_COMPLETE, FLAG_IDENTITY, FLAG_LOCAL, THROTTLE_BLOCK};
+use storeshim_protocol::control::{FLAG_COMPLETE, FLAG_IDENTITY, FLAG_LOCAL, FLAG_NAMES, THROTTLE_BLOCK};
 use storeshim_protocol::{Intent, MAX_MOUNTS, MountState};
 
 use super::super::{SessionError, Sessions};
@@ -216,6 +216,8 @@ fn setters_show_in_the_control_page() {
     assert_eq!(mount.flags.load(Ordering::Relaxed), FLAG_LOCAL | FLAG_IDENTITY | FLAG_COMPLETE);
     agent.sessions.set_complete(index, false);
     assert_eq!(mount.flags.load(Ordering::Relaxed), FLAG_LOCAL | FLAG_IDENTITY);
+    agent.sessions.show_names_complete(index);
+    assert_eq!(mount.flags.load(Ordering::Relaxed), FLAG_LOCAL | FLAG_IDENTITY | FLAG_NAMES);
     agent.sessions.set_state(index, MountState::Fenced);
     assert_eq!(mount.state(), MountState::Fenced);
     agent.sessions.set_throttle(index, THROTTLE_BLOCK);

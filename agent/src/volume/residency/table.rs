@@ -159,6 +159,7 @@ impl Table {
     pub fn names_are_complete(&self) {
         let mut inner = self.inner.lock();
         inner.names_complete = true;
+        self.shared.gate().show_names_complete();
         self.show_complete(&mut inner);
     }
 

@@ -1,0 +1,227 @@
+//! Names that are not on this disk yet: on a node that has nothing of its volume, whatever a program does with names must
+//! come to what it would in an ordinary directory.
+//!
+//! Each script is run in an ordinary directory first, and then on a node that has just been lost, far from its store, so that
+//! it meets directories which are still to be populated. What it says must be the same.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use storeshim_tests::node::{Node, Setup};
+use storeshim_tests::programs::require;
+use storeshim_tests::s3::{BUCKET, S3Server};
+
+/// How long the store takes for each answer, in milliseconds.
+const FAR: u64 = 60;
+/// Longest run of a script.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Both placements.
+macro_rules! placements {
+    ($($test:ident)+) => {$(
+        mod $test {
+            use super::*;
+
+            #[test]
+            fn translated() {
+                let server = S3Server::start();
+                let url = format!("s3://{BUCKET}/volume");
+                super::$test(&server, Setup::translated(url).with_s3(&server.endpoint()).lazy());
+            }
+
+            #[test]
+            fn identity() {
+                let server = S3Server::start();
+                super::$test(&server, Setup::on_s3(&server).lazy());
+            }
+        }
+    )+};
+}
+
+placements!(changes lists repository refusal removal);
+
+/// A node that has nothing of the volume which `fill` has made.
+fn cold(server: &S3Server, setup: Setup, fill: &str) -> Node {
+    let mut node = Node::started(setup);
+    node.sh(fill);
+    node.flush();
+    node.lose();
+    server.knobs().delay_ms.store(FAR, Ordering::Relaxed);
+    node.start();
+    node
+}
+
+/// What `script` says in an ordinary directory that `fill` has filled.
+fn ordinary(node: &Node, fill: &str, script: &str) -> String {
+    let dir = node.outside().join("ordinary");
+    let mut command = node.app_without_shim("/bin/bash");
+    command
+        .args(["-euo", "pipefail", "-c"])
+        .arg(format!("mkdir -p \"{0}\"; cd \"{0}\"; export STORAGE={0}\n{fill}\n{script}", dir.display()));
+    node.run_to_end(command, PATIENCE).succeeded()
+}
+
+/// The same of both.
+#[track_caller]
+fn says_the_same(node: &Node, fill: &str, script: &str) {
+    let expected = ordinary(node, fill, script);
+    let said = node.sh(script);
+    assert!(!expected.is_empty(), "the script says nothing");
+    pretty_assertions_eq(&expected, &said, node);
+}
+
+#[track_caller]
+fn pretty_assertions_eq(expected: &str, said: &str, node: &Node) {
+    if expected != said {
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+        let (expected, said) = (lines(expected), lines(said));
+        let first = expected.iter().zip(&said).position(|(a, b)| a != b);
+        let at = first.unwrap_or_else(|| expected.len().min(said.len()));
+        panic!(
+            "line {}: expected {:?}, said {:?}\n--- said\n{}\n--- agent\n{}",
+            at + 1,
+            expected.get(at),
+            said.get(at),
+            said.join("\n"),
+            node.log()
+        );
+    }
+}
+
+fn changes(server: &S3Server, setup: Setup) {
+    const FILL: &str = "
+        mkdir -p deep/a/b/c/d from/sub to/there full/inner empty excl lnk/one/sub lnk/two hard/one hard/two newline
+        mkdir -p over/full over/from wild/a wild/b
+        echo deep > deep/a/b/c/d/file
+        echo moved > from/sub/file; echo kept > from/sub/kept; echo there > to/there/x
+        echo x > full/inner/f
+        echo taken > excl/taken
+        echo one > lnk/one/sub/file; ln -s ../one/sub/file lnk/two/link; ln -s two lnk/dir; ln -s nowhere lnk/two/dangling
+        echo hard > hard/one/name; ln hard/one/name hard/two/other
+        printf x > newline/$'a\\nb'
+        echo f > over/full/f; echo g > over/from/g
+        touch wild/a/{1,2} wild/b/3";
+    const SCRIPT: &str = "
+        says() { if \"$@\" 2> err; then echo \"$1: done\"; else echo \"$1: $(sed 's/.*: //' err)\"; fi; rm -f err; }
+        says stat -c '%s %F' deep/a/b/c/d/file
+        says stat deep/a/none/none
+        says mv from/sub/file to/there/file
+        ls to/there from/sub
+        says mv from/none to/there/none
+        says rmdir full/inner
+        says rmdir full
+        says mv -T empty over/full
+        says mv -T over/from over/full
+        says mkdir excl/taken
+        (set -C; echo no > excl/taken) 2> /dev/null || echo exists
+        echo more >> excl/taken; echo new > excl/new
+        cat excl/taken excl/new; ls excl
+        cat lnk/dir/link
+        readlink lnk/two/dangling
+        [ -L lnk/two/dangling ] && [ ! -e lnk/two/dangling ] && echo dangling
+        echo made > lnk/two/dangling; cat lnk/two/nowhere
+        [ hard/one/name -ef hard/two/other ] && echo same
+        cat hard/two/other; stat -c %h hard/two/other hard/one/name
+        says ln hard/one/name deep/a/linked
+        stat -c %h deep/a/linked
+        ls newline | od -c; cat newline/$'a\\nb'
+        echo wild/*/[123]; echo wild/none*
+        (cd deep/a/b && pwd | sed \"s|$STORAGE||\" && ls ../b/c && cat ../../../excl/new)
+        says rmdir empty
+        says rm to/there/x
+        ls to/there; ls";
+    let node = cold(server, setup, FILL);
+    says_the_same(&node, FILL, SCRIPT);
+    let mut node = node;
+    server.knobs().delay_ms.store(0, Ordering::Relaxed);
+    node.survives("changes of names that were not here");
+}
+
+fn lists(server: &S3Server, setup: Setup) {
+    require("python3");
+    const FILL: &str = "
+        for top in ls find walk glob tar du cp scan; do
+            mkdir -p $top/{a,b,c}/{x,y}/deep
+            for dir in $top/{a,b,c}/{x,y}; do echo $dir > $dir/file; echo deep > $dir/deep/end; ln -s ../x $dir/link; done
+        done";
+    const SCRIPT: &str = "
+        ls -R ls
+        find find | sort
+        find find -type f -size -100c | sort
+        python3 -c \"
+import os
+for top, dirs, files in os.walk('walk'):
+    dirs.sort()
+    print(top, dirs, sorted(files))
+\"
+        shopt -s globstar; printf '%s\\n' glob/** glob/*/y/deep/*
+        tar -c tar | tar -t | sort
+        du -a --apparent-size du | cut -f 2 | sort
+        cp -a cp copied; (cd copied; find . | sort; cat a/x/deep/end)
+        python3 -c \"
+import os
+print(sorted(entry.name for entry in os.scandir('scan/b/y')), os.listdir(os.open('scan/c/x/deep', os.O_RDONLY)))
+\"";
+    let node = cold(server, setup, FILL);
+    says_the_same(&node, FILL, SCRIPT);
+}
+
+fn repository(server: &S3Server, setup: Setup) {
+    require("git");
+    const FILL: &str = "
+        export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b
+        export GIT_AUTHOR_DATE='2001-02-03T04:05:06Z' GIT_COMMITTER_DATE='2001-02-03T04:05:06Z'
+        git init -q -b main repo; cd repo
+        for i in {1..40}; do mkdir -p src/$((i % 7))/$i; echo $i > src/$((i % 7))/$i/file; done
+        git add .; git commit -qm one; echo changed > src/1/1/file; git commit -qam two; cd ..";
+    const SCRIPT: &str = "
+        git -C repo status --porcelain; git -C repo log --oneline; git -C repo fsck 2>&1
+        echo more > repo/src/3/new; rm -r repo/src/5; git -C repo status --porcelain | sort
+        git -C repo stash -q -u; git -C repo status --porcelain; git -C repo stash pop -q; git -C repo status --porcelain | sort";
+    let node = cold(server, setup, FILL);
+    says_the_same(&node, FILL, SCRIPT);
+}
+
+/// What cannot be brought is an error: nothing is missing because the store does not answer, and nothing is made in its
+/// place.
+fn refusal(server: &S3Server, setup: Setup) {
+    let mut node =
+        cold(server, setup.with("patience", "1s"), "mkdir -p a/b/c/d/e; echo deep > a/b/c/d/e/file");
+    server.knobs().delay_ms.store(0, Ordering::Relaxed);
+    node.lose();
+    server.knobs().delay_ms.store(400, Ordering::Relaxed);
+    node.start();
+    server.knobs().hang.store(true, Ordering::Relaxed);
+    let refused = |script: &str| {
+        let said = node.bash(script);
+        let text = format!("{}{}", said.out, said.err);
+        assert!(said.code != 0, "{script}: {text}");
+        assert!(text.contains("Input/output error") || text.contains("timed out"), "{script}: {text}");
+    };
+    refused("cat a/b/c/d/e/file");
+    refused("mkdir a/b/c/d/e/new");
+    refused("mkdir -p a/b/c/d/e/new");
+    refused("ls a/b/c/d/e");
+    server.knobs().heal();
+    assert_eq!(node.sh("cat a/b/c/d/e/file; ls a/b/c/d/e"), "deep\nfile\n");
+}
+
+fn removal(server: &S3Server, setup: Setup) {
+    const FILL: &str = "
+        mkdir -p keep gone/{a,b,c}/{d,e}/f; touch gone/{a,b,c}/{d,e}/f/{1,2,3} gone/{a,b}/x keep/file; chmod 555 gone/c/d/f
+        mkdir -p other/{a,b}/c; echo x > other/a/c/x; ln other/a/c/x other/b/c/y";
+    let mut node = cold(server, setup, FILL);
+    node.sh("chmod 755 gone/c/d/f; rm -rf gone other/a; ls; ls keep; cat other/b/c/y");
+    server.knobs().delay_ms.store(0, Ordering::Relaxed);
+    node.flush();
+    node.lose();
+    node.start();
+    assert_eq!(
+        node.sh("find . | sort"),
+        ".\n./keep\n./keep/file\n./other\n./other/b\n./other/b/c\n./other/b/c/y\n"
+    );
+    assert_eq!(node.sh("cat other/b/c/y"), "x\n");
+    assert!(fs::read_dir(node.tree()).unwrap().count() >= 2);
+}
