@@ -362,6 +362,13 @@ pub fn file(fd: c_int) -> Option<File> {
     }
 }
 
+/// What is known of the file behind `fd`, without a look.
+#[inline(always)]
+pub fn remembered(fd: c_int) -> Option<File> {
+    let known = Known(entry(fd)?.load(Ordering::Relaxed));
+    Some(File { mount: known.mount()?, ino: known.ino()?, known })
+}
+
 /// As [`file`], for calls that take their time.
 #[inline(never)]
 pub fn found(fd: c_int) -> Option<File> {

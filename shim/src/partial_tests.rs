@@ -371,6 +371,31 @@ fn a_position_that_threads_share_gives_each_record_to_one() {
 }
 
 #[test]
+fn a_position_that_is_moved_in_between_is_found_again() {
+    if !alone() {
+        return;
+    }
+    let len = 30 * PIECE as usize;
+    let (path, ino) = cold("moved", len);
+    let bytes = content(len);
+    let fd = open(&path, k::O_RDWR);
+    assert_eq!(read(fd, 100), bytes[..100]);
+    // Past all hooks, to where nothing is.
+    sys::lseek(fd, 9 * PIECE as i64, k::SEEK_SET).unwrap();
+    assert_eq!(read(fd, 100), bytes[9 * PIECE as usize..][..100]);
+    assert_eq!(read(fd, 100), bytes[9 * PIECE as usize + 100..][..100]);
+    // SAFETY: valid arguments.
+    unsafe {
+        assert_eq!(hooks::my_lseek(fd, 20 * PIECE as i64, k::SEEK_SET as i32), 20 * PIECE as i64);
+        assert_eq!(read(fd, 50), bytes[20 * PIECE as usize..][..50]);
+        assert_eq!(hooks::my_write(fd, b"12345".as_ptr().cast(), 5), 5);
+    }
+    assert_eq!(read(fd, 50), bytes[20 * PIECE as usize + 55..][..50]);
+    let here = agent().files.lock().unwrap()[&ino].here.iter().filter(|here| **here).count();
+    assert_eq!(here, 3);
+}
+
+#[test]
 fn what_cannot_be_brought_is_an_error_until_it_can() {
     if !alone() {
         return;

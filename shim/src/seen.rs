@@ -2,6 +2,7 @@
 //! disk's. It must not know which of the many calls asked.
 
 use core::ffi::c_int;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use storeshim_protocol::request::Ask;
 
@@ -11,6 +12,8 @@ use crate::respell::Stat;
 use crate::sys::{self, k};
 use crate::{absent, ask, control, fds, residency};
 
+/// In nanoseconds.
+const SECOND: u64 = 1_000_000_000;
 /// How often what moves is looked at again.
 const LOOKS: usize = 100;
 /// A block, as stat counts them.
@@ -37,6 +40,17 @@ struct Facts {
     size: u64,
     /// The blocks were asked for.
     blocks: bool,
+    /// All that is below was.
+    times: bool,
+    links: u64,
+    owner: u64,
+    modified: u64,
+    changed: u64,
+}
+
+/// Nanoseconds since 1970.
+fn time(seconds: i64, nanoseconds: u64) -> u64 {
+    (seconds as u64).wrapping_mul(SECOND).wrapping_add(nanoseconds)
 }
 
 impl Out {
@@ -52,6 +66,11 @@ impl Out {
                     mode: (*stat).st_mode,
                     size: (*stat).st_size as u64,
                     blocks: true,
+                    times: true,
+                    links: (*stat).st_nlink as _,
+                    owner: u64::from((*stat).st_uid) << 32 | u64::from((*stat).st_gid),
+                    modified: time((*stat).st_mtime as _, (*stat).st_mtime_nsec as _),
+                    changed: time((*stat).st_ctime as _, (*stat).st_ctime_nsec as _),
                 },
                 Self::Extended(stat) => Facts {
                     dev: sys::device((*stat).stx_dev_major, (*stat).stx_dev_minor),
@@ -59,6 +78,11 @@ impl Out {
                     mode: u32::from((*stat).stx_mode),
                     size: (*stat).stx_size,
                     blocks: (*stat).stx_mask & k::STATX_BLOCKS != 0,
+                    times: !(*stat).stx_mask & k::STATX_BASIC_STATS & !k::STATX_ATIME & !k::STATX_BLOCKS == 0,
+                    links: u64::from((*stat).stx_nlink),
+                    owner: u64::from((*stat).stx_uid) << 32 | u64::from((*stat).stx_gid),
+                    modified: time((*stat).stx_mtime.tv_sec, u64::from((*stat).stx_mtime.tv_nsec)),
+                    changed: time((*stat).stx_ctime.tv_sec, u64::from((*stat).stx_ctime.tv_nsec)),
                 },
             }
         }
@@ -84,6 +108,25 @@ impl Out {
             match self {
                 Self::Stat(stat) => (*stat).st_nlink = links as _,
                 Self::Extended(stat) => (*stat).stx_nlink = links,
+            }
+        }
+    }
+
+    /// # Safety
+    /// It must be valid.
+    unsafe fn set_changed(self, time: u64) {
+        let (seconds, nanoseconds) = ((time / SECOND) as i64, time % SECOND);
+        // SAFETY: as above.
+        unsafe {
+            match self {
+                Self::Stat(stat) => {
+                    (*stat).st_ctime = seconds as _;
+                    (*stat).st_ctime_nsec = nanoseconds as _;
+                }
+                Self::Extended(stat) => {
+                    (*stat).stx_ctime.tv_sec = seconds;
+                    (*stat).stx_ctime.tv_nsec = nanoseconds as u32;
+                }
             }
         }
     }
@@ -129,6 +172,53 @@ impl Facts {
     }
 }
 
+/// What this process was told of the last change of inodes that were not wholly here: what the agent brings moves it, and
+/// programs (tar, say) compare it before and after they have read. It is told again for as long as all else is the same.
+///
+/// The first word is the facts' and the second's sum, so that words of two writers are never taken for one's.
+static TOLD: [[AtomicU64; 2]; 512] = [const { [const { AtomicU64::new(0) }; 2] }; 512];
+/// Something was told.
+static ANY_TOLD: AtomicBool = AtomicBool::new(false);
+
+impl Facts {
+    /// What stays the same while an inode is brought, as a number; of a directory, its entries count as its links.
+    fn tag(&self) -> u64 {
+        let (links, size) =
+            if self.mode & k::S_IFMT == k::S_IFDIR { (0, 0) } else { (self.links, self.size) };
+        let words = [self.dev, self.ino, u64::from(self.mode), self.owner, links, size, self.modified];
+        words
+            .into_iter()
+            .fold(1, |sum: u64, word| (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
+    }
+
+    /// Tells the same time of the last change as before.
+    ///
+    /// # Safety
+    /// `out` must be where the facts stand.
+    unsafe fn steady(&self, out: Out, whole: bool) {
+        if !self.times {
+            return;
+        }
+        let tag = self.tag();
+        let Some([sum, time]) = TOLD.get(tag as usize % TOLD.len()) else { return };
+        let told = time.load(Ordering::Relaxed);
+        if sum.load(Ordering::Relaxed) ^ told == tag {
+            // SAFETY: as above.
+            unsafe { out.set_changed(told) };
+        } else if !whole {
+            time.store(self.changed, Ordering::Relaxed);
+            sum.store(self.changed ^ tag, Ordering::Relaxed);
+            ANY_TOLD.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Whether what a look has found may have to be corrected.
+#[inline(always)]
+pub fn may_differ() -> bool {
+    residency::is_any_partial() || ANY_TOLD.load(Ordering::Relaxed)
+}
+
 /// What was looked at.
 #[derive(Clone, Copy)]
 pub enum Subject {
@@ -170,6 +260,8 @@ pub unsafe fn correct(subject: Subject, out: Out, mut look: Act<'_, (), c_int>) 
         // SAFETY: as above.
         let facts = unsafe { out.facts() };
         if !facts.may_differ() {
+            // SAFETY: as above.
+            unsafe { facts.steady(out, true) };
             return 0;
         }
         let Some(index) = subject.mount(facts.dev).filter(|index| residency::is_partial(*index)) else {
@@ -187,6 +279,7 @@ pub unsafe fn correct(subject: Subject, out: Out, mut look: Act<'_, (), c_int>) 
                     }
                     _ => {}
                 }
+                facts.steady(out, absent::is_whole(index, facts.ino));
             }
             return 0;
         }

@@ -12,7 +12,7 @@ use crate::fds::File;
 use crate::gate::{self, Inside};
 use crate::residency::{self, END};
 use crate::sys::{self, Answer, Errno, errno, k};
-use crate::{ask, control, tell};
+use crate::{ask, control, reading, tell};
 
 /// A gated piece is at most this long, in bytes: a cut waits for it.
 pub const SLICE: usize = 1 << 20;
@@ -131,6 +131,7 @@ fn touched(fd: c_int, file: &File, needs: Needs) -> Result<(residency::Held, Opt
         Needs::Bytes(start, end) => (start, end),
         Needs::Written(position, n) => {
             let start = position.start(fd);
+            reading::moved(fd);
             at = Some(start).filter(|_| position == Position::Cursor);
             (start, start.saturating_add(n as u64))
         }

@@ -25,7 +25,7 @@ use super::status::{Mutex, Shared};
 use super::tree::Tree;
 use super::{
     DirtySet, Durability, Evicted, Journal, VolumeError, VolumeOptions, VolumeStatus, Warmed, Warmup, Watch,
-    audit,
+    audit, verify,
 };
 use crate::blob::Blob;
 use crate::meta::records::{self, PackId, Totals, key};
@@ -99,9 +99,14 @@ impl Volume {
     ) -> Result<Arc<Self>, VolumeError> {
         let Opened { index, tree, head, totals, adopt, doubtful } =
             open::open(&options, &meta, &*blob, &shared)?;
+        if doubtful {
+            verify::verify(&index, &tree, &shared)?;
+        }
         let threads = |e: std::io::Error| VolumeError::Failed(format!("no thread could be started: {e}"));
         let (index, tree) = (Arc::new(index), Arc::new(tree));
         shared.files.store(i64::try_from(totals.files).unwrap_or(i64::MAX), Ordering::Relaxed);
+        shared.inodes.store(totals.inodes, Ordering::Relaxed);
+        *shared.quota.lock() = options.quota;
         shared.bytes.store(i64::try_from(totals.bytes).unwrap_or(i64::MAX), Ordering::Relaxed);
         shared.set_seq(head.map_or(0, |h| h.seq));
         let (commands, inbox) = unbounded();
@@ -527,6 +532,7 @@ impl Engine {
         let prepared = self.prepare(&mut plan, job.seq, job.nonce, at);
         match prepared {
             Ok((batch, totals)) => {
+                self.shared.inodes.store(totals.inodes, Ordering::Relaxed);
                 self.totals = totals;
                 job.operations = batch.ops.len() as u64;
                 job.batch = Some(batch);

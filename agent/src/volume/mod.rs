@@ -29,6 +29,7 @@ mod status;
 mod tests;
 mod tree;
 mod unsettled;
+mod verify;
 mod work;
 
 pub use dirty::DirtySet;

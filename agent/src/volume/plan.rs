@@ -120,7 +120,6 @@ pub fn plan(index: &Index, mut look: Look<'_>, chunks: &mut dyn NewChunks) -> Re
         }
     }
     let dead: Vec<u64> = planner.dead.iter().copied().collect();
-    // Of those that were never read here their extents are still in the backend.
     index.load_files(&dead, None)?;
     planner.make_again()?;
     for inode in dead {
@@ -158,8 +157,8 @@ struct Planner<'a> {
     names: HashMap<u64, i64>,
     /// Every name of the volume is in the tree: the names that a look knows are all.
     complete: bool,
-    /// Names that inodes had before this look, and that stand for something else after it.
-    lost: HashMap<u64, BTreeSet<(u64, Vec<u8>)>>,
+    /// Names that directories had before this look which are not populated yet, and that stand for something else after it.
+    lost: HashMap<u64, Vec<(u64, Vec<u8>)>>,
     /// Directories from which one has vanished that was not populated.
     vanished: BTreeSet<u64>,
 }
@@ -175,8 +174,11 @@ impl Planner<'_> {
                 old.into_iter().for_each(|old| *self.names.entry(old).or_default() -= 1);
                 child.iter().for_each(|child| *self.names.entry(*child).or_default() += 1);
             }
-            if let Some(old) = old.filter(|old| Some(*old) != *child) {
-                self.lost.entry(old).or_default().insert((*dir, name.clone()));
+            if let Some(old) = old.filter(|old| Some(*old) != *child)
+                && !self.complete
+                && self.index.is_unpopulated(old)?
+            {
+                self.lost.entry(old).or_default().push((*dir, name.clone()));
             }
             touched.extend(old.into_iter().chain(*child));
         }
@@ -190,7 +192,7 @@ impl Planner<'_> {
                 if inode == ROOT_INODE
                     || self.dead.contains(&inode)
                     || self.count_names(inode, look)? > 0
-                    || self.keep_unpopulated(inode, look)?
+                    || self.keep_unpopulated(inode, look)
                 {
                     continue;
                 }
@@ -214,6 +216,32 @@ impl Planner<'_> {
         Ok(touched)
     }
 
+    /// A directory that was not populated has all its entries in the volume only. Whoever removes it through the shim has it
+    /// populated first, so this was a program that took it for empty: it keeps its name.
+    fn keep_unpopulated(&mut self, inode: u64, look: &mut Look<'_>) -> bool {
+        let mut kept = false;
+        for link in self.lost.get(&inode).into_iter().flatten() {
+            if !self.dead.contains(&link.0) && look.dentries.get(link).is_some_and(Option::is_none) {
+                look.dentries.remove(link);
+                *self.names.entry(inode).or_default() += 1;
+                self.vanished.insert(link.0);
+                kept = true;
+            }
+        }
+        kept
+    }
+
+    /// Has the directories populated anew from which one has vanished that was not.
+    fn make_again(&mut self) -> Result<()> {
+        for dir in std::mem::take(&mut self.vanished) {
+            if let Some(seen) = self.index.seen(dir)?.filter(|_| !self.dead.contains(&dir)) {
+                self.plan.vanished.push((dir, seen.id.ino));
+                index::set_unpopulated(&mut self.plan.changes, dir, true);
+            }
+        }
+        Ok(())
+    }
+
     /// Names that an inode has after this commit. Those in directories that are not populated yet are names like all others,
     /// though no look finds them; and a name that is brought into the tree just now is none more.
     fn count_names(&self, inode: u64, look: &Look<'_>) -> Result<u64> {
@@ -224,40 +252,6 @@ impl Planner<'_> {
         let before = self.index.inode(inode)?.map_or(0, |record| u64::from(record.links));
         let change = self.names.get(&inode).copied().unwrap_or(0);
         Ok(before.saturating_add_signed(change).max(found))
-    }
-
-    /// A directory that was not populated has all its entries in the volume only. Whoever removes it through the shim has it
-    /// populated first, so this was a program that took it for empty: it keeps its name.
-    fn keep_unpopulated(&mut self, inode: u64, look: &mut Look<'_>) -> Result<bool> {
-        if !self.index.is_unpopulated(inode)? {
-            return Ok(false);
-        }
-        let names: Vec<(u64, Vec<u8>)> = self.lost.get(&inode).into_iter().flatten().cloned().collect();
-        let mut kept = false;
-        for (dir, name) in names {
-            let link = (dir, name);
-            if !self.dead.contains(&dir) && look.dentries.get(&link).is_some_and(Option::is_none) {
-                look.dentries.remove(&link);
-                *self.names.entry(inode).or_default() += 1;
-                self.vanished.insert(dir);
-                kept = true;
-            }
-        }
-        Ok(kept)
-    }
-
-    /// Has the directories populated anew from which one has vanished that was not.
-    fn make_again(&mut self) -> Result<()> {
-        for dir in std::mem::take(&mut self.vanished) {
-            if self.dead.contains(&dir) {
-                continue;
-            }
-            if let Some(seen) = self.index.seen(dir)? {
-                self.plan.vanished.push((dir, seen.id.ino));
-                index::set_unpopulated(&mut self.plan.changes, dir, true);
-            }
-        }
-        Ok(())
     }
 
     fn names(&mut self, look: &Look<'_>) -> Result<()> {

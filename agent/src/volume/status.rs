@@ -11,7 +11,7 @@ use storeshim_protocol::MountState;
 use storeshim_protocol::control::{THROTTLE_BLOCK, THROTTLE_SLOW};
 
 use super::unsettled::Unsettled;
-use super::{Gatekeeper, Progress, VolumeError, VolumeStatus, residency, space};
+use super::{Gatekeeper, Progress, Quota, VolumeError, VolumeStatus, residency, space};
 
 /// A lock whose holder cannot leave it poisoned in a way that matters: panics end the process.
 #[derive(Default)]
@@ -65,6 +65,10 @@ pub struct Shared {
     pub files: AtomicI64,
     /// Bytes in them.
     pub bytes: AtomicI64,
+    /// Inodes of all kinds in the volume.
+    pub inodes: AtomicU64,
+    /// What the volume may grow to.
+    pub quota: Mutex<Quota>,
     counters: Mutex<BTreeMap<String, u64>>,
     pauses: Mutex<VecDeque<u64>>,
     backend: Mutex<Option<(String, Instant)>>,
@@ -94,6 +98,8 @@ impl Shared {
             in_flight: Mutex::new(VecDeque::new()),
             files: AtomicI64::new(0),
             bytes: AtomicI64::new(0),
+            inodes: AtomicU64::new(0),
+            quota: Mutex::default(),
             counters: Mutex::new(BTreeMap::new()),
             pauses: Mutex::new(VecDeque::new()),
             backend: Mutex::new(None),
@@ -130,8 +136,9 @@ impl Shared {
     /// Shows clients what the volume offers on a backend that is `directory`, or is none.
     pub fn show_space(&self, directory: Option<&Path>) {
         let bytes = self.bytes.load(Ordering::Relaxed).max(0) as u64;
-        let files = self.files.load(Ordering::Relaxed).max(0) as u64;
-        self.gate.set_space(&space::of_volume(bytes, files, directory.and_then(space::of_directory)));
+        let inodes = self.inodes.load(Ordering::Relaxed);
+        let space = space::of_volume(bytes, inodes, directory.and_then(space::of_directory));
+        self.gate.set_space(&space::within(space, *self.quota.lock(), bytes, inodes));
     }
 
     /// The tree may be used.

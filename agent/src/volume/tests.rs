@@ -4,6 +4,7 @@ mod evict;
 mod lazy;
 mod mapped;
 mod names;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -105,6 +106,7 @@ struct Node {
     /// Clients keep it mapped while agents come and go.
     table: Arc<ResidencyTable>,
     faults: Arc<Faults>,
+    durability: Durability,
 }
 
 /// What befalls reads of packs.
@@ -165,6 +167,7 @@ impl Node {
             hydrate,
             table: Arc::new(ResidencyTable::anonymous().unwrap()),
             faults: Arc::default(),
+            durability: Durability::Remote,
         };
         node.start().unwrap();
         node
@@ -181,7 +184,7 @@ impl Node {
             prefix: "/storage".into(),
             neighbours: Arc::default(),
             state: self.dir.path().join("state"),
-            durability: Durability::Remote,
+            durability: self.durability,
             max_lag: Duration::from_millis(50),
             dirty_limit: 1 << 30,
             audit_interval: Duration::from_secs(3600),

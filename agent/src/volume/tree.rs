@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
@@ -80,7 +81,11 @@ pub struct Tree {
     coarse_clock: bool,
     leases_see_mappings: bool,
     dev: u64,
+    unguard: OnceLock<Unguard>,
 }
+
+/// See [`Tree::set_unguard`].
+type Unguard = Box<dyn Fn(u64) -> bool + Send + Sync>;
 
 /// Nanoseconds within which two changes can carry the same timestamp on a filesystem with jiffy timestamps.
 pub const COARSE_TICK_NS: i64 = 20_000_000;
@@ -108,7 +113,15 @@ impl Tree {
             ![libc::OVERLAYFS_SUPER_MAGIC, libc::FUSE_SUPER_MAGIC, libc::NFS_SUPER_MAGIC]
                 .iter()
                 .any(|magic| i128::from(*magic) == i128::from(kind));
-        Ok(Self { root, path, spellings, coarse_clock: coarse_clock(), leases_see_mappings, dev })
+        Ok(Self {
+            root,
+            path,
+            spellings,
+            coarse_clock: coarse_clock(),
+            leases_see_mappings,
+            dev,
+            unguard: OnceLock::new(),
+        })
     }
 
     /// The canonical path of the root.
@@ -213,10 +226,23 @@ impl Tree {
         opened
     }
 
+    /// Says who gives up a lease of our own on an inode, which would keep ourselves from opening it; whether there was one.
+    pub fn set_unguard(&self, unguard: Unguard) {
+        // A tree has one residency.
+        let _ = self.unguard.set(unguard);
+    }
+
+    fn unguarded(&self, path: &[u8]) -> io::Result<bool> {
+        let handle = self.open_in_steps(path, libc::O_PATH)?;
+        let ino = self.stat(handle.as_fd())?.id.ino;
+        Ok(self.unguard.get().is_some_and(|unguard| unguard(ino)))
+    }
+
     /// Opens `path` below the root, in steps where it is longer than the kernel takes at once.
     pub fn open_at(&self, path: &[u8], flags: i32) -> io::Result<OwnedFd> {
         match self.open_in_steps(path, flags) {
             Err(e) if shut(&e) => self.open_shut(path, flags),
+            Err(e) if guarded(&e) && self.unguarded(path)? => self.open_in_steps(path, flags),
             other => other,
         }
     }
@@ -356,6 +382,11 @@ fn swap_prefix(path: &[u8], from: &[u8], to: &[u8]) -> Option<Vec<u8>> {
 
 fn shut(e: &io::Error) -> bool {
     e.raw_os_error() == Some(libc::EACCES)
+}
+
+/// Somebody holds a lease on it.
+fn guarded(e: &io::Error) -> bool {
+    e.raw_os_error() == Some(libc::EWOULDBLOCK)
 }
 
 fn is_absent(e: &io::Error) -> bool {

@@ -495,3 +495,34 @@ fn a_directory_that_was_not_populated_says_nothing_of_its_links() {
     assert!(stat("/lazy/nlink/a/1").is_ok());
     assert_eq!(stat("/lazy/nlink/a").unwrap().st_nlink, 4);
 }
+
+#[test]
+fn what_is_brought_was_not_changed() {
+    lazy("changed", &["file", "dir/sub/"]);
+    let before = stat("/lazy/changed/file").unwrap();
+    let dir = stat("/lazy/changed/dir").unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    assert!(stat("/lazy/changed/dir/sub").is_ok());
+    // As the agent does: bytes, then the file's own time.
+    let path = tree().join("changed/file");
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    let time = file.metadata().unwrap().modified().unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"data", 0).unwrap();
+    file.set_modified(time).unwrap();
+    let on_disk = path.metadata().unwrap();
+    let real = (on_disk.ctime(), on_disk.ctime_nsec());
+    let told = |stat: &k::stat| (stat.st_ctime as i64, stat.st_ctime_nsec as i64);
+    assert!(told(&before) != real, "the file system's clock is too coarse for this test");
+    agent().table.set_whole(before.st_ino);
+    assert_eq!(told(&stat("/lazy/changed/file").unwrap()), told(&before));
+    let times = tree().join("changed/dir").metadata().unwrap();
+    if times.modified().unwrap()
+        == std::time::UNIX_EPOCH + std::time::Duration::new(dir.st_mtime as _, dir.st_mtime_nsec as _)
+    {
+        assert_eq!(told(&stat("/lazy/changed/dir").unwrap()), told(&dir));
+    }
+    // What the app changes is seen.
+    // SAFETY: a C string.
+    unsafe { assert_eq!(said(attr::my_chmod(c("/lazy/changed/file").as_ptr(), 0o640)), 0) };
+    assert!(told(&stat("/lazy/changed/file").unwrap()) >= real);
+}

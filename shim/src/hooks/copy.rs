@@ -6,9 +6,9 @@ use crate::act::Act;
 use crate::fds::{self, File};
 use crate::gate;
 use crate::hook::{answer, hook, real};
-use crate::residency;
 use crate::sys::{self, Answer, Errno, errno, k};
 use crate::write::{Position, SLICE, piece, sliced, synced};
+use crate::{reading, residency};
 
 /// What was brought has gone again. No errno of the kernel's.
 const GONE: Answer = Err(Errno(0));
@@ -40,6 +40,7 @@ impl Copy {
     #[inline(never)]
     fn run(&self, target: Option<(File, Position)>, mut act: Act<'_, usize, Answer>) -> Answer {
         let File { mount, ino, .. } = self.source;
+        reading::moved(self.input);
         let gated = target.is_some() || sys::fstat(self.out).is_ok_and(|stat| sys::is_regular(&stat));
         // A thread is in one gate at a time.
         let pin = !gated || target.is_some_and(|(file, _)| file.mount != mount);

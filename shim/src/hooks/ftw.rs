@@ -193,7 +193,7 @@ pub unsafe fn correct(name: *const c_char, stat: &mut Stat) {
         if let Some(size) = respell::link_size(CWD, name) {
             stat.st_size = size as _;
         }
-    } else if residency::is_any_partial() {
+    } else if seen::may_differ() {
         let out = &raw mut *stat;
         let mut look = |()| {
             // SAFETY: as above.

@@ -72,9 +72,11 @@ hook! {
             && let Some(file) = residency::lacking(fd)
             && residency::held(file.mount, file.ino, 0, END).is_none()
         {
+            reading::moved(fd);
             let ask = storeshim_protocol::request::Ask::Seek { ino: file.ino, start: offset as u64, hole };
             return answer(crate::ask::request(file.mount, ask).and_then(|at| sys::lseek(fd, at as i64, k::SEEK_SET)));
         }
+        reading::moved(fd);
         real!(lseek)(fd, offset, whence)
     }
 }

@@ -8,7 +8,7 @@ use core::mem::MaybeUninit;
 use super::exec::{Strings, entries, with_room};
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, Errno, PathBuf, k};
-use crate::{control, residency};
+use crate::{absent, control, residency};
 
 /// How much of a file the kernel looks at.
 const HEAD: usize = 256;
@@ -95,16 +95,21 @@ pub fn bring(place: &Place) -> Result<(), Errno> {
     if !residency::is_any_partial() {
         return Ok(());
     }
-    residency::pin_place(*place)?;
-    let mut line = line_of(place, true);
+    let mut line = brought(*place)?;
     for _ in 0..DEPTH {
         let Some(next) = &line else { break };
         let mut room = PathBuf::new();
-        let place = place::at(CWD, next.at(next.interpreter), &mut room)?;
-        residency::pin_place(place)?;
-        line = line_of(&place, true);
+        line = brought(place::at(CWD, next.at(next.interpreter), &mut room)?)?;
     }
     Ok(())
+}
+
+/// Brings one of them; what names the next one.
+#[inline(never)]
+fn brought(place: Place) -> Result<Option<Line>, Errno> {
+    absent::present(place)?;
+    residency::pin_place(place)?;
+    Ok(line_of(&place, true))
 }
 
 /// Calls `act` with the arguments `head` and then those of `arguments` after the first; `None` where they are too many.

@@ -8,7 +8,7 @@ use crate::place::{self, CWD, Place};
 use crate::respell::{self, Stat};
 use crate::seen::{self, Out, Subject};
 use crate::sys::{self, Errno, PathBuf, errno, k};
-use crate::{absent, detour, residency};
+use crate::{absent, detour};
 
 /// Looks at a path by `act` (a place): translated, and corrected where what is there is not what the app knows.
 ///
@@ -47,7 +47,7 @@ unsafe fn look_by(dirfd: c_int, path: *const c_char, out: Out, mut act: Act<'_, 
             // As long as what readlink gives.
             out.set_size(size);
         }
-        if residency::is_any_partial() {
+        if seen::may_differ() {
             return seen::correct(Subject::Path(place), out, Act::new(&mut |()| act.run(place)));
         }
     }
@@ -61,7 +61,7 @@ unsafe fn look_by(dirfd: c_int, path: *const c_char, out: Out, mut act: Act<'_, 
 #[inline(always)]
 unsafe fn look_at(fd: c_int, out: *mut Stat, mut act: impl FnMut() -> c_int) -> c_int {
     let done = act();
-    if done != 0 || !residency::is_any_partial() {
+    if done != 0 || !seen::may_differ() {
         return done;
     }
     // SAFETY: as above.

@@ -25,6 +25,8 @@ const DEFAULT_PERCENT: u64 = 80;
 /// The evictor begins so far below the cache's size, and goes on to [`LOW_PERCENT`] of it.
 const HEADROOM: u64 = 64 << 20;
 const LOW_PERCENT: u64 = 90;
+/// But makes room for so many bytes at least, in a cache that is small.
+const LEAST: u64 = 4 << 20;
 /// What is kept free of the filesystem, whatever the cache's size is: for the index, and for programs that write.
 const RESERVE: u64 = 256 << 20;
 /// Of a small filesystem, one in so many bytes.
@@ -127,7 +129,8 @@ impl Cache {
 
     /// And how far.
     pub fn low(&self) -> u64 {
-        self.size() / 100 * LOW_PERCENT
+        let size = self.size();
+        (size / 100 * LOW_PERCENT).min(size.saturating_sub(LEAST.min(size / 2)))
     }
 
     /// Bytes that the tree takes or is about to.

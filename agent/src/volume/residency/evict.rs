@@ -19,6 +19,7 @@ use super::cache::{forget_cached, is_cached};
 use super::file::{Locked, RUN, bytes_in, pieces_of};
 use super::lease::{self, Alone};
 use super::lru::{Offer, Run, Verdict};
+use super::openers::Openers;
 use super::own::Own;
 use super::{Residency, find, pin};
 use crate::volume::index::{self, Changes, Doubt, Pieces};
@@ -162,7 +163,7 @@ impl Residency {
         Ok(done.into_iter().collect())
     }
 
-    /// From now on clients look at the table. Who has a file open now may read it without asking.
+    /// From now on clients look at the table. Who opened a file while nothing was absent may read it without asking.
     fn begin_evicting(&self) {
         if self.cache.begun.swap(true, Ordering::SeqCst) {
             return;
@@ -171,9 +172,15 @@ impl Residency {
         self.table.evictions_begin();
         if was_complete {
             std::thread::sleep(GRACE);
+            self.doubt_openers();
         }
-        let mut openers = self.cache.openers.lock();
-        self.cache.unsure.doubt(openers.fresh(self.tree.dev(), self.shared.gate()));
+    }
+
+    /// Nobody was asked for what is open now.
+    pub(super) fn doubt_openers(&self) {
+        let openers = Openers::look(self.tree.dev(), self.shared.gate());
+        self.cache.unsure.doubt(&openers);
+        *self.cache.openers.lock() = openers;
     }
 
     fn offers(&self, bytes: u64) -> Vec<Offer> {

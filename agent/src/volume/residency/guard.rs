@@ -24,12 +24,15 @@ use crate::volume::status::Mutex;
 /// Files that are guarded at most, and one in so many of the descriptors that this process may have.
 const MOST: u64 = 4096;
 const PART: u64 = 4;
-/// What waits to be guarded, at most: more are met when the newest of them are done.
-const QUEUE: usize = 1 << 16;
-/// New guards between two looks at who waits.
+/// What waits to be guarded, at most: the newest.
+const QUEUE: usize = MOST as usize;
+/// New guards at a time, and the rest after them: where names come by the hundred thousand, not each is worth it.
 const STEP: usize = 64;
+const REST: Duration = Duration::from_millis(20);
 /// How often the leases themselves are asked: a signal may get lost.
 const ROUND: Duration = Duration::from_secs(1);
+/// When a file that could not be guarded is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
 /// Files up to this size are fetched whole when a program opens them that will ask for what it reads.
 const SMALL: u64 = 8 << 20;
 /// How long the kernel waits where it does not say.
@@ -168,7 +171,7 @@ impl Residency {
             for _ in 0..STEP {
                 let Some(inode) = self.guards.inner.lock().queue.pop_back() else { break };
                 if self.guard(inode, signal).is_some_and(|again| again) && later.len() < self.guards.most {
-                    later.push_back((Instant::now() + ROUND, inode));
+                    later.push_back((Instant::now() + AGAIN, inode));
                 }
             }
             while later.front().is_some_and(|(at, _)| *at <= Instant::now()) {
@@ -177,7 +180,7 @@ impl Residency {
                 }
             }
             let idle = self.guards.inner.lock().queue.is_empty();
-            if let Some(fd) = wait(&signals, if idle { Duration::from_millis(100) } else { Duration::ZERO })
+            if let Some(fd) = wait(&signals, if idle { 5 * REST } else { REST })
                 && let Some(ino) = self.guards.of_descriptor(fd)
             {
                 self.guard_broken(ino);
@@ -202,7 +205,9 @@ impl Residency {
     fn guard(&self, inode: u64, signal: i32) -> Option<bool> {
         let found = self.at_its_place(inode).ok()??;
         let ino = found.stat.id.ino;
-        let absent = !self.files.try_lock(inode)?.absent(&self.index).ok()?.is_empty();
+        // Held until the guard is known: who brings data under it finds either no lease, or whose it is.
+        let Some(locked) = self.files.try_lock(inode) else { return Some(true) };
+        let absent = !locked.absent(&self.index).ok()?.is_empty();
         if !found.stat.is_file() || !absent || self.guards.inner.lock().held.contains_key(&ino) {
             return None;
         }
@@ -237,6 +242,8 @@ impl Residency {
         };
         if !waiters.is_empty() && waiters.iter().all(asks) {
             self.guards.drop_guard(ino);
+            // Once he has closed it.
+            self.guards.want(inode);
             let small = self.index.seen(inode).is_ok_and(|seen| seen.is_some_and(|seen| seen.size <= SMALL));
             if small && !waiters.contains(&own) {
                 self.request(Ask::Hint { ino, start: 0, end: u64::MAX }, Box::new(Ignored));

@@ -35,6 +35,12 @@ pub fn alone<'f>(file: BorrowedFd<'f>) -> Alone<'f> {
     }
 }
 
+/// Keeps a lease that somebody wants to end from ending this process: SIGIO does that to who does not care.
+pub fn ignore_signals() {
+    // SAFETY: ignoring a signal touches no memory.
+    unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+}
+
 /// Ends a lease.
 pub fn release(file: BorrowedFd<'_>) {
     // It is of this process, or there is none.
@@ -88,6 +94,7 @@ mod tests {
 
     #[test]
     fn nobody_is_alone_with_what_another_has_open() {
+        ignore_signals();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         std::fs::write(&path, "x").unwrap();

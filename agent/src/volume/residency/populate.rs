@@ -155,6 +155,11 @@ impl Residency {
                 self.stage.clear(&entry.staged, entry.record.mode & libc::S_IFMT == libc::S_IFDIR);
             }
             placed?;
+            // Now they have names, by which programs without the shim may open them.
+            let files = batch.iter().filter(|entry| entry.record.mode & libc::S_IFMT == libc::S_IFREG);
+            files
+                .filter(|entry| entry.record.size > 0 && !entry.link)
+                .for_each(|entry| self.guards.want(entry.inode));
         }
         let mut changes = Changes::new();
         for (inode, id, name) in ours {

@@ -107,7 +107,7 @@ impl Keeper {
         }
         let again = inner.refused.is_some_and(|(at, at_cuts, least)| {
             let no_less = more.bytes >= least.bytes && more.inodes >= least.inodes;
-            no_less && at_cuts == cuts && at.elapsed() < REFUSED
+            no_less && at_cuts == cuts && told.entries == 0 && at.elapsed() < REFUSED
         });
         if again {
             drop(inner);

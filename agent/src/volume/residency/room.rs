@@ -9,7 +9,7 @@ use std::time::Duration;
 use storeshim_protocol::request::Ask;
 
 use super::quota::{Keeper, Told, Usage};
-use super::{Residency, Status, Uses};
+use super::{Residency, Status, Uses, lease};
 use crate::session::Reply;
 use crate::volume::VolumeError;
 
@@ -45,6 +45,11 @@ impl Residency {
     /// # Errors
     /// Where a thread cannot be started.
     pub(super) fn keep_bounds(self: &Arc<Self>) -> Result<(), VolumeError> {
+        lease::ignore_signals();
+        // What was told to an agent before us we do not know.
+        self.doubt_openers();
+        let weak = Arc::downgrade(self);
+        self.tree.set_unguard(Box::new(move |ino| weak.upgrade().is_some_and(|own| own.unguard(ino))));
         // It is set once.
         let _ = self.uses.set(Arc::new(Below(Arc::downgrade(self))));
         self.spawn("evict", |own| {
@@ -102,12 +107,13 @@ impl Residency {
 
     /// Whether there is room for `bytes` on this disk, once what can go has gone.
     pub(super) fn has_room(&self, bytes: u64) -> bool {
-        let lacking = self.lacking(bytes);
-        if lacking == 0 {
-            return true;
+        let (lacking, free) = (self.lacking(bytes), self.free());
+        if lacking == 0 || bytes > free.saturating_add(self.index.resident()) {
+            return lacking == 0;
         }
         match self.evict(lacking, false) {
-            Ok(gone) => gone > 0 || self.free() >= bytes,
+            // A filesystem may take its time to say so.
+            Ok(gone) => free.saturating_add(gone) >= bytes || self.free() >= bytes,
             Err(error) => {
                 tracing::warn!(%error, "this disk is full, and nothing can be evicted");
                 false
@@ -133,9 +139,7 @@ impl Residency {
     /// What the last cut saw.
     fn usage(&self) -> Usage {
         let bytes = self.shared.bytes.load(Ordering::Relaxed).max(0) as u64;
-        let inodes = self.index.totals().ok().flatten().map(|totals| totals.inodes);
-        let files = self.shared.files.load(Ordering::Relaxed).max(0) as u64;
-        Usage { bytes, inodes: inodes.unwrap_or(files) }
+        Usage { bytes, inodes: self.shared.inodes.load(Ordering::Relaxed) }
     }
 
     fn told(&self) -> Told {
