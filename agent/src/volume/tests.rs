@@ -1,6 +1,7 @@
 //! The engine as a whole, over a real tree and an in-memory backend: what is committed is what was there.
 
 mod evict;
+mod links;
 mod mapped;
 mod names;
 mod verify;
