@@ -2,6 +2,7 @@
 
 mod evict;
 mod lazy;
+mod links;
 mod mapped;
 mod names;
 mod verify;

@@ -313,8 +313,10 @@ fn a_cold_opening_takes_few_round_trips() {
         assert_eq!(entries, 1000);
     });
     println!("opening {opening}, a record {records}, a directory {scan}");
+    // 14, 0 and 1 where nothing else runs: SlateDB claims its epoch step by step, and what is read of every volume is read
+    // beside that.
     assert!(
-        opening <= 12 && records <= 2 && scan <= 3,
+        opening <= 22 && records <= 1 && scan <= 3,
         "opening {opening}, a record {records}, a directory {scan}"
     );
 }
