@@ -5,9 +5,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use storeshim_tests::crate_dir;
 use storeshim_tests::node::{Node, Setup};
-use storeshim_tests::programs::require;
+use storeshim_tests::programs::{crate_dir, require};
 use storeshim_tests::s3::{BUCKET, S3Server};
 
 /// How long the store takes for each answer, in milliseconds.

@@ -203,9 +203,6 @@ fn warmup_and_evict() {
     begin_cold(&mut node);
     let said = node.work("warmup", &["a"]).succeeded();
     assert!(said.contains("21 files"), "{said}");
-    let said = node.work("warmup", &["b", "--depth", "0", "--parallel", "2"]);
-    // Options are no paths: `work` makes them ones.
-    said.refused(&["no such file"]);
     let mut shallow = node.agent_command("warmup");
     shallow.args(["--depth", "0", "--parallel", "2"]).arg(node.prefix().join("b"));
     let said = node.run_to_end(shallow, LONG).succeeded();
@@ -218,24 +215,31 @@ fn warmup_and_evict() {
     server.knobs().heal();
     let resident = node.residency("resident_bytes");
     assert!((40 * 100_000 + 6 * MIB..12 * MIB).contains(&resident), "{resident}");
+    // The look at the start, which could not be committed so far: until it is, all may have changed.
+    node.flush();
 
     // From a working directory below the prefix.
     let mut relative = node.agent_command("evict");
     relative.args(["../a/sub", "f3"]).current_dir(node.tree().join("b"));
     let said = node.run_to_end(relative, LONG).succeeded();
-    assert!(said.contains("6.0 MiB of 1 file") && said.contains("b/f3: "), "{said}");
+    assert!(
+        said.contains("sub: 6.0 MiB of 1 file") && said.contains("b/f3: ") && !said.contains("kept"),
+        "{said}"
+    );
     assert_eq!(node.tree().join("a/sub/deep").metadata().unwrap().blocks(), 0);
     python(&node, "right('a/sub/deep', 6 << 20)\nright('b/f3', 100000)");
 
     // What is not in the backend stays, and says so.
     server.knobs().hang.store(true, Relaxed);
     python(&node, "make('a/new', 200000)");
+    // A cut has met it, and its commit does not get through.
+    seconds(2.0);
     let said = node.work("evict", &[""]).succeeded();
     assert!(said.contains("kept: "), "{said}");
     assert!(node.tree().join("a/new").metadata().unwrap().blocks() * 512 >= 200_000, "{said}");
     server.knobs().heal();
     python(&node, "right('a/new', 200000)\nfor i in range(20): right(f'a/f{i}', 100000)");
-    node.work("warmup", &["nothing/here"]).refused(&["nothing/here", "no such file"]);
+    node.work("warmup", &["nothing/here"]).refused(&["nothing/here", "there is no"]);
     let mut outside = node.agent_command("evict");
     outside.arg("/usr");
     node.run_to_end(outside, LONG).refused(&["/usr", "no mount"]);
@@ -274,10 +278,8 @@ assert m[:] == content('m', 5 << 20)";
         seconds(0.01);
     }
     python(&node, "right('other', 5 << 20)");
-    node.await_status("a pin", |status| {
-        find(status, "pinned_bytes").and_then(serde_json::Value::as_u64).is_some_and(|bytes| bytes >= 5 << 20)
-    });
-    node.work("evict", &[""]).succeeded();
+    let said = node.work("evict", &[""]).succeeded();
+    assert!(said.contains("kept: 5.0 MiB of 1 file: "), "{said}");
     assert!(node.tree().join("m").metadata().unwrap().blocks() * 512 >= 5 << 20);
     assert_eq!(node.tree().join("other").metadata().unwrap().blocks(), 0);
     // Also by the next agent, which was not there when it was mapped.
@@ -314,9 +316,14 @@ refused(grow)
 size = os.path.getsize('second')
 assert (4 << 20) < size <= (5 << 20), size
 refused(lambda: os.truncate('first', 7 << 20))
-space = os.statvfs('.')
-assert space.f_blocks * space.f_frsize == 8 << 20, space
-assert space.f_bavail * space.f_frsize <= (5 << 20) - size + 65536, space
+assert os.statvfs('.').f_blocks * os.statvfs('.').f_frsize == 8 << 20, os.statvfs('.')
+# What is free follows the commits.
+import time
+free = lambda: os.statvfs('.').f_bavail * os.statvfs('.').f_frsize
+deadline = time.time() + 20
+while free() > (5 << 20) - size + 65536:
+    assert time.time() < deadline, os.statvfs('.')
+    time.sleep(0.1)
 os.remove('second')
 make('third', 4 << 20)
 made = 0
@@ -391,7 +398,7 @@ fn a_static_program_reads_what_is_right() {
     let expected = read();
     begin_cold(&mut node);
     await_names(&mut node);
-    assert_eq!(node.residency("unguarded_files"), 0, "{:#}", node.status());
+    node.await_status("guards", |status| find(status, "unguarded_files").is_some_and(|files| files == 0));
     let read = || {
         let mut command = Command::new(&program);
         command.args(&files);
@@ -434,9 +441,12 @@ for name in ('dense', 'sparse', 'empty'):
     let before = sent(&server);
     node.start();
     assert_eq!(node.sh("du -sm . | cut -f1"), du);
+    let came = sent(&server) - before;
+    assert!(came < MIB, "{came} bytes came to say how much there is");
+    // A small file may come as a whole when it is opened.
     assert_eq!(python(&node, look), expected);
     let came = sent(&server) - before;
-    assert!(came < 2 * MIB, "{came} bytes came to say how much there is");
+    assert!(came < 5 * MIB, "{came} bytes came to say where the holes are");
     python(&node, "assert open('sparse', 'rb').read().count(0) > 20 << 20\nright('dense', 3 << 20)");
     assert_eq!(python(&node, look), expected);
     node.survives("sparse files");

@@ -2,6 +2,7 @@
 //! fails, agents that die; every byte that anybody reads is checked against a model (`programs/torture.c`).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::Relaxed;
@@ -67,8 +68,9 @@ fn torture(chaos: Chaos, program: &PathBuf, seconds: u32, setup: fn(String) -> S
     let mut apps: Vec<App> = apps
         .chain(writers)
         .map(|arguments| {
+            let said = File::options().create(true).append(true).open(node.outside().join("said")).unwrap();
             let mut command = work(&node, program, &arguments);
-            command.stdout(Stdio::null());
+            command.stdout(said);
             node.spawn(command)
         })
         .collect();
@@ -108,9 +110,20 @@ fn torture(chaos: Chaos, program: &PathBuf, seconds: u32, setup: fn(String) -> S
     proxy.faults().heal();
     server.knobs().heal();
     node.await_state("ready");
+    let healed = Instant::now();
     for app in &mut apps {
         app.wait(LONG);
     }
+    let said = std::fs::read_to_string(node.outside().join("said")).unwrap();
+    let counts = |column: usize| -> u64 {
+        said.lines().filter_map(|line| line.split(' ').nth(column)?.parse::<u64>().ok()).sum()
+    };
+    let (done, failed) = (counts(0), counts(1));
+    println!(
+        "{done} reads and writes, {failed} failed; the last ended {:.1} s later",
+        healed.elapsed().as_secs_f64()
+    );
+    assert!(chaos.faults || failed == 0, "{failed} failed although the backend was well");
     println!("{evictions} evictions, {kills} kills, {} faults", proxy.faults().done.load(Relaxed));
     assert!(evictions >= 5, "hardly anything was evicted: {evictions}");
 
@@ -127,7 +140,11 @@ fn torture(chaos: Chaos, program: &PathBuf, seconds: u32, setup: fn(String) -> S
     node.start();
     verify(&node).succeeded();
     // Without the shim and without an agent: the tree as the backend has it.
+    node.kill_agent();
+    node.setup().set("cache_size", "");
+    node.start();
     node.warm();
+    node.kill_agent();
     let mut plain = Command::new(program);
     plain.arg("verify").arg(model(&node)).arg(node.tree());
     Said::from(plain.output().unwrap()).succeeded();

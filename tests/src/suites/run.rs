@@ -145,6 +145,13 @@ pub fn run(suite: &Suite, place: Place, options: &Options) -> Result<Run, String
         let log = node.log();
         let missed = log.lines().filter(|line| line.contains("no intent had told"));
         run.missed_names = missed.map(str::to_owned).collect();
+        if options.cache.is_some() {
+            // What is compared must be here as a whole.
+            node.kill_agent();
+            node.setup().set("cache_size", "");
+            node.start();
+            node.warm();
+        }
         let (names, differences) = lose_and_restore(&mut node);
         (run.names, run.restored) = (names, Some(differences));
         let _ = fs::write(run.outputs.join("agent.log"), node.log());
