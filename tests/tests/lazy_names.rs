@@ -40,7 +40,7 @@ macro_rules! placements {
     )+};
 }
 
-placements!(changes lists repository refusal removal walkers);
+placements!(changes lists repository removal walkers);
 
 /// A node that has nothing of the volume which `fill` has made.
 fn cold(server: &S3Server, setup: Setup, fill: &str) -> Node {
@@ -216,30 +216,6 @@ fn repository(server: &S3Server, setup: Setup) {
         git -C repo stash -q -u; git -C repo status --porcelain; git -C repo stash pop -q; git -C repo status --porcelain | sort";
     let node = cold(server, setup, FILL);
     says_the_same(&node, FILL, SCRIPT);
-}
-
-/// What cannot be brought is an error: nothing is missing because the store does not answer, and nothing is made in its
-/// place.
-fn refusal(server: &S3Server, setup: Setup) {
-    let mut node =
-        cold(server, setup.with("patience", "1s"), "mkdir -p a/b/c/d/e; echo deep > a/b/c/d/e/file");
-    server.knobs().delay_ms.store(0, Ordering::Relaxed);
-    node.lose();
-    server.knobs().delay_ms.store(400, Ordering::Relaxed);
-    node.start();
-    server.knobs().hang.store(true, Ordering::Relaxed);
-    let refused = |script: &str| {
-        let said = node.bash(script);
-        let text = format!("{}{}", said.out, said.err);
-        assert!(said.code != 0, "{script}: {text}");
-        assert!(text.contains("Input/output error") || text.contains("timed out"), "{script}: {text}");
-    };
-    refused("cat a/b/c/d/e/file");
-    refused("mkdir a/b/c/d/e/new");
-    refused("mkdir -p a/b/c/d/e/new");
-    refused("ls a/b/c/d/e");
-    server.knobs().heal();
-    assert_eq!(node.sh("cat a/b/c/d/e/file; ls a/b/c/d/e"), "deep\nfile\n");
 }
 
 fn removal(server: &S3Server, setup: Setup) {

@@ -10,6 +10,7 @@ use crate::absent::{self, Before, Change};
 use crate::fds::{self, Known};
 use crate::gate;
 use crate::hook::{fail, hook, real};
+use crate::loader::get_errno;
 use crate::names::{self, Entry};
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, Answer, Errno, PathBuf, Stat, errno, k};
@@ -61,13 +62,16 @@ impl Open<'_> {
     fn within(&self, index: usize, place: Place, path: *const c_char, room: &mut PathBuf) -> Answer {
         let changes = (self.has(k::O_CREAT) || self.has(k::O_TRUNC)) && !self.has(k::O_PATH);
         let named = changes && !self.has(k::O_TMPFILE);
-        if !named {
-            return self.plain(index, place);
-        }
-        let mut before = Before::new(index);
+        let (mut before, mut tries) = (Before::new(index), 0);
         loop {
-            match self.changing(index, place, path, room, &mut before) {
+            let answer = if named {
+                self.changing(index, place, path, room, &mut before)
+            } else {
+                self.plain(index, place)
+            };
+            match answer {
                 LACKS => before.ask(place)?,
+                Err(errno) if is_guarded(errno, self.flags, &mut tries) => {}
                 answer => return answer,
             }
         }
@@ -222,6 +226,23 @@ impl Open<'_> {
     }
 }
 
+/// After an open that does not wait has failed: whether that may be because the agent guards the file from programs that
+/// do not ask (by a lease, which it gives back to those that do). Waits a little then: the open is to be made again.
+#[cold]
+#[inline(never)]
+fn is_guarded(errno: Errno, flags: c_int, tries: &mut u32) -> bool {
+    const TRIES: u32 = 2000;
+    let guarded = errno == Errno::of(errno::EAGAIN)
+        && flags as u32 & k::O_NONBLOCK != 0
+        && residency::is_any_partial()
+        && *tries < TRIES;
+    if guarded {
+        *tries += 1;
+        sys::sleep_ns(1_000_000);
+    }
+    guarded
+}
+
 /// Whether a file lies on the file system of mount `index`.
 pub fn of_mount(index: usize, stat: &Stat) -> bool {
     control::is_on(index, stat)
@@ -294,7 +315,13 @@ fn open_at(
     let mut room = PathBuf::new();
     match place::at(dirfd, path, &mut room) {
         Ok(place) => {
-            let fd = absent::found(place, || real(place));
+            let mut tries = 0;
+            let fd = loop {
+                let fd = absent::found(place, || real(place));
+                if fd >= 0 || !is_guarded(get_errno(), flags, &mut tries) {
+                    break fd;
+                }
+            };
             if fd >= 0 {
                 to_read(place, fd, flags);
             } else if place.mount.is_none() {
