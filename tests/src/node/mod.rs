@@ -10,7 +10,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-pub use agent::find;
+pub use agent::{built, find};
 pub use apps::App;
 pub use setup::{FileStore, Placement, Setup, User};
 
