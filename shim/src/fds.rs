@@ -236,22 +236,25 @@ pub fn duplicate(old: c_int, new: c_int) {
     }
     if streams::has(new) {
         // A redirection: what the stream prints goes there.
-        tell_unseen(new);
+        leave(new);
     }
 }
 
-/// Tells that writes to `fd`, where it is a file of a mount, will come which pass no hook; or reads, which the agent cannot
-/// be asked for then.
+/// Tells that writes to `fd`, where it is a file of a mount, will come which pass no hook.
 pub fn tell_unseen(fd: c_int) {
-    let Some(file) = found(fd) else { return };
-    let append = if file.known.appends() { k::O_APPEND } else { 0 };
-    let _ = residency::keep(fd, if file.known.writable() { k::O_WRONLY | append } else { k::O_RDONLY });
-    if !file.known.writable() {
-        return;
-    }
+    let Some(file) = found(fd).filter(|file| file.known.writable()) else { return };
     let flags =
         if file.known.appends() { OpenFlags::UNSEEN.with(OpenFlags::APPEND) } else { OpenFlags::UNSEEN };
     tell::note(file.mount, &Intent::Opened { ino: file.ino, flags });
+}
+
+/// As [`tell_unseen`]; what is written or read so is brought, too. (What cannot be brought nobody can be told of here.)
+#[inline(never)]
+pub fn leave(fd: c_int) {
+    let known = known(fd);
+    let append = if known.appends() { k::O_APPEND } else { 0 };
+    let _ = residency::keep(fd, if known.writable() { k::O_WRONLY | append } else { k::O_RDONLY });
+    tell_unseen(fd);
 }
 
 /// Notes that O_APPEND was set or cleared on `fd`. Its duplicates, in other processes too, share the flag and do not

@@ -12,6 +12,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crate::act::Act;
 use crate::fds::{self, File};
 use crate::hook::answer;
+use crate::loader;
 use crate::residency::{self, END};
 use crate::sys::{self, Answer, Errno, errno, k};
 
@@ -147,9 +148,13 @@ impl From<Answer> for Outcome {
 /// Reads from what may be a file that is not here as a whole; by `real` where it is none, or one of a complete mount.
 #[inline(never)]
 pub fn read(call: &Read, mut real: Act<'_, (), isize>) -> isize {
-    if fds::may_lack(call.fd)
-        && let Some(done) = quick(call).or_else(|| lacking(call))
-    {
+    let done = match fds::remembered(call.fd) {
+        Some(file) if residency::is_partial(file.mount) => quick(call, &file).or_else(|| lacking(call)),
+        Some(_) => None,
+        None if fds::may_lack(call.fd) => lacking(call),
+        None => None,
+    };
+    if let Some(done) = done {
         return answer(done);
     }
     let got = real.run(());
@@ -163,30 +168,36 @@ pub fn read(call: &Read, mut real: Act<'_, (), isize>) -> isize {
     got
 }
 
-/// A read of bytes that the table shows, of a descriptor that is known. `None` is for [`lacking`] to find out.
+/// A read of bytes that the table shows, of a file that is known. `None` is for [`lacking`] to find out.
 #[inline(always)]
-fn quick(call: &Read) -> Option<Answer> {
-    let file = fds::remembered(call.fd)?;
+fn quick(call: &Read, file: &File) -> Option<Answer> {
     let table = residency::table(file.mount)?;
-    // Where everything is here it does not matter where the descriptor stands.
+    let from = |start: u64| (start, start.saturating_add(call.n as u64));
+    let (mut guess, all) = (None, (0, END));
     let (start, end) = match call.number {
-        k::__NR_pread64 if call.offset >= 0 => {
-            (call.offset as u64, (call.offset as u64).saturating_add(call.n as u64))
+        k::__NR_pread64 if call.offset >= 0 => from(call.offset as u64),
+        // Alone, with nobody to take turns with.
+        k::__NR_read if loader::single_threaded() == Some(true) => {
+            guess = next_of(call.fd, file.ino);
+            guess.map_or(all, from)
         }
-        _ => (0, END),
+        // Where everything is here it does not matter where the descriptor stands.
+        _ => all,
     };
     let stamp = table.check(file.ino, start, end)?;
     let got = call.make();
-    match got {
-        Ok(n) if n != 0 && !(table.still(stamp) && fds::is_still(call.fd, &file)) => {
-            if call.is_at_cursor() {
-                Some(settled(call, None, n))
-            } else {
-                None
-            }
-        }
-        _ => Some(got),
+    let Ok(n @ 1..) = got else { return Some(got) };
+    let mut right = table.still(stamp) && fds::is_still(call.fd, file);
+    if let Some(guess) = guess {
+        let now = guess.wrapping_add(n as u64);
+        right &= position_of(call.fd) == Some(now);
+        remember_next(call.fd, file.ino, now);
     }
+    if right {
+        return Some(got);
+    }
+    moved(call.fd);
+    if call.is_at_cursor() { Some(settled(call, None, n)) } else { None }
 }
 
 /// As [`read`]; `None` where the call may be made as it is.
@@ -206,6 +217,18 @@ fn lacking(call: &Read) -> Option<Answer> {
 #[inline(never)]
 pub fn again(call: &Read, got: usize) -> Option<Answer> {
     if call.is_at_cursor() { Some(settled(call, None, got)) } else { lacking(call) }
+}
+
+/// Bytes that `count` vectors have room for; 0 where the kernel refuses them.
+///
+/// # Safety
+/// There must be so many, unless they lead nowhere or are too many.
+pub unsafe fn total_of(vectors: *const k::iovec, count: usize) -> usize {
+    if count > VECTORS_MAX || sys::leads_nowhere(vectors) {
+        return 0;
+    }
+    // SAFETY: as above.
+    total(unsafe { core::slice::from_raw_parts(vectors, count) })
 }
 
 /// Bytes that the vectors have room for.
@@ -361,6 +384,17 @@ fn remember_next(fd: c_int, ino: u64, at: u64) {
         && at < 1 << 48
     {
         word.store(at << 16 | ino & 0xffff, Ordering::Relaxed);
+    }
+}
+
+/// The position of `fd` is `at`, as lseek(2) has said.
+#[inline(always)]
+pub fn stands(fd: c_int, at: i64) {
+    if let Some(file) = fds::remembered(fd)
+        && at >= 0
+        && residency::is_partial(file.mount)
+    {
+        remember_next(fd, file.ino, at as u64);
     }
 }
 

@@ -52,6 +52,27 @@ pub enum MetaError {
     Refused(String),
 }
 
+/// The engine's own key, hidden from readers and refused of writers.
+const RESERVED: &[u8] = b"\0";
+/// Longest key that every engine stores.
+pub(crate) const LONGEST_KEY: usize = 65_535;
+
+/// Refuses what no engine can ever store.
+///
+/// # Errors
+/// `Refused`.
+pub(crate) fn check_record(key: &[u8], value: Option<&Bytes>) -> Result<()> {
+    let length = value.map_or(0, Bytes::len);
+    if key.is_empty() || key.len() > LONGEST_KEY || key == RESERVED || length > u32::MAX as usize - LONGEST_KEY {
+        return Err(MetaError::Refused(format!(
+            "a metadata record with a key of {} bytes and a value of {length} bytes cannot be stored; this is a bug, \
+             report it",
+            key.len()
+        )));
+    }
+    Ok(())
+}
+
 /// Result of a metadata call.
 pub type Result<T> = std::result::Result<T, MetaError>;
 

@@ -5,8 +5,8 @@
 use core::ffi::{c_int, c_long, c_uint, c_void};
 
 use crate::hook::{fail, hook, real};
-use crate::sys::{self, Answer, Errno, errno};
-use crate::{control, fds, residency};
+use crate::sys::{self, Answer, Errno, errno, k};
+use crate::{control, fds, reading, residency};
 
 /// Both libcs' aiocb on 64-bit machines, as far as it is used.
 #[repr(C)]
@@ -29,6 +29,16 @@ const LIO_WRITE: c_int = 1;
 fn bring(fd: c_int, offset: i64, n: u64) -> Result<(), Errno> {
     let start = offset.max(0) as u64;
     residency::pin(fd, start, start.saturating_add(n))
+}
+
+/// Before libc writes.
+fn writing(block: &Control) -> Result<(), Errno> {
+    if synchronous(block.fd) {
+        return Err(Errno::of(errno::EINVAL));
+    }
+    bring(block.fd, block.offset, block.n as u64)?;
+    fds::tell_unseen(block.fd);
+    Ok(())
 }
 
 hook! {
@@ -55,10 +65,9 @@ fn synchronous(fd: c_int) -> bool {
 hook! {
     unsafe fn aio_write | aio_write64(block: *mut Control) -> c_int => my_aio_write {
         if let Some(block) = block.as_ref() {
-            if synchronous(block.fd) {
-                return fail(Errno::of(errno::EINVAL));
+            if let Err(errno) = writing(block) {
+                return fail(errno);
             }
-            fds::tell_unseen(block.fd);
         }
         real!(aio_write)(block)
     }
@@ -79,16 +88,13 @@ hook! {
         => my_lio_listio {
         for at in 0..if list.is_null() { 0 } else { n.max(0) as usize } {
             let Some(block) = (*list.add(at)).as_ref() else { continue };
-            if block.operation == LIO_READ
-                && let Err(errno) = bring(block.fd, block.offset, block.n as u64)
-            {
+            let ready = match block.operation {
+                LIO_READ => bring(block.fd, block.offset, block.n as u64),
+                LIO_WRITE => writing(block),
+                _ => Ok(()),
+            };
+            if let Err(errno) = ready {
                 return fail(errno);
-            }
-            if block.operation == LIO_WRITE {
-                if synchronous(block.fd) {
-                    return fail(Errno::of(errno::EINVAL));
-                }
-                fds::tell_unseen(block.fd);
             }
         }
         real!(lio_listio)(mode, list, n, event)
@@ -130,11 +136,13 @@ pub unsafe fn submitting(n: c_long, list: *const *const KernelControl) -> Answer
         else {
             continue;
         };
-        match block.operation {
-            PREAD => bring(block.fd, block.offset, block.n)?,
-            // Their length is in the vectors.
-            PREADV => bring(block.fd, block.offset, residency::END)?,
-            _ => {}
+        if matches!(block.operation, PREAD | PWRITE | PREADV | PWRITEV) {
+            // SAFETY: the app vouches for its vectors.
+            let n = match block.operation {
+                PREAD | PWRITE => block.n,
+                _ => unsafe { reading::total_of(block.buffer as *const k::iovec, block.n as usize) as u64 },
+            };
+            bring(block.fd, block.offset, n)?;
         }
         let refused = match block.operation {
             FSYNC | FDSYNC => remote(block.fd),

@@ -169,8 +169,11 @@ hook! {
                 if let Err(errno) = script::bring(&place) {
                     return fail(errno);
                 }
-                let failed = script::run(path, &place, argv, &mut |path, argv| {
-                    with_environment(envp, |envp| real!(execve)(path, argv, envp))
+                let failed = script::past_writers(&place, &mut || {
+                    let failed = script::run(path, &place, argv, &mut |path, argv| {
+                        with_environment(envp, |envp| real!(execve)(path, argv, envp))
+                    });
+                    (failed, get_errno() == Errno::of(errno::ETXTBSY))
                 });
                 detour::by_link(place, |inside| my_execve(inside, argv, envp)).unwrap_or(failed)
             }

@@ -138,7 +138,7 @@ hook! {
         let got = real!(pidfd_getfd)(process, fd, flags);
         fds::forget(got);
         if streams::has(got) {
-            fds::tell_unseen(got);
+            fds::leave(got);
         }
         got
     }
@@ -176,7 +176,7 @@ unsafe fn forget_received(message: *const Message) {
                 let fd = unsafe { data.add(i).read_unaligned() };
                 fds::forget(fd);
                 if streams::has(fd) {
-                    fds::tell_unseen(fd);
+                    fds::leave(fd);
                 }
             }
         }

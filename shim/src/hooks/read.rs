@@ -77,7 +77,9 @@ hook! {
             return answer(crate::ask::request(file.mount, ask).and_then(|at| sys::lseek(fd, at as i64, k::SEEK_SET)));
         }
         reading::moved(fd);
-        real!(lseek)(fd, offset, whence)
+        let at = real!(lseek)(fd, offset, whence);
+        reading::stands(fd, at);
+        at
     }
 }
 

@@ -104,6 +104,22 @@ pub fn bring(place: &Place) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Runs `start` until it does not say any more that the program is being written to: the agent may not have closed it yet,
+/// or touch it once more. `start` answers whether it said so.
+#[inline(never)]
+pub fn past_writers(place: &Place, start: &mut dyn FnMut() -> (c_int, bool)) -> c_int {
+    const TRIES: u32 = 100;
+    let mut tries = 0;
+    loop {
+        let (answer, busy) = start();
+        tries += 1;
+        if !busy || tries > TRIES || !place.mount.is_some_and(residency::is_partial) {
+            return answer;
+        }
+        sys::sleep_ns(1_000_000);
+    }
+}
+
 /// Brings one of them; what names the next one.
 #[inline(never)]
 fn brought(place: Place) -> Result<Option<Line>, Errno> {

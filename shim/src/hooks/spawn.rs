@@ -61,7 +61,10 @@ unsafe fn spawn(
             // The child may stand elsewhere by then: what is a script there is not known here.
             return act(place.path, argv);
         }
-        let failed = script::run(path, &place, argv, &mut act);
+        let failed = script::past_writers(&place, &mut || {
+            let failed = script::run(path, &place, argv, &mut act);
+            (failed, failed == Errno::of(errno::ETXTBSY).0)
+        });
         let missing = Errno::of(errno::ENOENT);
         if failed != missing.0 || place.mount.is_some() {
             return failed;

@@ -247,7 +247,7 @@ fn may_block(place: place::Place) -> bool {
 
 hook! {
     unsafe fn vdprintf(fd: c_int, format: *const c_char, arguments: *mut c_void) -> c_int => my_vdprintf {
-        fds::tell_unseen(fd);
+        fds::leave(fd);
         real!(vdprintf)(fd, format, arguments)
     }
 }
@@ -255,7 +255,7 @@ hook! {
 hook! {
     unsafe fn __vdprintf_chk(fd: c_int, flag: c_int, format: *const c_char, arguments: *mut c_void) -> c_int
         => my_vdprintf_chk {
-        fds::tell_unseen(fd);
+        fds::leave(fd);
         real!(__vdprintf_chk)(fd, flag, format, arguments)
     }
 }
@@ -265,13 +265,13 @@ static DPRINTF_CHK: Real = Real::new();
 
 /// Tells for dprintf; the real one's address.
 extern "C" fn telling_dprintf(fd: c_int) -> usize {
-    fds::tell_unseen(fd);
+    fds::leave(fd);
     DPRINTF.address(c"dprintf")
 }
 
 /// Tells for the fortified dprintf; the real one's address.
 extern "C" fn telling_dprintf_chk(fd: c_int) -> usize {
-    fds::tell_unseen(fd);
+    fds::leave(fd);
     DPRINTF_CHK.address(c"__dprintf_chk")
 }
 

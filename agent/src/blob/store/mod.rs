@@ -26,6 +26,8 @@ use self::url::Address;
 pub(crate) use self::error::condense;
 pub use self::error::{StoreError, explain};
 pub use self::health::Health;
+pub(crate) use self::health::{Counted, Kind};
+pub(crate) use self::url::decode as decode_escapes;
 pub use self::url::redact;
 
 /// How a backend is spoken to.

@@ -359,6 +359,10 @@ impl Residency {
 
     /// Whether the backend has what is in a file, as far as anybody told. The gate is closed.
     fn is_clean(&self, ino: u64, inode: u64) -> Result<bool, VolumeError> {
+        // Of a backend that is not ours any more nothing is known.
+        if self.shared.failure().is_some() {
+            return Ok(false);
+        }
         let told = {
             let sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
             sink.everywhere.is_some() || sink.inodes.contains_key(&ino)
