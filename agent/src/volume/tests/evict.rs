@@ -80,7 +80,7 @@ impl Blob for Slow {
 }
 
 struct Site {
-    dir: tempfile::TempDir,
+    _dir: tempfile::TempDir,
     tree: PathBuf,
     gate: Arc<Gate>,
     sink: Arc<Mutex<DirtySet>>,
@@ -133,7 +133,7 @@ impl Site {
         let volume =
             Volume::open(options, meta, Arc::<Slow>::clone(&blob), shared, Arc::clone(&sink), journal)
                 .unwrap();
-        let site = Self { dir, tree, gate, sink, volume, blob };
+        let site = Self { _dir: dir, tree, gate, sink, volume, blob };
         site.volume.flush().unwrap();
         site
     }
