@@ -18,6 +18,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// Kinds of records, in the order in which they are loaded: names first, they are waited for soonest.
 const KINDS: [&[u8]; 6] = [key::DENTRIES, key::INODES, key::BLOCKS, key::CHUNKS, key::PACKS, key::GARBAGE];
 
+/// A key, and its value if there is one.
+pub(super) type Pair = (Vec<u8>, Option<Vec<u8>>);
+
 /// Until when a read may be tried again; `None`: for as long as the backend only refuses for now.
 pub type Until = Option<Instant>;
 
@@ -255,7 +258,7 @@ impl Index {
     }
 
     /// Values before `changes`, as they are in the volume.
-    pub(super) fn before(&self, changes: &Changes) -> Result<Vec<(Vec<u8>, Option<Vec<u8>>)>> {
+    pub(super) fn before(&self, changes: &Changes) -> Result<Vec<Pair>> {
         changes.keys().map(|key| Ok((key.clone(), self.look_up(key, None)?))).collect()
     }
 

@@ -123,7 +123,12 @@ impl Residency {
             asked: now,
         });
         stream.asked = now;
-        let went_on = range.start <= stream.next && range.end >= stream.next;
+        if range.end == stream.next {
+            // Another reader of the same.
+            return;
+        }
+        // What lies before the frontier was read without a question.
+        let went_on = range.start <= stream.frontier.max(stream.next) && range.end > stream.next;
         stream.next = range.end;
         stream.hidden = stream.hidden.filter(|hidden| !range.contains(hidden));
         if !went_on {

@@ -91,11 +91,11 @@ impl Table {
     /// Counts an inode that lacked something when the agent started.
     pub fn count_early(&self, inode: u64, ino: u64) {
         let mut inner = self.inner.lock();
-        if let Some(early) = &mut inner.early {
-            if !early.gone.remove(&inode) {
-                early.counted.insert(inode);
-                inner.add(ino, 1);
-            }
+        if let Some(early) = &mut inner.early
+            && !early.gone.remove(&inode)
+        {
+            early.counted.insert(inode);
+            inner.add(ino, 1);
         }
     }
 

@@ -42,6 +42,9 @@ pub struct Get {
     pub items: Vec<Item>,
 }
 
+/// Who takes the bytes of items, or what is wrong with them.
+pub type Take<'t> = dyn FnMut(&Item, Result<&[u8], VolumeError>) + 't;
+
 /// What a list of items comes down to.
 #[derive(Default)]
 pub struct Reads {
@@ -161,7 +164,7 @@ impl Item {
 
 impl Get {
     /// Calls `each` with every item's bytes, or with what is wrong with them.
-    pub fn unpack(&self, read: &[u8], each: &mut dyn FnMut(&Item, Result<&[u8], VolumeError>)) {
+    pub fn unpack(&self, read: &[u8], each: &mut Take<'_>) {
         let place = format!("pack {:032x}", u128::from_be_bytes(self.pack));
         let mut last: Option<(&Item, Result<Vec<u8>, VolumeError>)> = None;
         for item in &self.items {
