@@ -44,6 +44,27 @@ struct Layout<Length, Level> {
     name: [c_char; 1],
 }
 
+/// glibc's FTS, as far as its options, of which one says that a node has no stat: what stands for it is not written then.
+#[repr(C)]
+struct GnuWalk {
+    nodes: [*mut c_void; 3],
+    dev: u64,
+    path: *mut c_char,
+    numbers: [c_int; 3],
+    order: *const c_void,
+    options: c_int,
+}
+
+/// Whether libc's walk has a stat for each of its nodes.
+///
+/// # Safety
+/// `walk` must be libc's own.
+unsafe fn has_stats(walk: *mut c_void) -> bool {
+    const FTS_NOSTAT: c_int = 8;
+    // SAFETY: as above.
+    loader::is_glibc() && unsafe { (*walk.cast::<GnuWalk>()).options } & FTS_NOSTAT == 0
+}
+
 type Gnu = Layout<u16, i16>;
 type Musl = Layout<u32, c_int>;
 
@@ -89,16 +110,15 @@ impl Node {
     }
 
     /// Has what libc comes to next brought, and corrects what it saw. libc stands where its short names start from.
-    fn complete(self) -> Result<(), Errno> {
+    fn complete(self, has_stat: bool) -> Result<(), Errno> {
         const D: usize = 1;
         const F: usize = 8;
         const SL: usize = 12;
         let (path, stat) = (field!(self, accpath) as *const c_char, field!(self, statp) as *mut Stat);
         let kind = field!(self, info);
-        // SAFETY: such a node was looked at.
-        if let Some(stat) = unsafe { stat.as_mut() }.filter(|_| matches!(kind, D | F | SL)) {
-            // SAFETY: a node's path is a C string.
-            unsafe { ftw::correct(path, stat) };
+        if has_stat && matches!(kind, D | F | SL) {
+            // SAFETY: such a node was looked at; its path is a C string.
+            unsafe { ftw::correct(path, &mut *stat) };
         }
         if kind == D && absent::some_lacks_names() {
             // What counts as its links has come after it was looked at: nothing is said of them.
@@ -397,6 +417,7 @@ unsafe fn read_walk(walk: *mut c_void, read: impl FnOnce(*mut c_void) -> *mut c_
     place::forget_cwd();
     // SAFETY: the app hands an open FTS.
     let mut ours = unsafe { Walk::of(walk) };
+    let real = ours.as_ref().map_or(walk, |ours| ours.real);
     let found = match &mut ours {
         None => read(walk),
         Some(walk) => {
@@ -406,7 +427,8 @@ unsafe fn read_walk(walk: *mut c_void, read: impl FnOnce(*mut c_void) -> *mut c_
     };
     place::forget_cwd();
     let Some(node) = Node::some(found) else { return found };
-    if let Err(errno) = node.complete() {
+    // SAFETY: libc's own, which has just answered.
+    if let Err(errno) = node.complete(unsafe { has_stats(real) }) {
         return fail(errno);
     }
     if let Some(walk) = ours {
