@@ -10,6 +10,7 @@ use crate::absent::{self, Before, Change};
 use crate::fds::{self, Known};
 use crate::gate;
 use crate::hook::{fail, hook, real};
+use crate::loader::get_errno;
 use crate::names::{self, Entry};
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, Answer, Errno, PathBuf, Stat, errno, k};
@@ -73,8 +74,16 @@ impl Open<'_> {
         }
     }
 
+    /// The agent guards a file that is not here by a lease, which lets nobody in who does not wait.
+    fn open(&self, place: Place) -> Answer {
+        match (self.call)(place.dirfd, place.path, self.flags) {
+            Err(e) if e == GUARDED && self.has(k::O_NONBLOCK) => past_guard(place, self.flags, self.call),
+            done => done,
+        }
+    }
+
     fn plain(&self, index: usize, place: Place) -> Answer {
-        let fd = absent::reached(place, || (self.call)(place.dirfd, place.path, self.flags))? as c_int;
+        let fd = absent::reached(place, || self.open(place))? as c_int;
         if self.writes() {
             self.opened_ungated(index, fd);
         } else {
@@ -124,7 +133,7 @@ impl Open<'_> {
             Ok(stat) if sys::is_regular(&stat) && of_mount(index, &stat) => {
                 if self.has(k::O_TRUNC) && residency::is_partial(index) {
                     inside.leave();
-                    let flags = self.flags as u32 & !(k::O_ACCMODE | k::O_CREAT | k::O_TRUNC);
+                    let flags = self.flags as u32 & !(k::O_ACCMODE | k::O_CREAT | k::O_TRUNC | k::O_NONBLOCK);
                     let flags = (flags | write::TO_RESIZE) as c_int;
                     write::resizing_opened(index, (self.call)(place.dirfd, place.path, flags), 0)?;
                     inside = gate::enter(index, stat.st_ino)?;
@@ -133,7 +142,7 @@ impl Open<'_> {
                 if self.has(k::O_TRUNC) {
                     inside.tell_range(stat.st_ino, 0, u64::MAX);
                 }
-                let fd = (self.call)(place.dirfd, place.path, self.flags)? as c_int;
+                let fd = self.open(place)? as c_int;
                 let ino = self.opened(index, &inside, fd);
                 // Between the two another file may have taken the name.
                 if ino.is_some_and(|ino| ino != stat.st_ino) {
@@ -222,6 +231,21 @@ impl Open<'_> {
     }
 }
 
+const GUARDED: Errno = Errno::of(errno::EAGAIN);
+
+/// After an open with O_NONBLOCK was refused: opens a regular file of a mount all the same, and sets the flag then.
+#[cold]
+#[inline(never)]
+fn past_guard(place: Place, flags: c_int, call: Call<'_>) -> Answer {
+    let regular = sys::stat_at(place.dirfd, place.path, 0).is_ok_and(|stat| sys::is_regular(&stat));
+    if !regular || !place.mount.is_some_and(residency::is_partial) {
+        return Err(GUARDED);
+    }
+    let fd = call(place.dirfd, place.path, flags & !(k::O_NONBLOCK as c_int))?;
+    sys::set_status_flags(fd as c_int, sys::status_flags(fd as c_int)? | k::O_NONBLOCK as usize)?;
+    Ok(fd)
+}
+
 /// Whether a file lies on the file system of mount `index`.
 pub fn of_mount(index: usize, stat: &Stat) -> bool {
     control::is_on(index, stat)
@@ -295,6 +319,14 @@ fn open_at(
     match place::at(dirfd, path, &mut room) {
         Ok(place) => {
             let fd = absent::found(place, || real(place));
+            let guarded = fd < 0 && flags as u32 & k::O_NONBLOCK != 0 && get_errno() == GUARDED;
+            let fd = if guarded {
+                let call =
+                    |dirfd, path, flags: c_int| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, 0);
+                crate::hook::answer(past_guard(place, flags, &call))
+            } else {
+                fd
+            };
             if fd >= 0 {
                 to_read(place, fd, flags);
             } else if place.mount.is_none() {
