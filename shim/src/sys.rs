@@ -340,11 +340,6 @@ pub fn status_flags(fd: c_int) -> Answer {
     call!(__NR_fcntl, fd, k::F_GETFL)
 }
 
-/// fcntl(2) F_SETFL.
-pub fn set_status_flags(fd: c_int, flags: usize) -> Answer {
-    call!(__NR_fcntl, fd, k::F_SETFL, flags)
-}
-
 /// ftruncate(2).
 pub fn ftruncate(fd: c_int, length: i64) -> Answer {
     call!(__NR_ftruncate, fd, length)

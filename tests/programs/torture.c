@@ -132,8 +132,27 @@ static void note_oldest(int file)
         oldest[i] = atomic_load(&model->files[file].blocks[i].low);
 }
 
+/* What stands there a moment later, by the same descriptor and by a new one: is it lost, or was it only not here yet? */
+static const char *again(int fd, int file, long at)
+{
+    static char said[200];
+    struct record record[2] = {{0, 0, 0}, {0, 0, 0}};
+    struct stat about[2] = {0};
+    usleep(500000);
+    for (int i = 0; i < 2; i++) {
+        int other = i == 0 ? fd : open(path_of(file, 0), O_RDONLY);
+        if (other < 0)
+            other = open(path_of(file, 1), O_RDONLY);
+        if (fstat(other, &about[i]) != 0 || pread(other, &record[i], sizeof record[i], at) < 0)
+            record[i].mark = 0xdead;
+    }
+    snprintf(said, sizeof said, "later by the same descriptor mark %x version %u inode %ld links %ld, by a new one %x %u inode %ld", record[0].mark,
+             record[0].version, (long)about[0].st_ino, (long)about[0].st_nlink, record[1].mark, record[1].version, (long)about[1].st_ino);
+    return said;
+}
+
 /* Judges `length` bytes that were read at `offset`. */
-static void judge(const char *how, int file, const char *bytes, long offset, long length)
+static void judge(const char *how, int fd, int file, const char *bytes, long offset, long length)
 {
     long first = (offset + RECORD - 1) / RECORD * RECORD;
     for (long at = first; at + RECORD <= offset + length; at += RECORD) {
@@ -146,9 +165,9 @@ static void judge(const char *how, int file, const char *bytes, long offset, lon
         long all = 0;
         while (at + all + RECORD <= offset + length && memcmp(bytes + (at + all - offset), &zeros, sizeof zeros) == 0)
             all += RECORD;
-        die("%s of file %d at %ld: %s (mark %x, offset %llu, version %u; it may be %u to %u; %ld bytes of zeros; read %ld at %ld)",
+        die("%s of file %d at %ld: %s (mark %x, offset %llu, version %u; it may be %u to %u; %ld bytes of zeros; read %ld at %ld; %s)",
             how, file, at, all ? "ZEROS" : "wrong", record.mark, (unsigned long long)record.offset, record.version, low, high,
-            all, length, offset);
+            all, length, offset, again(fd, file, at));
     }
 }
 
@@ -387,7 +406,7 @@ static void read_once(void)
     } else if (got < 0) {
         spared(way->name, file);
     } else if (way->read != by_seek) {
-        judge(way->name, file, buffer, offset, got);
+        judge(way->name, fd, file, buffer, offset, got);
         /* All of these read something where there is something. */
         int settled = !(flux & 1) && atomic_load(&of->flux) == flux;
         if (settled && got == 0 && offset < size)
@@ -591,7 +610,7 @@ static void verify(void)
         long got = fd < 0 ? -1 : by_read(fd, file, 0, sizeof buffer);
         if (got != size)
             die("file %d has %ld bytes, not %ld (%s)", file, got, size, strerror(errno));
-        judge("verify", file, buffer, 0, got);
+        judge("verify", fd, file, buffer, 0, got);
         reads++;
         close(fd);
     }

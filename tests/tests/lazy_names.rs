@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use storeshim_tests::node::{Node, Setup};
-use storeshim_tests::programs::require;
+use storeshim_tests::programs::{Language, built, crate_dir, require};
 use storeshim_tests::s3::{BUCKET, S3Server};
 
 /// How long the store takes for each answer, in milliseconds.
@@ -40,7 +40,7 @@ macro_rules! placements {
     )+};
 }
 
-placements!(changes lists repository refusal removal);
+placements!(changes lists repository removal walkers);
 
 /// A node that has nothing of the volume which `fill` has made.
 fn cold(server: &S3Server, setup: Setup, fill: &str) -> Node {
@@ -69,11 +69,11 @@ fn says_the_same(node: &Node, fill: &str, script: &str) {
     let expected = ordinary(node, fill, script);
     let said = node.sh(script);
     assert!(!expected.is_empty(), "the script says nothing");
-    pretty_assertions_eq(&expected, &said, node);
+    same(&expected, &said, node);
 }
 
 #[track_caller]
-fn pretty_assertions_eq(expected: &str, said: &str, node: &Node) {
+fn same(expected: &str, said: &str, node: &Node) {
     if expected != said {
         let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
         let (expected, said) = (lines(expected), lines(said));
@@ -168,6 +168,40 @@ print(sorted(entry.name for entry in os.scandir('scan/b/y')), os.listdir(os.open
     says_the_same(&node, FILL, SCRIPT);
 }
 
+/// libc's own walkers, which call no hooked function where they look.
+fn walkers(server: &S3Server, setup: Setup) {
+    const FILL: &str = "
+        for top in deep-first plain followed globbed scanned words fts; do
+            mkdir -p $top/{a,b}/{x,y}/deep
+            for dir in $top/{a,b}/{x,y}; do echo $dir > $dir/e1; echo more > $dir/deep/e2; ln -s ../../b/x $dir/link; done
+        done
+        rm followed/*/*/link; mkdir -p away/in; echo 1 > away/in/file; ln -s ../../away followed/a/to";
+    let program = crate_dir().join("programs/lazy_walk.c");
+    let mut node = cold(server, setup, FILL);
+    let dir = node.outside().join("ordinary");
+    let sorted = |text: String| {
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort_unstable();
+        lines.join("\n")
+    };
+    for language in [Language::C, Language::MuslC] {
+        let program = built(language, &program);
+        let mut make = node.app_without_shim("/bin/bash");
+        make.args(["-euc", &format!("rm -rf {0}; mkdir {0}; cd {0}; {FILL}", dir.display())]);
+        node.run_to_end(make, PATIENCE).succeeded();
+        let mut plainly = node.app_without_shim(&program);
+        plainly.arg(&dir);
+        let mut command = node.app(&program);
+        command.arg(node.prefix());
+        let expected = sorted(node.run_to_end(plainly, PATIENCE).succeeded());
+        let said = sorted(node.run_to_end(command, PATIENCE).succeeded());
+        assert!(expected.lines().count() > 60, "{expected}");
+        same(&expected, &said, &node);
+        node.lose();
+        node.start();
+    }
+}
+
 fn repository(server: &S3Server, setup: Setup) {
     require("git");
     const FILL: &str = "
@@ -182,30 +216,6 @@ fn repository(server: &S3Server, setup: Setup) {
         git -C repo stash -q -u; git -C repo status --porcelain; git -C repo stash pop -q; git -C repo status --porcelain | sort";
     let node = cold(server, setup, FILL);
     says_the_same(&node, FILL, SCRIPT);
-}
-
-/// What cannot be brought is an error: nothing is missing because the store does not answer, and nothing is made in its
-/// place.
-fn refusal(server: &S3Server, setup: Setup) {
-    let mut node =
-        cold(server, setup.with("patience", "1s"), "mkdir -p a/b/c/d/e; echo deep > a/b/c/d/e/file");
-    server.knobs().delay_ms.store(0, Ordering::Relaxed);
-    node.lose();
-    server.knobs().delay_ms.store(400, Ordering::Relaxed);
-    node.start();
-    server.knobs().hang.store(true, Ordering::Relaxed);
-    let refused = |script: &str| {
-        let said = node.bash(script);
-        let text = format!("{}{}", said.out, said.err);
-        assert!(said.code != 0, "{script}: {text}");
-        assert!(text.contains("Input/output error") || text.contains("timed out"), "{script}: {text}");
-    };
-    refused("cat a/b/c/d/e/file");
-    refused("mkdir a/b/c/d/e/new");
-    refused("mkdir -p a/b/c/d/e/new");
-    refused("ls a/b/c/d/e");
-    server.knobs().heal();
-    assert_eq!(node.sh("cat a/b/c/d/e/file; ls a/b/c/d/e"), "deep\nfile\n");
 }
 
 fn removal(server: &S3Server, setup: Setup) {

@@ -215,12 +215,17 @@ fn warmup_and_evict() {
     server.knobs().heal();
     let resident = node.residency("resident_bytes");
     assert!((40 * 100_000 + 6 * MIB..12 * MIB).contains(&resident), "{resident}");
+    // The look at the start, which could not be committed so far: until it is, all may have changed.
+    node.flush();
 
     // From a working directory below the prefix.
     let mut relative = node.agent_command("evict");
     relative.args(["../a/sub", "f3"]).current_dir(node.tree().join("b"));
     let said = node.run_to_end(relative, LONG).succeeded();
-    assert!(said.contains("6.0 MiB of 1 file") && said.contains("b/f3: "), "{said}");
+    assert!(
+        said.contains("sub: 6.0 MiB of 1 file") && said.contains("b/f3: ") && !said.contains("kept"),
+        "{said}"
+    );
     assert_eq!(node.tree().join("a/sub/deep").metadata().unwrap().blocks(), 0);
     python(&node, "right('a/sub/deep', 6 << 20)\nright('b/f3', 100000)");
 
@@ -311,9 +316,14 @@ refused(grow)
 size = os.path.getsize('second')
 assert (4 << 20) < size <= (5 << 20), size
 refused(lambda: os.truncate('first', 7 << 20))
-space = os.statvfs('.')
-assert space.f_blocks * space.f_frsize == 8 << 20, space
-assert space.f_bavail * space.f_frsize <= (5 << 20) - size + 65536, space
+assert os.statvfs('.').f_blocks * os.statvfs('.').f_frsize == 8 << 20, os.statvfs('.')
+# What is free follows the commits.
+import time
+free = lambda: os.statvfs('.').f_bavail * os.statvfs('.').f_frsize
+deadline = time.time() + 20
+while free() > (5 << 20) - size + 65536:
+    assert time.time() < deadline, os.statvfs('.')
+    time.sleep(0.1)
 os.remove('second')
 make('third', 4 << 20)
 made = 0
@@ -431,9 +441,12 @@ for name in ('dense', 'sparse', 'empty'):
     let before = sent(&server);
     node.start();
     assert_eq!(node.sh("du -sm . | cut -f1"), du);
+    let came = sent(&server) - before;
+    assert!(came < MIB, "{came} bytes came to say how much there is");
+    // A small file may come as a whole when it is opened.
     assert_eq!(python(&node, look), expected);
     let came = sent(&server) - before;
-    assert!(came < 2 * MIB, "{came} bytes came to say how much there is");
+    assert!(came < 5 * MIB, "{came} bytes came to say where the holes are");
     python(&node, "assert open('sparse', 'rb').read().count(0) > 20 << 20\nright('dense', 3 << 20)");
     assert_eq!(python(&node, look), expected);
     node.survives("sparse files");

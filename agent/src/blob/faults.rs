@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -46,6 +46,10 @@ pub(crate) struct Faulty {
     pub(crate) forbid_reads: AtomicBool,
     pub(crate) no_bucket: AtomicBool,
     pub(crate) no_attributes: AtomicBool,
+    /// Milliseconds that every request takes.
+    pub(crate) delay_ms: AtomicU64,
+    /// What was asked while requests took time.
+    pub(crate) asked: Mutex<Vec<String>>,
 }
 
 impl std::fmt::Debug for Faulty {
@@ -67,6 +71,14 @@ impl Faulty {
 
     pub(crate) fn behave(&self) {
         *self.plan.lock().unwrap() = None;
+    }
+
+    async fn travel(&self, what: &str, path: &Path) {
+        let delay = self.delay_ms.load(Ordering::Relaxed);
+        if delay > 0 {
+            self.asked.lock().unwrap().push(format!("{what} {path}"));
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+        }
     }
 
     fn is(flag: &AtomicBool) -> bool {
@@ -93,6 +105,7 @@ fn conflict(path: &Path) -> Error {
 #[async_trait]
 impl ObjectStore for Faulty {
     async fn put_opts(&self, path: &Path, payload: PutPayload, mut options: PutOptions) -> Result<PutResult> {
+        self.travel("PUT", path).await;
         if Self::is(&self.no_bucket) {
             return Err(no_bucket(path));
         }
@@ -140,6 +153,7 @@ impl ObjectStore for Faulty {
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
+        self.travel(&format!("GET {:?} {}", options.range, options.head), path).await;
         if Self::is(&self.no_bucket) {
             return Err(no_bucket(path));
         }
@@ -157,7 +171,18 @@ impl ObjectStore for Faulty {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        let listed = self.inner.list(prefix);
+        let delay = Duration::from_millis(self.delay_ms.load(Ordering::Relaxed));
+        if delay.is_zero() {
+            return listed;
+        }
+        self.asked.lock().unwrap().push(format!("LIST {prefix:?}"));
+        futures::stream::once(async move {
+            tokio::time::sleep(delay).await;
+            listed
+        })
+        .flatten()
+        .boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {

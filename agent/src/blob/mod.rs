@@ -13,7 +13,8 @@ use std::ops::Range;
 use std::path::Path;
 
 pub use self::runtime::runtime;
-pub(crate) use self::store::condense;
+pub(crate) use self::store::{condense, decode_escapes};
+pub(crate) use self::store::{Counted, Kind};
 pub use self::store::{Health, Store, StoreError, StoreOptions, explain, redact};
 
 use crate::meta::records::PackId;
@@ -27,6 +28,11 @@ pub enum BlobError {
     /// The object is not there or is shorter than asked: damage.
     #[error("{0}")]
     Missing(String),
+    /// Another agent has taken the volume's epoch; final for this instance.
+    #[error(
+        "another agent has taken over this volume; stop this one or start it again to take the volume back"
+    )]
+    Fenced,
     /// The backend can never serve this (credentials, permissions); final.
     #[error("{0}")]
     Refused(String),

@@ -9,16 +9,32 @@ use proptest::prelude::*;
 
 use super::{Batch, Meta, MetaError};
 use crate::blob::{Store, StoreOptions};
+use crate::durable::runtime::{self, Volume};
 
 /// A volume that can be opened again and again.
 trait Engine {
     fn open(&self) -> Arc<dyn Meta>;
+
+    /// Another volume of the same kind, which is new.
+    fn other(&self) -> Box<dyn Engine + '_>;
 }
 
 /// SlateDB on one store.
 struct Slate {
     url: String,
+    again: fn() -> Slate,
     _directory: Option<tempfile::TempDir>,
+}
+
+/// A Durable Object on the real runtime.
+impl Engine for Volume<'_> {
+    fn open(&self) -> Arc<dyn Meta> {
+        Self::open(self).meta
+    }
+
+    fn other(&self) -> Box<dyn Engine + '_> {
+        Box::new(self.other())
+    }
 }
 
 impl Engine for Slate {
@@ -26,15 +42,20 @@ impl Engine for Slate {
         let options = StoreOptions { probe: self.url.starts_with("s3:"), ..StoreOptions::default() };
         super::open(&Store::open(&self.url, &options).unwrap()).unwrap()
     }
+
+    fn other(&self) -> Box<dyn Engine + '_> {
+        Box::new((self.again)())
+    }
 }
 
 fn memory() -> Slate {
-    Slate { url: format!("memory:{:032x}", rand::random::<u128>()), _directory: None }
+    Slate { url: format!("memory:{:032x}", rand::random::<u128>()), again: memory, _directory: None }
 }
 
 fn file() -> Slate {
     let directory = tempfile::tempdir().unwrap();
-    Slate { url: format!("file://{}/volume", directory.path().display()), _directory: Some(directory) }
+    let url = format!("file://{}/volume", directory.path().display());
+    Slate { url, again: file, _directory: Some(directory) }
 }
 
 /// A real server: a fresh prefix under the URL in `STORESHIM_TEST_S3_URL`, such as
@@ -42,7 +63,7 @@ fn file() -> Slate {
 fn s3() -> Slate {
     let base = std::env::var("STORESHIM_TEST_S3_URL").expect("STORESHIM_TEST_S3_URL names a test bucket");
     let (place, query) = base.split_once('?').unwrap_or((&base, ""));
-    Slate { url: format!("{place}/{:032x}?{query}", rand::random::<u128>()), _directory: None }
+    Slate { url: format!("{place}/{:032x}?{query}", rand::random::<u128>()), again: s3, _directory: None }
 }
 
 /// Runs a property on every engine.
@@ -53,6 +74,12 @@ macro_rules! conform {
             #[test] #[ignore = "needs a server: set STORESHIM_TEST_S3_URL"] fn $property() { super::$property(&super::s3()); }
         )* }
         mod slate_file { $(#[test] fn $property() { super::$property(&super::file()); })* }
+        mod durable_dialled { $(#[test] fn $property() {
+            super::runtime::with(|runtime| super::$property(&runtime.dialled()));
+        })* }
+        mod durable_websocket { $(#[test] fn $property() {
+            super::runtime::with(|runtime| super::$property(&runtime.websocket()));
+        })* }
     };
 }
 
@@ -219,10 +246,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn random_histories_match_a_map(_: &dyn Engine) {
+fn random_histories_match_a_map(kind: &dyn Engine) {
     let config = ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(steps in proptest::collection::vec(step(), 1..25))| {
-        let engine = memory();
+        let engine = kind.other();
         let (mut meta, mut model) = (engine.open(), BTreeMap::new());
         for step in steps {
             match step {

@@ -10,7 +10,7 @@ mod slate;
 #[cfg(test)]
 mod conformance;
 
-pub use self::slate::open;
+pub use self::slate::{open, open_and_probe};
 
 use bytes::Bytes;
 use crossbeam::channel::Receiver;
@@ -50,6 +50,27 @@ pub enum MetaError {
     /// The backend can never serve (wrong credentials, missing bucket, read-only, unsafe conditional writes); final.
     #[error("{0}")]
     Refused(String),
+}
+
+/// The engine's own key, hidden from readers and refused of writers.
+const RESERVED: &[u8] = b"\0";
+/// Longest key that every engine stores.
+pub(crate) const LONGEST_KEY: usize = 65_535;
+
+/// Refuses what no engine can ever store.
+///
+/// # Errors
+/// `Refused`.
+pub(crate) fn check_record(key: &[u8], value: Option<&Bytes>) -> Result<()> {
+    let length = value.map_or(0, Bytes::len);
+    if key.is_empty() || key.len() > LONGEST_KEY || key == RESERVED || length > u32::MAX as usize - LONGEST_KEY {
+        return Err(MetaError::Refused(format!(
+            "a metadata record with a key of {} bytes and a value of {length} bytes cannot be stored; this is a bug, \
+             report it",
+            key.len()
+        )));
+    }
+    Ok(())
 }
 
 /// Result of a metadata call.

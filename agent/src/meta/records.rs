@@ -224,3 +224,6 @@ pub fn decode_child(key: &[u8], value: &[u8]) -> Result<u64> {
 }
 
 pub mod key;
+
+#[cfg(test)]
+mod vectors;

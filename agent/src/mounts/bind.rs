@@ -8,16 +8,18 @@ use storeshim_protocol::{MountState, Space};
 
 use super::ports::{Engine, EngineFactory, NewMount, OpenError, PendingVolume, SessionPort, SharedSink};
 use super::{Mounts, MountsError};
-use crate::blob::{Store, StoreError, StoreOptions};
+use crate::backend::Backend;
+use crate::blob::{Health, StoreOptions};
 use crate::config::{self, Config};
 use crate::doctor::aside;
-use crate::meta::{self, MetaError};
+use crate::durable::{Files, Link};
+use crate::meta::MetaError;
 use crate::session::{
     self, Freeze, IntentSink, MountEntry, Reply, RequestSink, ResidencyTable, SessionInfo, Sessions,
 };
 use crate::volume::{
-    DirtySet, Evicted, Frozen, Gatekeeper, Journal, Shared, Volume, VolumeError, VolumeOptions, VolumeStatus,
-    Warmed, Warmup, Watch,
+    DirtySet, Evicted, Frozen, Gatekeeper, Journal, Shared, TreeFiles, Volume, VolumeError, VolumeOptions,
+    VolumeStatus, Warmed, Warmup, Watch,
 };
 
 /// Opens all mounts of `config`; see [`Mounts::open`].
@@ -151,22 +153,24 @@ impl PendingVolume for Pending {
 
     fn open(&self, gate: Arc<dyn Gatekeeper>) -> Result<Arc<dyn Engine>, OpenError> {
         let shared = self.shared.get_or_init(|| Shared::new(gate));
-        let store = Arc::new(Store::open(&self.url, &StoreOptions::default())?);
-        let meta = meta::open(&store)?;
+        let backend = Backend::open(&self.url, &StoreOptions::default())?;
         let volume = Volume::open(
             self.options.clone(),
-            meta.clone(),
-            store.clone(),
+            backend.meta.clone(),
+            backend.blob.clone(),
             shared.clone(),
             self.sink.clone(),
             self.journal.clone(),
         );
         match volume {
-            Ok(volume) => Ok(Arc::new(Opened { volume, store })),
+            Ok(volume) => {
+                let files = backend.link.map(|link| self.show_files(&volume, &link)).transpose()?;
+                Ok(Arc::new(Opened { volume, health: backend.health, _files: files }))
+            }
             Err(error) => {
                 // The next try opens the backend anew. That this one does not end well changes nothing.
-                let _ = meta.close();
-                Err(match (store.health().last_error(), error) {
+                let _ = backend.meta.close();
+                Err(match (backend.health.last_error(), error) {
                     (Some(_), VolumeError::Failed(why)) => OpenError::Unavailable(why),
                     (_, error) => OpenError::Final(error),
                 })
@@ -175,9 +179,15 @@ impl PendingVolume for Pending {
     }
 }
 
-impl From<StoreError> for OpenError {
-    fn from(error: StoreError) -> Self {
-        MetaError::from(error).into()
+impl Pending {
+    /// Lets the Worker of a Durable Object ask for the volume's files.
+    fn show_files(&self, volume: &Arc<Volume>, link: &Arc<Link>) -> Result<Arc<dyn Files>, VolumeError> {
+        let version = Arc::clone(link);
+        let version = Box::new(move || version.version());
+        let files = TreeFiles::new(Arc::clone(volume), &self.options, Arc::clone(&self.sink), version)?;
+        let files: Arc<dyn Files> = Arc::new(files);
+        link.serve_files(Arc::downgrade(&files));
+        Ok(files)
     }
 }
 
@@ -190,10 +200,12 @@ impl From<MetaError> for OpenError {
     }
 }
 
-/// A [`Volume`] at work, and the store whose health belongs into its status.
+/// A [`Volume`] at work, and its backend's health, which belongs into its status.
 struct Opened {
     volume: Arc<Volume>,
-    store: Arc<Store>,
+    health: Arc<Health>,
+    /// What the Worker asks; gone with the volume.
+    _files: Option<Arc<dyn Files>>,
 }
 
 impl Engine for Opened {
@@ -215,7 +227,7 @@ impl Engine for Opened {
 
     fn status(&self) -> VolumeStatus {
         let mut status = self.volume.status();
-        let health = self.store.health();
+        let health = &self.health;
         status.counters.extend(health.counters().map(|(name, value)| (format!("backend_{name}"), value)));
         status.backend_error = status.backend_error.or_else(|| health.last_error());
         status

@@ -130,6 +130,7 @@ fn put(blob: &dyn Blob, shared: &Shared, id: &PackId, bytes: &Bytes) -> Result<(
                 return Ok(());
             }
             Err(BlobError::Unavailable(why)) => shared.backend_refuses(&why),
+            Err(BlobError::Fenced) => return Err(VolumeError::Fenced),
             Err(BlobError::Missing(why) | BlobError::Refused(why)) => return Err(VolumeError::Failed(why)),
         }
         std::thread::sleep(pause.mul_f64(rand::rng().random_range(0.5..1.5)));

@@ -308,7 +308,10 @@ impl<'a> Cutter<'a, '_> {
         let mut released = Vec::new();
         for (ino, flags) in self.suspects.iter() {
             // Changed in this cut: perhaps again after it. The next cut asks.
-            let quiet = look.known(*ino)?.is_none_or(|inode| !look.inodes.contains_key(&inode));
+            let quiet = match look.known(*ino)? {
+                Some(inode) => !look.differs(inode)?,
+                None => true,
+            };
             if quiet && !told.inodes.contains(ino) {
                 // Where the kernel does not tell of mappings, one is taken to stand while any program does.
                 let unsure = flags.has(OpenFlags::MAPPED) && !self.tree.leases_see_mappings();

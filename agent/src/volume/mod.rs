@@ -15,6 +15,7 @@ mod cut;
 mod dirty;
 mod engine;
 mod entry;
+mod files;
 mod index;
 mod journal;
 mod loader;
@@ -34,6 +35,7 @@ mod work;
 
 pub use dirty::DirtySet;
 pub use engine::Volume;
+pub use files::TreeFiles;
 pub use journal::Journal;
 pub use status::Shared;
 pub use work::{Evicted, Kept, Warmed, Warmup, Watch};

@@ -1,6 +1,8 @@
 //! The engine as a whole, over a real tree and an in-memory backend: what is committed is what was there.
 
 mod evict;
+mod lazy;
+mod links;
 mod mapped;
 mod names;
 mod verify;
@@ -10,7 +12,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -102,7 +104,48 @@ struct Node {
     at_thaw: AtThaw,
     at_freeze: AtThaw,
     hydrate: Hydrate,
+    /// Clients keep it mapped while agents come and go.
+    table: Arc<ResidencyTable>,
+    faults: Arc<Faults>,
     durability: Durability,
+}
+
+/// What befalls reads of packs.
+#[derive(Default)]
+struct Faults {
+    refuse: AtomicBool,
+    damage: AtomicBool,
+    gets: AtomicU32,
+    delay_ms: AtomicU32,
+}
+
+struct Faulty(Store, Arc<Faults>);
+impl Blob for Faulty {
+    fn put(&self, id: &crate::meta::records::PackId, bytes: bytes::Bytes) -> crate::blob::Result<()> {
+        self.0.put(id, bytes)
+    }
+    fn get(
+        &self,
+        id: &crate::meta::records::PackId,
+        range: std::ops::Range<u64>,
+    ) -> crate::blob::Result<bytes::Bytes> {
+        self.1.gets.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(self.1.delay_ms.load(Ordering::Relaxed).into()));
+        if self.1.refuse.load(Ordering::Relaxed) {
+            return Err(crate::blob::BlobError::Unavailable("it refuses".into()));
+        }
+        let bytes = self.0.get(id, range)?;
+        if self.1.damage.load(Ordering::Relaxed) {
+            let mut bytes = bytes.to_vec();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            return Ok(bytes.into());
+        }
+        Ok(bytes)
+    }
+    fn delete(&self, id: &crate::meta::records::PackId) -> crate::blob::Result<()> {
+        self.0.delete(id)
+    }
 }
 
 impl Node {
@@ -123,6 +166,8 @@ impl Node {
             at_thaw: AtThaw::default(),
             at_freeze: AtThaw::default(),
             hydrate,
+            table: Arc::new(ResidencyTable::anonymous().unwrap()),
+            faults: Arc::default(),
             durability: Durability::Remote,
         };
         node.start().unwrap();
@@ -147,15 +192,16 @@ impl Node {
             upload_parallelism: 2,
             hydrate: self.hydrate,
             cache_size: None,
-            patience: Duration::from_secs(10),
+            patience: Duration::from_millis(800),
             quota: Quota::default(),
         };
         let shared = Shared::new(Arc::new(OpenGate {
             at_thaw: Arc::clone(&self.at_thaw),
             at_freeze: Arc::clone(&self.at_freeze),
+            table: AnonymousTable(Arc::clone(&self.table)),
             ..OpenGate::default()
         }));
-        let blob: Arc<dyn Blob> = Arc::new(store);
+        let blob: Arc<dyn Blob> = Arc::new(Faulty(store, Arc::clone(&self.faults)));
         let journal = Arc::new(Journal::open(&self.dir.path().join("state")));
         self.volume = Some(Volume::open(options, meta, blob, shared, Arc::clone(&self.sink), journal)?);
         Ok(())

@@ -113,7 +113,15 @@ impl Tree {
             ![libc::OVERLAYFS_SUPER_MAGIC, libc::FUSE_SUPER_MAGIC, libc::NFS_SUPER_MAGIC]
                 .iter()
                 .any(|magic| i128::from(*magic) == i128::from(kind));
-        Ok(Self { root, path, spellings, coarse_clock: coarse_clock(), leases_see_mappings, dev, unguard: OnceLock::new() })
+        Ok(Self {
+            root,
+            path,
+            spellings,
+            coarse_clock: coarse_clock(),
+            leases_see_mappings,
+            dev,
+            unguard: OnceLock::new(),
+        })
     }
 
     /// The canonical path of the root.

@@ -526,3 +526,33 @@ fn what_is_brought_was_not_changed() {
     unsafe { assert_eq!(said(attr::my_chmod(c("/lazy/changed/file").as_ptr(), 0o640)), 0) };
     assert!(told(&stat("/lazy/changed/file").unwrap()) >= real);
 }
+
+#[test]
+fn a_guard_is_waited_for_also_by_who_does_not_wait() {
+    lazy("guarded", &["file"]);
+    assert!(stat("/lazy/guarded/file").is_ok());
+    let guard = std::fs::File::options().read(true).write(true).open(tree().join("guarded/file")).unwrap();
+    unsafe extern "C" {
+        fn fcntl(fd: i32, command: i32, argument: i32) -> i32;
+        fn signal(number: i32, action: usize) -> usize;
+    }
+    const F_SETLEASE: i32 = 1024;
+    const SIGIO: i32 = 29;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&guard);
+    // SAFETY: a lease of our own file; its break is told by a signal that is ignored.
+    unsafe {
+        signal(SIGIO, 1);
+        if fcntl(fd, F_SETLEASE, 1) != 0 {
+            // Not every file system has leases.
+            return;
+        }
+    }
+    let holder = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        drop(guard);
+    });
+    let opened = open("/lazy/guarded/file", k::O_RDONLY | k::O_NONBLOCK);
+    assert!(opened >= 0, "{opened}");
+    sys::close(opened);
+    holder.join().unwrap();
+}

@@ -62,28 +62,23 @@ impl Open<'_> {
     fn within(&self, index: usize, place: Place, path: *const c_char, room: &mut PathBuf) -> Answer {
         let changes = (self.has(k::O_CREAT) || self.has(k::O_TRUNC)) && !self.has(k::O_PATH);
         let named = changes && !self.has(k::O_TMPFILE);
-        if !named {
-            return self.plain(index, place);
-        }
-        let mut before = Before::new(index);
+        let (mut before, mut tries) = (Before::new(index), 0);
         loop {
-            match self.changing(index, place, path, room, &mut before) {
+            let answer = if named {
+                self.changing(index, place, path, room, &mut before)
+            } else {
+                self.plain(index, place)
+            };
+            match answer {
                 LACKS => before.ask(place)?,
+                Err(errno) if is_guarded(errno, self.flags, &mut tries) => {}
                 answer => return answer,
             }
         }
     }
 
-    /// The agent guards a file that is not here by a lease, which lets nobody in who does not wait.
-    fn open(&self, place: Place) -> Answer {
-        match (self.call)(place.dirfd, place.path, self.flags) {
-            Err(e) if e == GUARDED && self.has(k::O_NONBLOCK) => past_guard(place, self.flags, self.call),
-            done => done,
-        }
-    }
-
     fn plain(&self, index: usize, place: Place) -> Answer {
-        let fd = absent::reached(place, || self.open(place))? as c_int;
+        let fd = absent::reached(place, || (self.call)(place.dirfd, place.path, self.flags))? as c_int;
         if self.writes() {
             self.opened_ungated(index, fd);
         } else {
@@ -142,7 +137,7 @@ impl Open<'_> {
                 if self.has(k::O_TRUNC) {
                     inside.tell_range(stat.st_ino, 0, u64::MAX);
                 }
-                let fd = self.open(place)? as c_int;
+                let fd = (self.call)(place.dirfd, place.path, self.flags)? as c_int;
                 let ino = self.opened(index, &inside, fd);
                 // Between the two another file may have taken the name.
                 if ino.is_some_and(|ino| ino != stat.st_ino) {
@@ -231,19 +226,21 @@ impl Open<'_> {
     }
 }
 
-const GUARDED: Errno = Errno::of(errno::EAGAIN);
-
-/// After an open with O_NONBLOCK was refused: opens a regular file of a mount all the same, and sets the flag then.
+/// After an open that does not wait has failed: whether that may be because the agent guards the file from programs that
+/// do not ask (by a lease, which it gives back to those that do). Waits a little then: the open is to be made again.
 #[cold]
 #[inline(never)]
-fn past_guard(place: Place, flags: c_int, call: Call<'_>) -> Answer {
-    let regular = sys::stat_at(place.dirfd, place.path, 0).is_ok_and(|stat| sys::is_regular(&stat));
-    if !regular || !place.mount.is_some_and(residency::is_partial) {
-        return Err(GUARDED);
+fn is_guarded(errno: Errno, flags: c_int, tries: &mut u32) -> bool {
+    const TRIES: u32 = 2000;
+    let guarded = errno == Errno::of(errno::EAGAIN)
+        && flags as u32 & k::O_NONBLOCK != 0
+        && residency::is_any_partial()
+        && *tries < TRIES;
+    if guarded {
+        *tries += 1;
+        sys::sleep_ns(1_000_000);
     }
-    let fd = call(place.dirfd, place.path, flags & !(k::O_NONBLOCK as c_int))?;
-    sys::set_status_flags(fd as c_int, sys::status_flags(fd as c_int)? | k::O_NONBLOCK as usize)?;
-    Ok(fd)
+    guarded
 }
 
 /// Whether a file lies on the file system of mount `index`.
@@ -318,14 +315,12 @@ fn open_at(
     let mut room = PathBuf::new();
     match place::at(dirfd, path, &mut room) {
         Ok(place) => {
-            let fd = absent::found(place, || real(place));
-            let guarded = fd < 0 && flags as u32 & k::O_NONBLOCK != 0 && get_errno() == GUARDED;
-            let fd = if guarded {
-                let call =
-                    |dirfd, path, flags: c_int| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, 0);
-                crate::hook::answer(past_guard(place, flags, &call))
-            } else {
-                fd
+            let mut tries = 0;
+            let fd = loop {
+                let fd = absent::found(place, || real(place));
+                if fd >= 0 || !is_guarded(get_errno(), flags, &mut tries) {
+                    break fd;
+                }
             };
             if fd >= 0 {
                 to_read(place, fd, flags);

@@ -270,7 +270,7 @@ fn stands_still(pid: Pid) -> bool {
 }
 
 /// What `variable` names, or the newest of what the debug and release builds have left.
-fn built(name: &str, variable: &str) -> PathBuf {
+pub fn built(name: &str, variable: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {
         return path.into();
     }

@@ -10,7 +10,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-pub use agent::find;
+pub use agent::{built, find};
 pub use apps::App;
 pub use setup::{FileStore, Placement, Setup, User};
 
@@ -189,6 +189,8 @@ impl Node {
     #[track_caller]
     pub fn survives(&mut self, occasion: &str) {
         self.flush();
+        // What is compared is the tree itself.
+        self.warm();
         self.kill_agent();
         let before = Snapshot::of(&self.tree);
         assert!(!before.is_empty(), "{occasion}: there is nothing in the tree");

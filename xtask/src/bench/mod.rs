@@ -2,6 +2,7 @@
 //! make anything fail.
 
 mod core;
+mod durable;
 mod hooks;
 mod residency;
 mod rig;
@@ -27,6 +28,8 @@ enum Table {
     Hooks(hooks::Arguments),
     /// What it costs that not everything is on this disk: the first byte, whole files, small files, memory.
     Residency(residency::Arguments),
+    /// Volumes in Durable Objects, beside an object that writes the same bytes.
+    Do(durable::Arguments),
 }
 
 pub fn main(arguments: &Arguments) -> Result<()> {
@@ -34,5 +37,6 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         Table::Core(arguments) => core::main(arguments),
         Table::Hooks(arguments) => hooks::main(arguments),
         Table::Residency(arguments) => residency::main(arguments),
+        Table::Do(arguments) => durable::main(arguments),
     }
 }

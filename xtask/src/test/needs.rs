@@ -53,6 +53,7 @@ pub fn provide(sh: &Shell) -> Result<()> {
     }
     packages.dedup();
     install(sh, &packages)?;
+    worker_packages(sh);
     if cmd!(sh, "cargo nextest --version")
         .env("PATH", path_with_tools()?)
         .quiet()
@@ -68,6 +69,18 @@ pub fn provide(sh: &Shell) -> Result<()> {
             .context("cannot install the test runner")?;
     }
     Ok(())
+}
+
+/// Installs what the Worker and its runtime need. Where npm cannot, the tests that need it say that they are skipped.
+fn worker_packages(sh: &Shell) {
+    let worker = workspace::root().join("worker");
+    if worker.join("node_modules/@cloudflare/workerd-linux-64").exists() {
+        return;
+    }
+    let _in = sh.push_dir(worker);
+    if let Err(error) = cmd!(sh, "npm ci --silent --no-audit --no-fund").run() {
+        eprintln!("the Worker's packages cannot be installed ({error}); tests on the runtime of Workers will be skipped");
+    }
 }
 
 /// Makes sure that `file` is there, which is in `package`. As another user than root it only says what to type.

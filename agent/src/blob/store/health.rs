@@ -22,9 +22,24 @@ const SLOW: Duration = Duration::from_secs(10);
 
 /// Requests are judged by kind: a backend that serves reads may refuse writes.
 #[derive(Clone, Copy)]
-enum Kind {
+pub(crate) enum Kind {
     Read,
     Write,
+}
+
+/// What [`Health::count`] counts.
+#[derive(Clone, Copy)]
+pub(crate) enum Counted {
+    /// Something was stored, of so many bytes.
+    Put(u64),
+    /// Something was read.
+    Get,
+    /// Records were listed.
+    List,
+    /// A pack was deleted.
+    Delete,
+    /// A connection or a request failed.
+    Failure,
 }
 
 #[derive(Debug)]
@@ -70,6 +85,21 @@ impl Health {
         ]
     }
 
+    /// Counts a request that did not go through an object store: one of a Durable Object.
+    pub(crate) fn count(&self, op: Counted) {
+        let counter = match op {
+            Counted::Put(bytes) => {
+                self.put_bytes.fetch_add(bytes, Ordering::Relaxed);
+                &*self.puts
+            }
+            Counted::Get => &*self.gets,
+            Counted::List => &self.lists,
+            Counted::Delete => &self.deletes,
+            Counted::Failure => &self.failures,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn slot(&self, kind: Kind) -> &std::sync::Mutex<Option<Trouble>> {
         let [read, write] = &self.trouble;
         match kind {
@@ -78,7 +108,8 @@ impl Health {
         }
     }
 
-    fn well(&self, kind: Kind) {
+    /// A request of this kind was answered.
+    pub(crate) fn well(&self, kind: Kind) {
         if let Ok(mut slot) = self.slot(kind).lock()
             && let Some(trouble) = slot.take()
         {
@@ -86,7 +117,8 @@ impl Health {
         }
     }
 
-    fn ill(&self, kind: Kind, text: String) {
+    /// There is trouble with requests of this kind.
+    pub(crate) fn ill(&self, kind: Kind, text: String) {
         let Ok(mut slot) = self.slot(kind).lock() else { return };
         match slot.as_mut() {
             Some(trouble) => trouble.text = text,

@@ -26,6 +26,8 @@ use self::url::Address;
 pub(crate) use self::error::condense;
 pub use self::error::{StoreError, explain};
 pub use self::health::Health;
+pub(crate) use self::health::{Counted, Kind};
+pub(crate) use self::url::decode as decode_escapes;
 pub use self::url::redact;
 
 /// How a backend is spoken to.
@@ -129,7 +131,12 @@ impl Store {
     /// # Errors
     /// What is wrong with it and what to do.
     pub fn probe(&self) -> Result<(), StoreError> {
-        self.handle.block_on(probe::probe(&self.objects, &self.shown))
+        self.handle.block_on(self.probe_async())
+    }
+
+    /// As [`Store::probe`], for a task of the runtime.
+    pub(crate) async fn probe_async(&self) -> Result<(), StoreError> {
+        probe::probe(&self.objects, &self.shown).await
     }
 
     /// Counters and current trouble.

@@ -138,7 +138,7 @@ pub fn redact(url: &str) -> String {
 }
 
 /// Undoes %-escapes; `None` when one is malformed or the result is not UTF-8.
-fn decode(text: &str) -> Option<String> {
+pub fn decode(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut out = Vec::with_capacity(text.len());
     while let Some(byte) = bytes.next() {

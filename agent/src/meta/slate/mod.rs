@@ -29,12 +29,10 @@ use tokio::sync::mpsc;
 use super::{Batch, Meta, MetaError, Result};
 use crate::blob::Store;
 
-pub use self::open::open;
+pub use self::open::{open, open_and_probe};
 
 /// The engine's own record, hidden from readers: which batch of which opening was written last.
-const MARKER: &[u8] = b"\0";
-/// Longest key that SlateDB stores.
-const LONGEST_KEY: usize = 65_535;
+const MARKER: &[u8] = super::RESERVED;
 /// A read that the backend does not answer within this is `Unavailable`.
 const READ_PATIENCE: Duration = Duration::from_secs(60);
 /// A page of a scan ends after this many pairs or bytes.

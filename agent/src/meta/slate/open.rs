@@ -11,8 +11,8 @@ use slatedb::config::{
     Settings,
 };
 use slatedb::db_cache::DbCache;
-use slatedb::{Db, ErrorKind};
-use tokio::sync::mpsc;
+use slatedb::{CloseReason, CompactorBuilder, Db, ErrorKind};
+use tokio::sync::{mpsc, oneshot};
 
 use super::writer::Writer;
 use super::{Shared, SlateMeta, read_options};
@@ -29,6 +29,10 @@ const MANIFESTS: &str = "meta/manifest";
 const HARMLESS: [&str; 2] = ["probe/", "lost+found/"];
 /// Blocks, indexes and filters kept in memory, bytes.
 const CACHE_BYTES: usize = 48 << 20;
+/// SlateDB must never give a manifest update up: a half-done claim of the epoch would look like another agent's.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Before compaction begins, or begins again after an error.
+const COMPACTION_PAUSE: Duration = Duration::from_secs(5);
 /// Opening is given up after this, for the caller to say so and try again.
 const OPEN_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -39,8 +43,21 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(120);
 /// `Refused` when the prefix holds foreign objects; `Damaged` when the volume is incomplete or of another version;
 /// `Unavailable` when the backend does not answer.
 pub fn open(store: &Store) -> Result<Arc<dyn Meta>> {
+    open_checked(store, async || Ok(()))
+}
+
+/// As [`open`], for a store that was not probed: a volume that is there is opened while the store is probed, a new one is
+/// made after that.
+///
+/// # Errors
+/// As [`open`], and those of [`Store::probe`].
+pub fn open_and_probe(store: &Store) -> Result<Arc<dyn Meta>> {
+    open_checked(store, async || store.probe_async().await.map_err(MetaError::from))
+}
+
+fn open_checked(store: &Store, probe: impl AsyncFnOnce() -> Result<()>) -> Result<Arc<dyn Meta>> {
     store.handle().block_on(async {
-        tokio::time::timeout(OPEN_PATIENCE, open_volume(store)).await.unwrap_or_else(|_| {
+        tokio::time::timeout(OPEN_PATIENCE, open_volume(store, probe)).await.unwrap_or_else(|_| {
             Err(MetaError::Unavailable(format!(
                 "the volume in '{}' could not be opened for {} s: {}",
                 store.shown(),
@@ -51,18 +68,50 @@ pub fn open(store: &Store) -> Result<Arc<dyn Meta>> {
     })
 }
 
-async fn open_volume(store: &Store) -> Result<Arc<dyn Meta>> {
-    let existing = holds_volume(store).await?;
+async fn open_volume(store: &Store, probe: impl AsyncFnOnce() -> Result<()>) -> Result<Arc<dyn Meta>> {
+    let existing = holds_volume(store).await;
+    if !matches!(existing, Ok(true)) {
+        // What is wrong with the store says more than what it then does.
+        probe().await?;
+        return begin_volume(store, existing?).await;
+    }
+    let (probed, begun) = tokio::join!(probe(), begin_volume(store, true));
+    match (probed, begun) {
+        (Ok(()), begun) => begun,
+        (Err(error), Ok(meta)) => {
+            let handle = store.handle().clone();
+            // Closing blocks.
+            let _ = handle.spawn_blocking(move || meta.close()).await;
+            Err(error)
+        }
+        (Err(error), Err(_)) => Err(error),
+    }
+}
+
+async fn begin_volume(store: &Store, existing: bool) -> Result<Arc<dyn Meta>> {
     let db = build(store, None).await.map_err(|error| open_error(store, &error))?;
     let shared =
         Arc::new(Shared { store: store.clone(), db: RwLock::new(db.clone()), fatal: Mutex::new(None) });
-    if let Err(error) = check_format(&shared, &db, existing).await {
+    let (checked, ()) = tokio::join!(check_format(&shared, &db, existing), warm(&db));
+    if let Err(error) = checked {
         let _ = db.close().await;
         return Err(error);
     }
     let (queue, submitted) = mpsc::unbounded_channel();
     let ended = tokio::spawn(Writer::new(Arc::clone(&shared), submitted).run());
     Ok(Arc::new(SlateMeta { shared, queue: Mutex::new(Some(queue)), ended: Mutex::new(Some(ended)) }))
+}
+
+/// Reads what is read of every volume next, so that it is in memory then.
+async fn warm(db: &Db) {
+    let (options, root) = (read_options(), records::key::inode(records::ROOT_INODE));
+    let (head, totals) = (records::key::head(), records::key::totals());
+    // An error comes again when it matters.
+    let _ = tokio::join!(
+        db.get_with_options(&head, &options),
+        db.get_with_options(&totals, &options),
+        db.get_with_options(&root, &options)
+    );
 }
 
 /// Whether a volume is there; an error when something else is.
@@ -159,8 +208,6 @@ pub(super) async fn build(store: &Store, epoch: Option<u64>) -> std::result::Res
 
 /// Few requests, bounded memory; the writer asks for each flush itself.
 fn settings() -> Settings {
-    // SlateDB must never give a manifest update up: a half-done claim of the epoch would look like another agent's.
-    let never = Duration::from_secs(365 * 24 * 3600);
     let rarely = |minutes: u64, age: u64| {
         Some(GarbageCollectorDirectoryOptions {
             interval: Some(Duration::from_secs(minutes * 60)),
@@ -173,29 +220,14 @@ fn settings() -> Settings {
         flush_interval: Some(Duration::from_secs(1)),
         // How soon an idle agent learns that it was fenced; one that commits learns it from the WAL at once.
         manifest_poll_interval: Duration::from_secs(5),
-        manifest_update_timeout: never,
+        manifest_update_timeout: NEVER,
         l0_sst_size_bytes: 16 << 20,
         max_unflushed_bytes: 48 << 20,
         l0_max_ssts: 32,
         l0_max_ssts_per_key: 32,
         l0_flush_parallelism: 1,
-        compactor_options: Some(CompactorOptions {
-            poll_interval: Duration::from_secs(5),
-            manifest_update_timeout: never,
-            max_concurrent_compactions: 1,
-            commit_compacted_interval: Duration::from_secs(5),
-            worker: Some(CompactionWorkerOptions {
-                max_concurrent_compactions: 1,
-                compactions_poll_interval: Duration::from_secs(5),
-                max_sst_size: 32 << 20,
-                // Per source of a compaction, of which there may be dozens: this bounds its memory.
-                max_fetch_tasks: 1,
-                bytes_to_fetch: 512 << 10,
-                max_subcompactions: 1,
-                ..CompactionWorkerOptions::default()
-            }),
-            ..CompactorOptions::default()
-        }),
+        // By a task of its own: an opening need not wait for its claim. See `compact`.
+        compactor_options: None,
         garbage_collector_options: Some(GarbageCollectorOptions {
             manifest_options: rarely(10, 5),
             wal_options: rarely(10, 5),
@@ -207,5 +239,53 @@ fn settings() -> Settings {
         }),
         object_store_max_retries: None,
         ..Settings::default()
+    }
+}
+
+fn compaction() -> CompactorOptions {
+    CompactorOptions {
+        poll_interval: Duration::from_secs(5),
+        manifest_update_timeout: NEVER,
+        max_concurrent_compactions: 1,
+        commit_compacted_interval: Duration::from_secs(5),
+        worker: Some(CompactionWorkerOptions {
+            max_concurrent_compactions: 1,
+            compactions_poll_interval: Duration::from_secs(5),
+            max_sst_size: 32 << 20,
+            // Per source of a compaction, of which there may be dozens: this bounds its memory.
+            max_fetch_tasks: 1,
+            bytes_to_fetch: 512 << 10,
+            max_subcompactions: 1,
+            ..CompactionWorkerOptions::default()
+        }),
+        ..CompactorOptions::default()
+    }
+}
+
+/// Merges what commits leave behind, until `ended` hangs up or another agent does it.
+pub(super) async fn compact(store: Store, mut ended: oneshot::Receiver<()>) {
+    loop {
+        tokio::select! {
+            _ = &mut ended => return,
+            () = tokio::time::sleep(COMPACTION_PAUSE) => {}
+        }
+        let compactor =
+            CompactorBuilder::new(ROOT, Arc::clone(store.objects())).with_options(compaction()).build();
+        let error = tokio::select! {
+            _ = &mut ended => {
+                // What it has not finished is begun again by the next one.
+                let _ = compactor.stop().await;
+                return;
+            }
+            result = compactor.run() => result.err(),
+        };
+        match error {
+            Some(error) if error.kind() == ErrorKind::Closed(CloseReason::Fenced) => return,
+            Some(error) => {
+                let said = crate::blob::condense(&error.to_string());
+                tracing::warn!(backend = store.shown(), "the metadata is not compacted for now: {said}");
+            }
+            None => {}
+        }
     }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use object_store::ObjectStore;
@@ -268,4 +269,54 @@ fn a_minute_of_writing_through_compactions() {
         })
         .unwrap();
     assert_eq!(found, model);
+}
+
+/// Round trips, one after another, that some work over a slow store takes; the requests are printed.
+fn round_trips(store: &Faulty, work: impl FnOnce()) -> u64 {
+    const TRIP: u64 = 100;
+    store.asked.lock().unwrap().clear();
+    store.delay_ms.store(TRIP, Ordering::Relaxed);
+    let started = Instant::now();
+    work();
+    let taken = started.elapsed().as_millis() as u64;
+    store.delay_ms.store(0, Ordering::Relaxed);
+    println!("{taken} ms: {:#?}", store.asked.lock().unwrap());
+    taken / TRIP
+}
+
+#[test]
+fn a_cold_opening_takes_few_round_trips() {
+    let store = Arc::new(Faulty::default());
+    let objects = Arc::clone(&store) as Arc<dyn ObjectStore>;
+    let key = |n: u64| [b"d".as_slice(), &(1 + n / 1000).to_be_bytes(), &n.to_be_bytes()].concat();
+    for _ in 0..2 {
+        let meta = super::open(&over(Arc::clone(&objects))).unwrap();
+        for part in 0..4 {
+            let ops = (0..10_000).map(|n| (key(part * 10_000 + n), Some(Bytes::from_static(&[7; 60]))));
+            let mut ops: Vec<_> = ops.collect();
+            ops.push((b"h".to_vec(), Some(Bytes::from_static(b"head"))));
+            meta.submit(Batch { ops }).recv().unwrap().unwrap();
+        }
+        meta.close().unwrap();
+    }
+    let mut meta = None;
+    let opening = round_trips(&store, || meta = Some(super::open(&over(Arc::clone(&objects))).unwrap()));
+    let meta = meta.unwrap();
+    let records = round_trips(&store, || drop(meta.get(b"h").unwrap()));
+    let scan = round_trips(&store, || {
+        let mut entries = 0;
+        meta.scan(&[b"d".as_slice(), &1u64.to_be_bytes()].concat(), &mut |_, _| {
+            entries += 1;
+            true
+        })
+        .unwrap();
+        assert_eq!(entries, 1000);
+    });
+    println!("opening {opening}, a record {records}, a directory {scan}");
+    // 14, 0 and 1 where nothing else runs: SlateDB claims its epoch step by step, and what is read of every volume is read
+    // beside that.
+    assert!(
+        opening <= 22 && records <= 1 && scan <= 3,
+        "opening {opening}, a record {records}, a directory {scan}"
+    );
 }

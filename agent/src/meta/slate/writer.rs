@@ -12,8 +12,8 @@ use slatedb::config::{CloseOptions, FlushOptions, FlushType};
 use slatedb::{CloseReason, Db, ErrorKind, WriteBatch};
 use tokio::sync::mpsc;
 
-use super::{LONGEST_KEY, MARKER, Shared, lock, open};
-use crate::meta::{Batch, MetaError, Result};
+use super::{MARKER, Shared, lock, open};
+use crate::meta::{Batch, MetaError, Result, check_record};
 
 /// After this many WAL objects the memtable is flushed, so that opening after a crash replays no more than these.
 const REPLAY_LIMIT: u64 = 512;
@@ -30,20 +30,7 @@ pub(super) struct Submitted {
 impl Submitted {
     /// Takes a batch over; refuses one that can never be stored.
     pub(super) fn new(batch: Batch, answer: Sender<Result<()>>) -> Result<Self> {
-        for (key, value) in &batch.ops {
-            let length = value.as_ref().map_or(0, Bytes::len);
-            if key.is_empty()
-                || key.len() > LONGEST_KEY
-                || key == MARKER
-                || length > u32::MAX as usize - LONGEST_KEY
-            {
-                return Err(MetaError::Refused(format!(
-                    "a metadata record with a key of {} bytes and a value of {length} bytes cannot be stored; this is a \
-                     bug, report it",
-                    key.len()
-                )));
-            }
-        }
+        batch.ops.iter().try_for_each(|(key, value)| check_record(key, value.as_ref()))?;
         let ops = batch.ops.into_iter().map(|(key, value)| (Bytes::from(key), value)).collect();
         Ok(Self { ops, answer })
     }
@@ -99,6 +86,16 @@ impl Writer {
 
     /// Serves the queue until it is closed, then closes the database.
     pub(super) async fn run(mut self) -> Result<()> {
+        let (end, ended) = tokio::sync::oneshot::channel();
+        let compacting = tokio::spawn(open::compact(self.shared.store.clone(), ended));
+        let result = self.run_until_closed().await;
+        drop(end);
+        // It ends soon, and nothing that it does is waited for.
+        drop(compacting);
+        result
+    }
+
+    async fn run_until_closed(&mut self) -> Result<()> {
         match self.serve().await {
             Ok(()) => {
                 let result = self.shut().await;

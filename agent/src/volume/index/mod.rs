@@ -39,7 +39,7 @@ mod undo;
 use self::lazy::Lazy;
 pub use self::lazy::Until;
 pub use self::local::{
-    Absent, Absentee, absent_key, set_absent, set_link, set_seen, set_unpopulated, unpopulated_key,
+    Absent, absent_key, set_absent, set_link, set_seen, set_unpopulated, unpopulated_key,
 };
 pub use self::pieces::Pieces;
 use self::resident::Resident;

@@ -31,6 +31,9 @@ use crate::volume::{DirtySet, VolumeError};
 const BATCH: usize = 64;
 /// How long one freeze may take away.
 const FREEZE: Duration = Duration::from_millis(4);
+/// After a freeze writers go on for so many times as long, but not longer than this is waited.
+const REST: u32 = 2;
+const REST_MAX: Duration = Duration::from_millis(20);
 /// Between the moment from which clients look at the table and the first eviction: who had looked whether it must has begun to
 /// read by then, and is seen.
 const GRACE: Duration = Duration::from_millis(100);
@@ -308,7 +311,9 @@ impl Residency {
             }
         }
         drop(frozen);
-        self.shared.paused(closed.elapsed());
+        let paused = closed.elapsed();
+        self.shared.paused(paused);
+        std::thread::sleep((paused * REST).min(REST_MAX));
         for (inode, runs, gone) in &outcome {
             self.judge_runs(*inode, runs, gone);
             if gone.bytes > 0 {
@@ -359,6 +364,10 @@ impl Residency {
 
     /// Whether the backend has what is in a file, as far as anybody told. The gate is closed.
     fn is_clean(&self, ino: u64, inode: u64) -> Result<bool, VolumeError> {
+        // Of a backend that is not ours any more nothing is known.
+        if self.shared.failure().is_some() {
+            return Ok(false);
+        }
         let told = {
             let sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
             sink.everywhere.is_some() || sink.inodes.contains_key(&ino)

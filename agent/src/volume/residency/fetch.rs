@@ -195,6 +195,7 @@ impl Inner {
                     return Ok(bytes);
                 }
                 Err(BlobError::Unavailable(why)) => why,
+                Err(BlobError::Fenced) => return Err(VolumeError::Fenced),
                 Err(BlobError::Missing(why) | BlobError::Refused(why)) => {
                     return Err(VolumeError::Failed(why));
                 }

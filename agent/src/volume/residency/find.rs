@@ -54,7 +54,9 @@ impl Inode {
         };
         match open() {
             // By a lease of our own.
-            Err(e) if e.raw_os_error() == Some(libc::EWOULDBLOCK) && residency.unguard(self.stat.id.ino) => open(),
+            Err(e) if e.raw_os_error() == Some(libc::EWOULDBLOCK) && residency.unguard(self.stat.id.ino) => {
+                open()
+            }
             Err(e) if e.raw_os_error() == Some(libc::EACCES) => {
                 residency.tree.with_permission(self.handle.as_fd(), 0o600, open)
             }

@@ -1,0 +1,1 @@
+//! Faults of connections, against a Durable Object that is played by the test.

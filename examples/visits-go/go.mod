@@ -1,0 +1,3 @@
+module storeshim.example/visits
+
+go 1.23
