@@ -202,8 +202,8 @@ pub fn resizing_opened(index: usize, opened: Answer, size: u64) -> Result<(), Er
     asked
 }
 
-/// Flags of such a descriptor.
-pub const TO_RESIZE: u32 = k::O_WRONLY | k::O_CLOEXEC | k::O_NONBLOCK | k::O_NOCTTY;
+/// Flags of such a descriptor. (Not O_NONBLOCK, which a file that the agent guards refuses.)
+pub const TO_RESIZE: u32 = k::O_WRONLY | k::O_CLOEXEC | k::O_NOCTTY;
 
 /// One gated piece: `act` writes `n` bytes at `position`.
 #[inline(always)]

@@ -64,10 +64,10 @@ fn synchronous(fd: c_int) -> bool {
 
 hook! {
     unsafe fn aio_write | aio_write64(block: *mut Control) -> c_int => my_aio_write {
-        if let Some(block) = block.as_ref() {
-            if let Err(errno) = writing(block) {
-                return fail(errno);
-            }
+        if let Some(block) = block.as_ref()
+            && let Err(errno) = writing(block)
+        {
+            return fail(errno);
         }
         real!(aio_write)(block)
     }
@@ -137,9 +137,9 @@ pub unsafe fn submitting(n: c_long, list: *const *const KernelControl) -> Answer
             continue;
         };
         if matches!(block.operation, PREAD | PWRITE | PREADV | PWRITEV) {
-            // SAFETY: the app vouches for its vectors.
             let n = match block.operation {
                 PREAD | PWRITE => block.n,
+                // SAFETY: the app vouches for its vectors.
                 _ => unsafe { reading::total_of(block.buffer as *const k::iovec, block.n as usize) as u64 },
             };
             bring(block.fd, block.offset, n)?;

@@ -128,7 +128,7 @@ impl Open<'_> {
             Ok(stat) if sys::is_regular(&stat) && of_mount(index, &stat) => {
                 if self.has(k::O_TRUNC) && residency::is_partial(index) {
                     inside.leave();
-                    let flags = self.flags as u32 & !(k::O_ACCMODE | k::O_CREAT | k::O_TRUNC);
+                    let flags = self.flags as u32 & !(k::O_ACCMODE | k::O_CREAT | k::O_TRUNC | k::O_NONBLOCK);
                     let flags = (flags | write::TO_RESIZE) as c_int;
                     write::resizing_opened(index, (self.call)(place.dirfd, place.path, flags), 0)?;
                     inside = gate::enter(index, stat.st_ino)?;

@@ -476,7 +476,7 @@ def main(what):
         elif what == "check":
             try:
                 check(name, data)
-            except OSError as error:
+            except (OSError, subprocess.SubprocessError) as error:
                 failed.append(name)
                 print(f"{name}: {error}")
         else:
