@@ -146,8 +146,10 @@ static const char *again(int fd, int file, long at)
         if (fstat(other, &about[i]) != 0 || pread(other, &record[i], sizeof record[i], at) < 0)
             record[i].mark = 0xdead;
     }
-    snprintf(said, sizeof said, "later by the same descriptor mark %x version %u inode %ld links %ld, by a new one %x %u inode %ld", record[0].mark,
-             record[0].version, (long)about[0].st_ino, (long)about[0].st_nlink, record[1].mark, record[1].version, (long)about[1].st_ino);
+    snprintf(said, sizeof said,
+             "later by the same descriptor mark %x version %u inode %ld links %ld, by a new one %x %u inode %ld",
+             record[0].mark, record[0].version,
+             (long)about[0].st_ino, (long)about[0].st_nlink, record[1].mark, record[1].version, (long)about[1].st_ino);
     return said;
 }
 
