@@ -51,14 +51,18 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     let engine = Engine::start(&["sh", "-c", &entry])?;
     let main = package().join("../examples/visits-node/src/worker.ts");
     let classes = [Class { name: "Visits", binding: "VISITS", container: true }];
-    let runtime = Runtime::start(&Worker { entry: &main, classes: &classes, engine: Some(&engine.socket()) }, None)?;
+    let runtime =
+        Runtime::start(&Worker { entry: &main, classes: &classes, engine: Some(&engine.socket()) }, None)?;
     println!("workerd runs at {}", runtime.url("/container/demo"));
     let mut expected = 0;
     for loss in 0..=losses {
         for _ in 0..2 {
             expected += 1;
             let said = visit(&runtime)?;
-            ensure!(said == format!("visit {expected}"), "the counter says '{said}' instead of 'visit {expected}'");
+            ensure!(
+                said == format!("visit {expected}"),
+                "the counter says '{said}' instead of 'visit {expected}'"
+            );
             println!("GET /container/demo  →  {said}");
         }
         if loss < losses {

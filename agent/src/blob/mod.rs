@@ -13,9 +13,9 @@ use std::ops::Range;
 use std::path::Path;
 
 pub use self::runtime::runtime;
-pub(crate) use self::store::{condense, decode_escapes};
 pub(crate) use self::store::{Counted, Kind};
 pub use self::store::{Health, Store, StoreError, StoreOptions, explain, redact};
+pub(crate) use self::store::{condense, decode_escapes};
 
 use crate::meta::records::PackId;
 

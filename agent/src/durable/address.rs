@@ -80,8 +80,12 @@ impl Address {
             "do+ws" | "do+wss" if query.is_empty() => {
                 parse_remote(scheme == "do+wss", rest, env).map(Self::Remote).map_err(invalid)
             }
-            "do+ws" | "do+wss" => Err(invalid("has parameters, of which there are none for this scheme; remove them")),
-            _ => Err(invalid("is not one of a Durable Object; write do://listen:8000 or do+wss://host/container/id")),
+            "do+ws" | "do+wss" => {
+                Err(invalid("has parameters, of which there are none for this scheme; remove them"))
+            }
+            _ => Err(invalid(
+                "is not one of a Durable Object; write do://listen:8000 or do+wss://host/container/id",
+            )),
         }
     }
 }
@@ -113,22 +117,34 @@ fn parse_remote(tls: bool, rest: &str, env: &dyn Fn(&str) -> Option<String>) -> 
         return Err("names no usable host; write do+wss://host/container/id");
     }
     let port = match port {
-        None => if tls { 443 } else { 80 },
+        None => {
+            if tls {
+                443
+            } else {
+                80
+            }
+        }
         Some(port) => port.parse().map_err(|_| "has a malformed port; write host:port")?,
     };
     let path = path.trim_end_matches('/');
-    if path.is_empty() || !path.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"<>#{}\\^`|".contains(&byte)) {
-        return Err("has no usable path of a volume; write do+wss://host/container/id, escaped as in a browser");
+    if path.is_empty()
+        || !path.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"<>#{}\\^`|".contains(&byte))
+    {
+        return Err(
+            "has no usable path of a volume; write do+wss://host/container/id, escaped as in a browser",
+        );
     }
     let given = user.map(|user| decode_escapes(user).ok_or("has a malformed %-escape; write %25 for %"));
     let token = match given.transpose()?.filter(|token| !token.is_empty()) {
         Some(token) => token.strip_prefix(':').map_or(token.clone(), str::to_owned),
-        None => env(TOKEN).filter(|token| !token.is_empty()).ok_or(
-            "needs the token that the Worker lets in; put it into STORESHIM_TOKEN",
-        )?,
+        None => env(TOKEN)
+            .filter(|token| !token.is_empty())
+            .ok_or("needs the token that the Worker lets in; put it into STORESHIM_TOKEN")?,
     };
     if !token.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-        return Err("has a token with letters that a header cannot carry; choose another with `wrangler secret put`");
+        return Err(
+            "has a token with letters that a header cannot carry; choose another with `wrangler secret put`",
+        );
     }
     Ok(Remote { tls, host: host.to_owned(), port, path: path.to_owned(), token: Token(token) })
 }

@@ -59,7 +59,8 @@ pub async fn serve(link: &Arc<Link>, mut source: Source, sink: Sink, first: Byte
             None => WireError::unavailable("another connection has taken its place"),
         },
     };
-    let ours = matches!(why.code, Code::Protocol | Code::Version | Code::TooLarge | Code::Silent | Code::Refused);
+    let ours =
+        matches!(why.code, Code::Protocol | Code::Version | Code::TooLarge | Code::Silent | Code::Refused);
     if ours && writer.whole && !shared.told.load(Ordering::Relaxed) {
         let goodbye = Frame { op: op::GOODBYE, flags: 0, id: 0, epoch: 0 };
         let goodbye = Outgoing { frame: goodbye, body: messages::encode_error(&why).into() };
@@ -228,7 +229,9 @@ impl Shared {
                 let seconds = patience.as_secs();
                 return WireError::new(
                     Code::Silent,
-                    format!("nothing was heard from the Durable Object for {seconds} s, so the connection is given up"),
+                    format!(
+                        "nothing was heard from the Durable Object for {seconds} s, so the connection is given up"
+                    ),
                 );
             }
         }

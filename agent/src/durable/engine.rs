@@ -64,14 +64,19 @@ impl Meta for DurableMeta {
 
     fn submit(&self, batch: Batch) -> Receiver<meta::Result<()>> {
         let (to_caller, receiver) = bounded(1);
-        if let Err(error) = batch.ops.iter().try_for_each(|(key, value)| meta::check_record(key, value.as_ref())) {
+        if let Err(error) =
+            batch.ops.iter().try_for_each(|(key, value)| meta::check_record(key, value.as_ref()))
+        {
             let _ = to_caller.send(Err(error));
             return receiver;
         }
-        self.0.0.commit(&batch.ops, Box::new(move |result| {
-            // Whoever does not wait for its answer does not want it.
-            let _ = to_caller.send(result.map_err(MetaError::from));
-        }));
+        self.0.0.commit(
+            &batch.ops,
+            Box::new(move |result| {
+                // Whoever does not wait for its answer does not want it.
+                let _ = to_caller.send(result.map_err(MetaError::from));
+            }),
+        );
         receiver
     }
 
@@ -131,7 +136,8 @@ impl Blob for DurableBlob {
             return self.watch(Kind::Read, http.get(id, &range));
         }
         let expected = usize::try_from(wanted).unwrap_or(usize::MAX);
-        let bytes = link.call(op::BLOB_GET, messages::encode_blob_get(id, range.start, range.end), expected)?;
+        let bytes =
+            link.call(op::BLOB_GET, messages::encode_blob_get(id, range.start, range.end), expected)?;
         if bytes.len() as u64 == wanted {
             Ok(bytes)
         } else {

@@ -61,7 +61,10 @@ pub fn check_path(path: &[u8]) -> Result<()> {
     let bad = |name: &[u8]| name.is_empty() || name == b"." || name == b".." || name.contains(&0);
     if !path.is_empty() && path.split(|byte| *byte == b'/').any(bad) {
         let shown = String::from_utf8_lossy(path);
-        return Err(file_error(libc::EINVAL, &format!("'{shown}' is no path of a file in a volume; leave out . and ..")));
+        return Err(file_error(
+            libc::EINVAL,
+            &format!("'{shown}' is no path of a file in a volume; leave out . and .."),
+        ));
     }
     Ok(())
 }

@@ -31,7 +31,12 @@ pub async fn serve(link: &Arc<Link>, mut source: Source, mut sink: Sink, mut buf
     sink.close().await;
 }
 
-async fn serve_on(link: &Arc<Link>, source: &mut Source, sink: &mut Sink, buffer: &mut BytesMut) -> Result<()> {
+async fn serve_on(
+    link: &Arc<Link>,
+    source: &mut Source,
+    sink: &mut Sink,
+    buffer: &mut BytesMut,
+) -> Result<()> {
     let broke = |error: std::io::Error| WireError::unavailable(format!("it broke: {error}"));
     loop {
         while let Some(message) = next(buffer)? {
@@ -65,7 +70,9 @@ fn next(buffer: &mut BytesMut) -> Result<Option<Value>> {
     if length > MAX_JSON {
         return Err(WireError::new(
             Code::TooLarge,
-            format!("a JSON frame of {length} bytes was announced, where {MAX_JSON} are allowed; read and write in pieces"),
+            format!(
+                "a JSON frame of {length} bytes was announced, where {MAX_JSON} are allowed; read and write in pieces"
+            ),
         ));
     }
     let Some(text) = buffer.get(4..4 + length) else { return Ok(None) };

@@ -297,7 +297,9 @@ impl Link {
     /// Who answers what the Worker asks of files; an error while nobody does.
     pub fn files(&self) -> Result<Arc<dyn Files>> {
         self.state().files.as_ref().and_then(Weak::upgrade).ok_or_else(|| {
-            WireError::unavailable("the agent has not opened the volume yet, or is closing it; try again soon")
+            WireError::unavailable(
+                "the agent has not opened the volume yet, or is closing it; try again soon",
+            )
         })
     }
 
@@ -310,7 +312,11 @@ impl Link {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             if let Some(error) = &state.fatal {
-                return if error.code == Code::Refused && *error == closed() { Ok(()) } else { Err(error.clone()) };
+                return if error.code == Code::Refused && *error == closed() {
+                    Ok(())
+                } else {
+                    Err(error.clone())
+                };
             }
             state.ready
         };
@@ -334,8 +340,13 @@ impl Link {
         for answer in state.commits.drain(..).filter_map(|commit| commit.answer) {
             answer(Err(error.clone()));
         }
-        let sent = state.sent.drain().filter_map(|(_, sent)| if let Sent::Call(call) = sent { Some(call) } else { None });
-        for call in sent.collect::<Vec<_>>().into_iter().chain(state.calls.drain(..)).chain(state.bulk.drain(..)) {
+        let sent = state
+            .sent
+            .drain()
+            .filter_map(|(_, sent)| if let Sent::Call(call) = sent { Some(call) } else { None });
+        for call in
+            sent.collect::<Vec<_>>().into_iter().chain(state.calls.drain(..)).chain(state.bulk.drain(..))
+        {
             let _ = call.done.send(Err(error.clone()));
         }
         state.ready = false;
@@ -369,7 +380,11 @@ impl Link {
         again.sort_by_key(|(id, _)| *id);
         for (_, sent) in again.into_iter().rev() {
             if let Sent::Call(call) = sent {
-                if call.op == op::BLOB_PUT { state.bulk.push_front(call) } else { state.calls.push_front(call) }
+                if call.op == op::BLOB_PUT {
+                    state.bulk.push_front(call)
+                } else {
+                    state.calls.push_front(call)
+                }
             }
         }
         state.sent_bytes = 0;
@@ -510,7 +525,11 @@ impl Link {
             return Ok(());
         }
         if state.epoch == 0 {
-            tracing::info!(backend = self.shown, epoch = opened.epoch, "the Durable Object has opened the volume");
+            tracing::info!(
+                backend = self.shown,
+                epoch = opened.epoch,
+                "the Durable Object has opened the volume"
+            );
         } else {
             tracing::info!(backend = self.shown, unanswered = state.commits.len(), "connected again");
         }
@@ -572,7 +591,10 @@ impl Link {
         if state.connection == connection {
             state.serving += 1;
             if state.serving > most {
-                return Err(WireError::new(Code::TooLarge, "more requests are under way than the greeting allows"));
+                return Err(WireError::new(
+                    Code::TooLarge,
+                    "more requests are under way than the greeting allows",
+                ));
             }
         }
         Ok(())

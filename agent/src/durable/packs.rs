@@ -80,7 +80,11 @@ impl HttpPacks {
         let answer = request.header("range", format!("bytes={}-{last}", range.start)).call();
         let mut body = self.judge("read", answer)?;
         let wanted = range.end - range.start;
-        let bytes = body.with_config().limit(wanted + 1).read_to_vec().map_err(|error| self.unreached("read", &error))?;
+        let bytes = body
+            .with_config()
+            .limit(wanted + 1)
+            .read_to_vec()
+            .map_err(|error| self.unreached("read", &error))?;
         if bytes.len() as u64 != wanted {
             return Err(WireError::unavailable(format!(
                 "{} bytes of a pack came from the Worker at {} instead of {wanted}",
@@ -92,7 +96,10 @@ impl HttpPacks {
     }
 
     fn unreached(&self, what: &str, error: &ureq::Error) -> WireError {
-        WireError::unavailable(format!("cannot {what} a pack at the Worker at {}: {error}", self.remote.authority()))
+        WireError::unavailable(format!(
+            "cannot {what} a pack at the Worker at {}: {error}",
+            self.remote.authority()
+        ))
     }
 
     fn judge(&self, what: &str, answer: std::result::Result<Response<Body>, ureq::Error>) -> Result<Body> {
@@ -111,11 +118,16 @@ impl HttpPacks {
             _ => Code::Unavailable,
         };
         let authority = self.remote.authority();
-        Err(WireError::new(code, format!("the Worker at {authority} does not {what} a pack ({status}): {}", said(&text))))
+        Err(WireError::new(
+            code,
+            format!("the Worker at {authority} does not {what} a pack ({status}): {}", said(&text)),
+        ))
     }
 }
 
 fn is_missing(body: &[u8]) -> bool {
     let json = serde_json::from_slice::<serde_json::Value>(body).ok();
-    json.as_ref().and_then(|json| json.get("code")?.as_str()).is_some_and(|code| matches!(code, "Missing" | "Damaged"))
+    json.as_ref()
+        .and_then(|json| json.get("code")?.as_str())
+        .is_some_and(|code| matches!(code, "Missing" | "Damaged"))
 }

@@ -122,7 +122,10 @@ pub async fn dial(link: Arc<Link>, remote: Remote) {
         match connected {
             Ok((source, sink)) => {
                 if let Some(why) = connection::serve(&link, source, sink, BytesMut::new()).await {
-                    tracing::info!(backend = link.shown, "the connection with the Durable Object ended: {why}");
+                    tracing::info!(
+                        backend = link.shown,
+                        "the connection with the Durable Object ended: {why}"
+                    );
                 }
             }
             Err(error) if error.code == Code::Refused && link.epoch() == 0 => return link.end(error),

@@ -148,7 +148,9 @@ pub fn tls() -> Result<Arc<ClientConfig>, String> {
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .and_then(BuilderVerifierExt::with_platform_verifier)
-        .map_err(|error| format!("the certificates of this machine cannot be used: {error}; install ca-certificates"))?;
+        .map_err(|error| {
+            format!("the certificates of this machine cannot be used: {error}; install ca-certificates")
+        })?;
     Ok(Arc::new(config.with_no_client_auth()))
 }
 
@@ -176,8 +178,9 @@ async fn handshake(remote: &Remote) -> Result<(Source, Sink), WireError> {
     stream.set_nodelay(true).map_err(|error| failed("connect to the Worker at", &error))?;
     let io: Box<dyn Io> = if remote.tls {
         let config = tls().map_err(|error| WireError::new(Code::Refused, error))?;
-        let name = rustls::pki_types::ServerName::try_from(remote.host.clone())
-            .map_err(|error| WireError::new(Code::Refused, format!("'{}' is no host name: {error}", remote.host)))?;
+        let name = rustls::pki_types::ServerName::try_from(remote.host.clone()).map_err(|error| {
+            WireError::new(Code::Refused, format!("'{}' is no host name: {error}", remote.host))
+        })?;
         let connector = tokio_rustls::TlsConnector::from(config);
         let tls = connector.connect(name, stream).await;
         Box::new(tls.map_err(|error| failed("agree on encryption with the Worker at", &error))?)
@@ -196,7 +199,9 @@ async fn handshake(remote: &Remote) -> Result<(Source, Sink), WireError> {
             let (sink, source) = socket.split();
             Ok((Source::Web(source), Sink::Web(sink)))
         }
-        Err(tungstenite::Error::Http(answer)) => Err(refusal(remote, answer.status(), answer.body().as_deref())),
+        Err(tungstenite::Error::Http(answer)) => {
+            Err(refusal(remote, answer.status(), answer.body().as_deref()))
+        }
         Err(error) => Err(failed("open a WebSocket to the Worker at", &error)),
     }
 }
@@ -206,9 +211,10 @@ fn refusal(remote: &Remote, status: StatusCode, body: Option<&[u8]>) -> WireErro
     let said = said(body.unwrap_or_default());
     let sentence = format!("the Worker at {} answers {status}: {said}", remote.authority());
     match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND | StatusCode::UPGRADE_REQUIRED => {
-            WireError::new(Code::Refused, sentence)
-        }
+        StatusCode::UNAUTHORIZED
+        | StatusCode::FORBIDDEN
+        | StatusCode::NOT_FOUND
+        | StatusCode::UPGRADE_REQUIRED => WireError::new(Code::Refused, sentence),
         _ => WireError::unavailable(sentence),
     }
 }

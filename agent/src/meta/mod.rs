@@ -63,7 +63,11 @@ pub(crate) const LONGEST_KEY: usize = 65_535;
 /// `Refused`.
 pub(crate) fn check_record(key: &[u8], value: Option<&Bytes>) -> Result<()> {
     let length = value.map_or(0, Bytes::len);
-    if key.is_empty() || key.len() > LONGEST_KEY || key == RESERVED || length > u32::MAX as usize - LONGEST_KEY {
+    if key.is_empty()
+        || key.len() > LONGEST_KEY
+        || key == RESERVED
+        || length > u32::MAX as usize - LONGEST_KEY
+    {
         return Err(MetaError::Refused(format!(
             "a metadata record with a key of {} bytes and a value of {length} bytes cannot be stored; this is a bug, \
              report it",

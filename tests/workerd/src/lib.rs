@@ -39,7 +39,8 @@ fn installed(path: &str) -> Result<PathBuf> {
 /// Why the runtime cannot be had here, where it cannot. Where it is required, that is a panic: a test's failure.
 #[must_use]
 pub fn missing() -> Option<String> {
-    let found = installed("@cloudflare/workerd-linux-64/bin/workerd").and(installed("@esbuild/linux-x64/bin/esbuild"));
+    let found = installed("@cloudflare/workerd-linux-64/bin/workerd")
+        .and(installed("@esbuild/linux-x64/bin/esbuild"));
     let why = found.err()?.to_string();
     assert!(std::env::var_os(REQUIRED).is_none(), "{why} ({REQUIRED} is set)");
     Some(why)
@@ -71,7 +72,13 @@ impl Runtime {
         let directory = tempfile::Builder::new().prefix("storeshim-workerd-").tempdir()?;
         let bundled = Command::new(installed("@esbuild/linux-x64/bin/esbuild")?)
             .arg(worker.entry)
-            .args(["--bundle", "--format=esm", "--target=es2023", "--log-level=error", "--external:cloudflare:*"])
+            .args([
+                "--bundle",
+                "--format=esm",
+                "--target=es2023",
+                "--log-level=error",
+                "--external:cloudflare:*",
+            ])
             .arg("--conditions=workerd,worker,browser,import")
             .arg(format!("--alias:storeshim-worker={}", package().join("src/index.ts").display()))
             .arg(format!("--outfile={}", directory.path().join("worker.js").display()))

@@ -101,7 +101,14 @@ fn fsync(rig: &Rig, plain: &Runtime, url: &str, name: &str, quick: bool, table: 
     Ok(())
 }
 
-fn throughput(rig: &Rig, plain: &Runtime, url: &str, name: &str, quick: bool, table: &mut Table) -> Result<()> {
+fn throughput(
+    rig: &Rig,
+    plain: &Runtime,
+    url: &str,
+    name: &str,
+    quick: bool,
+    table: &mut Table,
+) -> Result<()> {
     let bytes: usize = if quick { 64 << 20 } else { 256 << 20 };
     let agent = rig.agent(url, "")?;
     let file = rig.home("data");

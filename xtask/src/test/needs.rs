@@ -79,7 +79,9 @@ fn worker_packages(sh: &Shell) {
     }
     let _in = sh.push_dir(worker);
     if let Err(error) = cmd!(sh, "npm ci --silent --no-audit --no-fund").run() {
-        eprintln!("the Worker's packages cannot be installed ({error}); tests on the runtime of Workers will be skipped");
+        eprintln!(
+            "the Worker's packages cannot be installed ({error}); tests on the runtime of Workers will be skipped"
+        );
     }
 }
 

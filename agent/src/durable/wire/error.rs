@@ -85,7 +85,10 @@ impl WireError {
     /// Whether trying again may help.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self.code, Code::Unavailable | Code::Protocol | Code::Version | Code::TooLarge | Code::Silent)
+        matches!(
+            self.code,
+            Code::Unavailable | Code::Protocol | Code::Version | Code::TooLarge | Code::Silent
+        )
     }
 }
 

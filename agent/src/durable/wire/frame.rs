@@ -107,7 +107,10 @@ impl Decoder {
         if body > MAX_BODY {
             return Err(WireError::new(
                 Code::TooLarge,
-                format!("a frame of {length} bytes was announced, where {} are allowed; split it", HEADER - 4 + MAX_BODY),
+                format!(
+                    "a frame of {length} bytes was announced, where {} are allowed; split it",
+                    HEADER - 4 + MAX_BODY
+                ),
             ));
         }
         if id >= MAX_NUMBER || epoch >= MAX_NUMBER {

@@ -216,7 +216,8 @@ pub type Ops = [(Vec<u8>, Option<Bytes>)];
 /// Body of a `COMMIT`; its keys have at most 65,535 bytes.
 #[must_use]
 pub fn encode_commit(number: u64, nonce: &Nonce, ops: &Ops) -> Vec<u8> {
-    let size: usize = ops.iter().map(|(key, value)| 7 + key.len() + value.as_ref().map_or(0, Bytes::len)).sum();
+    let size: usize =
+        ops.iter().map(|(key, value)| 7 + key.len() + value.as_ref().map_or(0, Bytes::len)).sum();
     let mut to = Writer(Vec::with_capacity(28 + size)).u64(number).raw(nonce);
     to = to.u32(u32::try_from(ops.len()).unwrap_or(u32::MAX));
     for (key, value) in ops {

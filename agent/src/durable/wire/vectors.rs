@@ -148,7 +148,8 @@ fn check(sample: &Sample, body: &Bytes) {
         }
         "FileListAnswer" => {
             let entries = value["entries"].as_array().unwrap().iter();
-            let entries: Vec<_> = entries.map(|entry| (bytes(&entry["name"]), stat(&entry["stat"]))).collect();
+            let entries: Vec<_> =
+                entries.map(|entry| (bytes(&entry["name"]), stat(&entry["stat"]))).collect();
             sent(m::encode_list(value["more"].as_bool().unwrap(), &entries));
         }
         "FileWriteRequest" => {

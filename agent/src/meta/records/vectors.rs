@@ -8,8 +8,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    Block, Chunk, ChunkHash, Codec, Extent, FORMAT_VERSION, Format, Frame, Inode, Location, Pack, Time, Totals,
-    encode, encode_child, key,
+    Block, Chunk, ChunkHash, Codec, Extent, FORMAT_VERSION, Format, Frame, Inode, Location, Pack, Time,
+    Totals, encode, encode_child, key,
 };
 use crate::blob::pack::{Encoded, PackWriter};
 use crate::meta::Head;
@@ -32,7 +32,8 @@ fn chunk(bytes: &[u8]) -> Value {
     let hash = *blake3::hash(bytes).as_bytes();
     let encoded = Encoded::new(hash, bytes).unwrap();
     let codec = if encoded.codec == Codec::Zstd { "zstd" } else { "raw" };
-    let frames: Vec<_> = encoded.frames.iter().map(|frame| json!([frame.stored_len, hex(&frame.hash)])).collect();
+    let frames: Vec<_> =
+        encoded.frames.iter().map(|frame| json!([frame.stored_len, hex(&frame.hash)])).collect();
     json!({
         "hash": hex(&hash), "len": encoded.len, "codec": codec, "frames": frames, "stored": hex(&encoded.stored)
     })
@@ -60,10 +61,13 @@ fn records() -> Vec<Value> {
         Extent { start: 4096, len: (4 << 20) - 4096, chunk: [0; 32], chunk_offset: 70_000 },
     ];
     let inline = Location::Inline(b"stored".to_vec());
-    let inline = Chunk { refs: 3, len: 6, stored_len: 6, codec: Codec::Raw, frames: vec![], location: inline };
+    let inline =
+        Chunk { refs: 3, len: 6, stored_len: 6, codec: Codec::Raw, frames: vec![], location: inline };
     let packed = Location::Pack { pack, offset: 1 << 20 };
-    let frames = vec![Frame { stored_len: 70_000, hash: [0xd6; 16] }, Frame { stored_len: 7_777, hash: [0xe7; 16] }];
-    let packed = Chunk { refs: 1, len: 200_000, stored_len: 77_777, codec: Codec::Zstd, frames, location: packed };
+    let frames =
+        vec![Frame { stored_len: 70_000, hash: [0xd6; 16] }, Frame { stored_len: 7_777, hash: [0xe7; 16] }];
+    let packed =
+        Chunk { refs: 1, len: 200_000, stored_len: 77_777, codec: Codec::Zstd, frames, location: packed };
     let head = Head { seq: 1 << 33, nonce: u128::MAX, cut_at_ns: 1_763_000_000_123_456_789 };
     vec![
         record(

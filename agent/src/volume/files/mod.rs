@@ -103,7 +103,13 @@ impl TreeFiles {
     }
 
     /// A file's descriptor, with what is asked of it here, and here for as long as the descriptor lives.
-    fn open_here(&self, path: &[u8], place: &Place, flags: i32, bytes: (u64, u64)) -> Result<(File, tree::Stat)> {
+    fn open_here(
+        &self,
+        path: &[u8],
+        place: &Place,
+        flags: i32,
+        bytes: (u64, u64),
+    ) -> Result<(File, tree::Stat)> {
         let wrong = |error: io::Error| failed(path, &error);
         // A pipe must not hold us up.
         let file = open(place.dir.as_fd(), &place.name, flags | libc::O_NONBLOCK, 0).map_err(wrong)?;
@@ -131,12 +137,16 @@ impl TreeFiles {
             self.volume.request(Ask::Barrier { ino: 0 }, Box::new(Waiting(to)));
             return match answer.recv().map_or(libc::EIO, |answer| answer.errno) {
                 0 => Ok(()),
-                errno => Err(refused(path, errno, "was changed here, but that is not durable yet; try again")),
+                errno => {
+                    Err(refused(path, errno, "was changed here, but that is not durable yet; try again"))
+                }
             };
         }
         self.volume.flush().map(drop).map_err(|error| {
             let shown = String::from_utf8_lossy(path);
-            WireError::unavailable(format!("'{shown}' was changed here, but that is not durable yet: {error}"))
+            WireError::unavailable(format!(
+                "'{shown}' was changed here, but that is not durable yet: {error}"
+            ))
         })
     }
 
@@ -209,7 +219,11 @@ impl TreeFiles {
         }
         self.name_changes(path, &place)?;
         let new = self.staged.put(&part.nonce, &file, place.dir.as_fd(), &place.name).map_err(wrong)?;
-        self.tell(Intent::Written { ino: self.tree.stat(new.as_fd()).map_err(wrong)?.id.ino, offset: 0, length: u64::MAX });
+        self.tell(Intent::Written {
+            ino: self.tree.stat(new.as_fd()).map_err(wrong)?.id.ino,
+            offset: 0,
+            length: u64::MAX,
+        });
         Ok(place)
     }
 
@@ -224,9 +238,14 @@ impl TreeFiles {
             return unlink(place, UnlinkatFlags::NoRemoveDir).map_err(wrong);
         }
         if !recursive {
-            return Err(refused(path, libc::EISDIR, "is a directory; ask for it to be removed with all that is in it"));
+            return Err(refused(
+                path,
+                libc::EISDIR,
+                "is a directory; ask for it to be removed with all that is in it",
+            ));
         }
-        let dir = open(place.dir.as_fd(), &place.name, libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(wrong)?;
+        let dir =
+            open(place.dir.as_fd(), &place.name, libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(wrong)?;
         self.populate(path, dir.as_fd())?;
         for name in self.tree.list(dir.as_fd()).map_err(wrong)? {
             let found = self.tree.stat_at(dir.as_fd(), &name).map_err(wrong)?;
@@ -238,8 +257,11 @@ impl TreeFiles {
     }
 
     fn stat_of(&self, path: &[u8], place: &Place, version: u64) -> Result<Stat> {
-        let found = self.tree.stat_at(place.dir.as_fd(), &place.name).map_err(|error| failed(path, &error))?;
-        found.map(|stat| to_wire(&stat, version)).ok_or_else(|| refused(path, libc::ENOENT, "was removed meanwhile"))
+        let found =
+            self.tree.stat_at(place.dir.as_fd(), &place.name).map_err(|error| failed(path, &error))?;
+        found
+            .map(|stat| to_wire(&stat, version))
+            .ok_or_else(|| refused(path, libc::ENOENT, "was removed meanwhile"))
     }
 }
 
@@ -280,7 +302,8 @@ impl Files for TreeFiles {
         if !found.is_dir() {
             return Err(refused(path, libc::ENOTDIR, "is not a directory; read it as a file"));
         }
-        let dir = open(place.dir.as_fd(), &place.name, libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(wrong)?;
+        let dir =
+            open(place.dir.as_fd(), &place.name, libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(wrong)?;
         self.populate(path, dir.as_fd())?;
         let mut names = self.tree.list(dir.as_fd()).map_err(wrong)?;
         names.retain(|name| name.as_slice() > after);
@@ -346,7 +369,11 @@ fn to_wire(stat: &tree::Stat, version: u64) -> Stat {
         gid: stat.gid,
         links: stat.links,
         size: stat.size.min(INODES - 1),
-        mtime_ms: stat.mtime.secs.saturating_mul(1000).saturating_add(i64::from(stat.mtime.nanos / 1_000_000)),
+        mtime_ms: stat
+            .mtime
+            .secs
+            .saturating_mul(1000)
+            .saturating_add(i64::from(stat.mtime.nanos / 1_000_000)),
         version,
     }
 }
@@ -383,4 +410,3 @@ fn unlink(place: &Place, flags: UnlinkatFlags) -> io::Result<()> {
     use std::os::unix::ffi::OsStrExt;
     Ok(unlinkat(place.dir.as_fd(), std::ffi::OsStr::from_bytes(&place.name), flags)?)
 }
-

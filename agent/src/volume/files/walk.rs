@@ -87,7 +87,8 @@ pub fn walk(
                 None => &target[..],
                 Some(_) => {
                     let below = target.strip_prefix(prefix).filter(|r| r.is_empty() || r.starts_with(b"/"));
-                    let leads_out = || refused(path, libc::ENOENT, "leads out of the volume by a symbolic link");
+                    let leads_out =
+                        || refused(path, libc::ENOENT, "leads out of the volume by a symbolic link");
                     let below = below.ok_or_else(leads_out)?;
                     (here, above) = (root()?, Vec::new());
                     below
