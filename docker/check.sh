@@ -5,7 +5,8 @@
 set -euo pipefail
 program=${1:?the agent, such as target/release/storeshim} library=${2:?the shim, such as target/release/libstoreshim.so}
 root=$(mktemp -d /tmp/storeshim-image-XXXXXX)
-trap 'rm -rf "$root"' EXIT
+# Never into what is mounted there.
+trap 'umount "$root"/disk/{proc,backend} 2>/dev/null || true; rm -rf --one-file-system "$root"' EXIT
 
 # COPY --from=agent-glibc /out/ /usr/local/
 install -Ds "$program" "$root/image/usr/local/bin/storeshim"
@@ -29,7 +30,7 @@ container() {
     mount --bind "$root/backend" "$root/disk/backend" && mount -t proc proc "$root/disk/proc"
     local said=0
     env -i PATH=/usr/local/bin:/bin HOME=/root STORESHIM_MOUNT="/storage=file:///backend,placement=identity" \
-        chroot "$root/disk" /usr/local/bin/storeshim run -- "$@" || said=$?
+        "$(command -v chroot)" "$root/disk" /usr/local/bin/storeshim run -- "$@" || said=$?
     umount "$root/disk/proc" "$root/disk/backend"
     return $said
 }
