@@ -45,7 +45,9 @@ def make(name, size):
 def right(name, size):
     with open(name, 'rb') as f:
         data = f.read()
-    assert data == content(name, size), (name, len(data), data.count(0), next((i for i, (a, b) in enumerate(zip(data, content(name, size))) if a != b), None))
+    pairs = enumerate(zip(data, content(name, size)))
+    first = next((i for i, (a, b) in pairs if a != b), None)
+    assert data == content(name, size), (name, len(data), data.count(0), first)
 ";
 
 /// Runs Python in the volume, with what [`MAKE`] defines.

@@ -4,6 +4,8 @@
 use storeshim_protocol::request::Answer as Full;
 use storeshim_protocol::residency::PIECE;
 
+use proptest::prelude::*;
+
 use super::*;
 
 struct Whole(crossbeam::channel::Sender<Full>);
