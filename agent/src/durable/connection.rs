@@ -80,7 +80,7 @@ impl Shared {
         let mut greeted = false;
         loop {
             loop {
-                let part = match decoder.next() {
+                let part = match decoder.message() {
                     Ok(None) => break,
                     Ok(Some(part)) => part,
                     Err(error) => return error,

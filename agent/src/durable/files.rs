@@ -28,6 +28,9 @@ pub struct Part<'a> {
     pub bytes: &'a [u8],
 }
 
+/// Names and what they stand for.
+pub type Entries = Vec<(Vec<u8>, Stat)>;
+
 /// The files of a volume, as its programs see them. Paths are relative to its root, without `.`, `..` or empty names, and
 /// lead nowhere else, whatever symbolic links there are. Blocking; errors are of [`Code::File`], or `Unavailable`.
 pub trait Files: Send + Sync {
@@ -38,7 +41,7 @@ pub trait Files: Send + Sync {
     /// Up to `length` bytes from `offset` on; fewer only at the file's end.
     fn read(&self, path: &[u8], offset: u64, length: usize) -> Result<(Stat, Vec<u8>)>;
     /// Names behind `after` in byte order, `most` at most, with their own stats; and whether there are more.
-    fn list(&self, path: &[u8], after: &[u8], most: usize) -> Result<(bool, Vec<(Vec<u8>, Stat)>)>;
+    fn list(&self, path: &[u8], after: &[u8], most: usize) -> Result<(bool, Entries)>;
     /// Takes a part of a write.
     fn write(&self, path: &[u8], part: &Part<'_>) -> Result<Stat>;
     /// Removes a name, durably.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::address::is_durable;
-pub use self::files::{Files, Part, file_error};
+pub use self::files::{Entries, Files, Part, file_error};
 pub use self::link::Link;
 
 use self::address::Address;

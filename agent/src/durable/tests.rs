@@ -57,7 +57,7 @@ impl Played {
     /// The next message that is no sign of life; `None` at the end.
     fn next(&mut self) -> Option<Message> {
         loop {
-            while let Some(message) = self.decoder.next().unwrap() {
+            while let Some(message) = self.decoder.message().unwrap() {
                 if message.frame.op != op::PING && message.frame.op != op::HELLO {
                     return Some(message);
                 }

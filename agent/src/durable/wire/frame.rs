@@ -92,7 +92,7 @@ impl Decoder {
     ///
     /// # Errors
     /// For what cannot be a frame; the stream is of no use any more.
-    pub fn next(&mut self) -> Result<Option<Message>> {
+    pub fn message(&mut self) -> Result<Option<Message>> {
         if !self.greeted && !self.take_preamble()? {
             return Ok(None);
         }
@@ -202,7 +202,7 @@ mod tests {
         while !rest.is_empty() {
             let (head, tail) = rest.split_at((*cuts.next().unwrap()).clamp(1, rest.len()));
             decoder.buffer.extend_from_slice(head);
-            while let Some(message) = decoder.next()? {
+            while let Some(message) = decoder.message()? {
                 found.push(message);
             }
             rest = tail;

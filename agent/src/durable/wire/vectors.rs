@@ -183,10 +183,10 @@ fn both_sides_speak_the_same_bytes() {
         let mut decoder = Decoder::default();
         decoder.buffer.extend_from_slice(&frame::preamble());
         decoder.buffer.extend_from_slice(&unhex(&sample.hex));
-        let message = decoder.next().unwrap().unwrap();
+        let message = decoder.message().unwrap().unwrap();
         let (op, flags, id, epoch) = (sample.op, sample.flags, sample.id, sample.epoch);
         assert_eq!(message.frame, Frame { op, flags, id, epoch }, "{}", sample.name);
-        assert!(decoder.is_idle() && decoder.next().unwrap().is_none());
+        assert!(decoder.is_idle() && decoder.message().unwrap().is_none());
         let mut made = Vec::new();
         frame::put_header(&mut made, &message.frame, message.body.len());
         made.extend_from_slice(&message.body);
@@ -203,7 +203,7 @@ fn bad_streams_are_refused_as_on_the_other_side() {
         let mut decoder = Decoder::default();
         decoder.buffer.extend_from_slice(&unhex(&sample.hex));
         let error: WireError = loop {
-            match decoder.next() {
+            match decoder.message() {
                 Err(error) => break error,
                 Ok(Some(_)) => {}
                 Ok(None) => panic!("{}: not refused", sample.name),

@@ -24,7 +24,7 @@ use super::tree::{self, Tree};
 use super::{Durability, Volume, VolumeError, VolumeOptions};
 use crate::durable::wire::messages::Stat;
 use crate::durable::wire::{Result, WireError};
-use crate::durable::{Files, Part};
+use crate::durable::{Entries, Files, Part};
 use crate::session::{IntentSink, Reply};
 
 /// Inode numbers go over the wire below this; some filesystems have larger ones.
@@ -296,7 +296,7 @@ impl Files for TreeFiles {
         Ok((to_wire(&stat, 0), bytes))
     }
 
-    fn list(&self, path: &[u8], after: &[u8], most: usize) -> Result<(bool, Vec<(Vec<u8>, Stat)>)> {
+    fn list(&self, path: &[u8], after: &[u8], most: usize) -> Result<(bool, Entries)> {
         let wrong = |error: io::Error| failed(path, &error);
         let (place, found) = self.find(path, true)?;
         if !found.is_dir() {
