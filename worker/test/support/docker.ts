@@ -4,7 +4,7 @@
  * and so on). The sidecar that workerd wants beside each container is a CONNECT proxy in this process.
  */
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { type AddressInfo, connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -229,8 +229,8 @@ export class Docker {
     made.disk = disk;
     made.running = true;
     child.on("exit", (code, signal) => {
-      // What the first process has left behind goes with it, as in a container.
-      signalGroup(child, "SIGKILL");
+      // What the first process has left behind goes with it, as in a container, and before its disk.
+      killAllOn(disk);
       rmSync(disk, { recursive: true, force: true });
       if (made.running) {
         this.ended(made, code ?? (signal === "SIGKILL" ? 137 : 143));
@@ -270,6 +270,24 @@ export class Docker {
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
     made.sidecar = server;
     made.running = true;
+  }
+}
+
+/** Kills every process that was started with this disk, whatever its group: the last of them while it is looked for. */
+function killAllOn(disk: string): void {
+  for (let found = true; found; ) {
+    found = false;
+    for (const pid of readdirSync("/proc").filter((name) => /^\d+$/.test(name))) {
+      try {
+        const state = readFileSync(`/proc/${pid}/stat`, "latin1").split(") ").at(-1)?.[0];
+        if (state !== "Z" && readFileSync(`/proc/${pid}/environ`, "latin1").split("\0").includes(`DISK=${disk}`)) {
+          process.kill(Number(pid), "SIGKILL");
+          found = true;
+        }
+      } catch {
+        // It has ended, or is somebody else's.
+      }
+    }
   }
 }
 

@@ -172,11 +172,8 @@ impl TreeFiles {
 
     fn write_into(&self, path: &[u8], part: &Part<'_>) -> Result<Place> {
         let wrong = |error: io::Error| failed(path, &error);
-        let mut place = self.walk(path, true)?;
-        if place.found.is_none() {
-            self.parent(path, part.parents)?;
-            place = self.walk(path, true)?;
-        }
+        self.parent(path, part.parents)?;
+        let place = self.walk(path, true)?;
         if place.found.is_none() {
             self.name_changes(path, &place)?;
             let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
@@ -202,11 +199,8 @@ impl TreeFiles {
     /// Puts a whole new file in the place of what the path names.
     fn replace(&self, path: &[u8], part: &Part<'_>) -> Result<Place> {
         let wrong = |error: io::Error| failed(path, &error);
-        let mut place = self.walk(path, true)?;
-        if place.found.is_none() {
-            self.parent(path, part.parents)?;
-            place = self.walk(path, true)?;
-        }
+        self.parent(path, part.parents)?;
+        let place = self.walk(path, true)?;
         let file = self.staged.file(&part.nonce).map_err(wrong)?;
         match &place.found {
             Some(old) if !old.is_file() => return Err(no_file(path, old)),
