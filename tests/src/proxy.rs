@@ -261,7 +261,8 @@ mod tests {
         assert!(ask(&proxy).map_or(true, |answer| answer == "ok h"));
         proxy.faults().heal();
         proxy.faults().reset_request_pct.store(100, Ordering::Relaxed);
-        assert!(ask(&proxy).is_err());
+        // What is behind may have answered the half before the connection was reset.
+        assert!(ask(&proxy).map_or(true, |answer| answer != "ok hello\n"));
     }
 
     #[test]

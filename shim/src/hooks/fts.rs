@@ -44,9 +44,9 @@ struct Layout<Length, Level> {
     name: [c_char; 1],
 }
 
-/// glibc's FTS, as far as its options, of which one says that a node has no stat: what stands for it is not written then.
+/// An FTS, the same in glibc and in musl-fts as far as its options, of which one says that a node has no stat: what stands for it is not written then.
 #[repr(C)]
-struct GnuWalk {
+struct Walker {
     nodes: [*mut c_void; 3],
     dev: u64,
     path: *mut c_char,
@@ -62,7 +62,7 @@ struct GnuWalk {
 unsafe fn has_stats(walk: *mut c_void) -> bool {
     const FTS_NOSTAT: c_int = 8;
     // SAFETY: as above.
-    loader::is_glibc() && unsafe { (*walk.cast::<GnuWalk>()).options } & FTS_NOSTAT == 0
+    unsafe { (*walk.cast::<Walker>()).options & FTS_NOSTAT == 0 }
 }
 
 type Gnu = Layout<u16, i16>;

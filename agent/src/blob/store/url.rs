@@ -129,7 +129,8 @@ pub fn redact(url: &str) -> String {
     for (index, pair) in query.into_iter().flat_map(|query| query.split('&')).enumerate() {
         shown.push(if index == 0 { '?' } else { '&' });
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let harmless = matches!(key, "endpoint" | "region" | "bind") && !value.contains('@') && !value.contains("%40");
+        let harmless =
+            matches!(key, "endpoint" | "region" | "bind") && !value.contains('@') && !value.contains("%40");
         shown.push_str(key);
         shown.push('=');
         shown.push_str(if harmless { value } else { "…" });
