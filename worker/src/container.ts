@@ -3,6 +3,7 @@ import type { VolumeStorage } from "./files/storage.js";
 import { INTERNAL, type VolumeEnv, VolumeHost } from "./host.js";
 import { Dialer } from "./session/dialer.js";
 import type { Protocol } from "./session/pipes.js";
+import { ErrorCode, StoreError } from "./wire/errors.js";
 
 /**
  * A container with a persistent `/storage`. Its Durable Object holds the volume, dials the agent in the container and
@@ -69,6 +70,11 @@ export class StatefulContainer<Env extends VolumeEnv = VolumeEnv> extends Contai
       return;
     }
     const host = this.#host;
+    if (!container.running) {
+      // Whoever is still connected is of a container that has gone: it must not keep us from dialling the new one.
+      const why = "its container has ended, and another one is being started";
+      host.hub.endAll(new StoreError(ErrorCode.Unavailable, why));
+    }
     this.#dialer ??= new Dialer({
       connect: () => container.getTcpPort(this.storagePort).connect(`10.0.0.1:${this.storagePort}`),
       running: () => container.running,
