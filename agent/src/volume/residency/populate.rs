@@ -26,6 +26,9 @@ const BATCH: usize = 256;
 pub struct Populating {
     dirs: Mutex<HashSet<u64>>,
     ended: Condvar,
+    /// Held while entries of inodes with several names are staged and placed: who makes the second name of one must find
+    /// the first in the tree, not on its way there.
+    links: Mutex<()>,
 }
 
 /// Ends the turn of a directory.
@@ -147,6 +150,12 @@ impl Residency {
         }
         foreign.extend(there.into_keys());
         for batch in entries.chunks_mut(BATCH) {
+            let linked =
+                |entry: &Entry| entry.record.links > 1 && entry.record.mode & libc::S_IFMT != libc::S_IFDIR;
+            let _links = batch
+                .iter()
+                .any(linked)
+                .then(|| self.populating.links.lock().unwrap_or_else(PoisonError::into_inner));
             let placed = self
                 .stage_all(batch, found.inode)
                 .and_then(|()| self.place_all(batch, found, &fd, &mut foreign));
