@@ -1,7 +1,7 @@
 //! Opening a volume: is there one under the prefix, is it ours, which version; and SlateDB's settings. It must not
 //! write into a prefix that holds somebody else's objects.
 
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::TryStreamExt;
@@ -35,6 +35,8 @@ const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 const COMPACTION_PAUSE: Duration = Duration::from_secs(5);
 /// Opening is given up after this, for the caller to say so and try again.
 const OPEN_PATIENCE: Duration = Duration::from_secs(120);
+/// Longest wait for the closing of a volume whose store turned out to be of no use.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Opens the volume in `store` as its writer, which fences whoever had it open before; makes the volume when there is
 /// nothing under the prefix. Blocking; from a plain thread only.
@@ -75,17 +77,23 @@ async fn open_volume(store: &Store, probe: impl AsyncFnOnce() -> Result<()>) -> 
         probe().await?;
         return begin_volume(store, existing?).await;
     }
-    let (probed, begun) = tokio::join!(probe(), begin_volume(store, true));
-    match (probed, begun) {
-        (Ok(()), begun) => begun,
-        (Err(error), Ok(meta)) => {
-            let handle = store.handle().clone();
-            // Closing blocks.
-            let _ = handle.spawn_blocking(move || meta.close()).await;
-            Err(error)
-        }
-        (Err(error), Err(_)) => Err(error),
+    let begun = Mutex::new(None);
+    let begin = async {
+        let meta = begin_volume(store, true).await?;
+        *begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&meta));
+        Ok(meta)
+    };
+    // The first error ends both: a store that refuses what the probe tries would keep the opening trying for long.
+    let error = match tokio::try_join!(probe(), begin) {
+        Ok(((), meta)) => return Ok(meta),
+        Err(error) => error,
+    };
+    if let Some(meta) = begun.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        // Closing blocks, and may not end where the store does not answer. The next opening fences what is left.
+        let closed = store.handle().spawn_blocking(move || meta.close());
+        let _ = tokio::time::timeout(CLOSE_PATIENCE, closed).await;
     }
+    Err(error)
 }
 
 async fn begin_volume(store: &Store, existing: bool) -> Result<Arc<dyn Meta>> {

@@ -213,11 +213,8 @@ impl Residency {
                 });
             }
         });
-        // A file that is damaged is no reason to withhold the others: whoever reads it gets the error.
-        if let Some(error) = failed.lock().take() {
-            tracing::error!(%error, "not everything could be brought to this disk; it is tried again when it is read");
-        }
-        Ok(())
+        // Programs that no hook sees would take what is missing for zeros: the mount is not shown to them.
+        failed.lock().take().map_or(Ok(()), Err)
     }
 
     fn bring_group(&self, group: &[Job]) -> Result<(), VolumeError> {
