@@ -32,7 +32,7 @@ pub fn package() -> PathBuf {
 /// A program of the package's dependencies; says how to install them where it is not there.
 fn installed(path: &str) -> Result<PathBuf> {
     let program = package().join("node_modules").join(path);
-    ensure!(program.exists(), "{path} is not installed: run `npm ci` in worker/");
+    ensure!(program.exists(), "{path} is not installed: run `npm install --no-save` in worker/");
     Ok(program)
 }
 

@@ -26,7 +26,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     if !package().join("node_modules").exists() {
         println!("installing the Worker's packages");
         let _in = sh.push_dir(package());
-        xshell::cmd!(sh, "npm ci --silent --no-audit --no-fund").run()?;
+        xshell::cmd!(sh, "npm install --no-save --silent --no-audit --no-fund").run()?;
     }
     let built = build::build(&sh, false)?;
     let server = package().join("../examples/visits-node/server.mjs");

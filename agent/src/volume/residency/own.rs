@@ -73,7 +73,15 @@ fn note(
     if set_mtime(file, before).is_err() {
         return Ok(());
     }
-    let Ok(after) = residency.tree.stat(file) else { return Ok(()) };
+    let Ok(mut after) = residency.tree.stat(file) else { return Ok(()) };
+    // Who writes to a file without the privilege takes these bits from it (write(2)).
+    if after.mode != before.mode && after.mode | SET_IDS == before.mode | SET_IDS {
+        if set_mode(file, before.mode).is_err() {
+            return Ok(());
+        }
+        let Ok(again) = residency.tree.stat(file) else { return Ok(()) };
+        after = again;
+    }
     if let Some(seen) = residency.index.seen(inode)?
         && same(&seen, &before)
         && (after.size, after.mtime) == (before.size, before.mtime)
@@ -82,6 +90,14 @@ fn note(
         changes.insert(index::seen_key(inode), Some(index::encode(&seen)?));
     }
     Ok(())
+}
+
+const SET_IDS: u32 = libc::S_ISUID | libc::S_ISGID;
+
+fn set_mode(file: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+    let link = cstring(format!("/proc/self/fd/{}", file.as_raw_fd()).as_bytes())?;
+    // SAFETY: a C string.
+    check(unsafe { libc::chmod(link.as_ptr(), mode & 0o7777) }).map(drop)
 }
 
 fn set_mtime(file: BorrowedFd<'_>, before: Stat) -> io::Result<()> {
