@@ -44,7 +44,8 @@ struct Layout<Length, Level> {
     name: [c_char; 1],
 }
 
-/// An FTS, the same in glibc and in musl-fts as far as its options, of which one says that a node has no stat: what stands for it is not written then.
+/// An FTS, the same in glibc and in musl-fts as far as its options, of which one says that a node has no stat: what stands
+/// for it is not written then.
 #[repr(C)]
 struct Walker {
     nodes: [*mut c_void; 3],
