@@ -573,6 +573,7 @@ impl Engine {
         apply: impl FnOnce(&Changes) -> Result<(), VolumeError>,
     ) -> Result<(), VolumeError> {
         let Some(residency) = &self.residency else { return apply(&plan.changes) };
+        residency.rescue(&plan.dead)?;
         for (inode, ino) in &plan.dead {
             residency.bury(*inode, *ino)?;
         }

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::Residency;
 use crate::meta::records::ROOT_INODE;
@@ -17,6 +18,9 @@ use crate::volume::tree::{FileId, Stat, check, cstring};
 /// Names of an inode that are tried, and directories on the way up.
 const NAMES_TRIED: usize = 16;
 const DEPTH_MAX: usize = 8192;
+/// How often an inode is looked for that the last cut knows elsewhere, and the pause before that.
+const ROUNDS: u32 = 3;
+const MOVES: Duration = Duration::from_millis(2);
 
 /// What a request means.
 pub enum Found {
@@ -71,26 +75,27 @@ impl Residency {
     /// # Errors
     /// Where the index or the tree cannot be read.
     pub fn find(&self, ino: u64) -> Result<Found, VolumeError> {
-        for settled in [false, true] {
+        for round in 0..ROUNDS {
+            if round > 0 {
+                // It may have been moved while it was looked for.
+                std::thread::sleep(MOVES);
+            }
             let Some(kernel) = self.index.kernel(ino)? else { return Ok(Found::New) };
             if let Some(found) = self.at_its_names(&kernel)? {
                 return Ok(Found::Here(found));
             }
-            // Renamed, deleted, or another file of that number: the intents tell, and a cut takes them in.
-            if settled {
-                break;
+            // Renamed, deleted, or another file of that number. Who asks has it open, mostly.
+            match self.held(ino).or_else(|| self.walk(ino)) {
+                Some((handle, stat)) if stat.id == kernel.id => {
+                    return Ok(Found::Here(Inode { inode: kernel.inode, handle, stat }));
+                }
+                // A number is given out again: what the index says of it may be older than what was found.
+                Some(_) if self.index.kernel(ino)?.is_some_and(|now| now.id != kernel.id) => {}
+                Some(_) => return Ok(Found::New),
+                None => {}
             }
         }
-        // No cut can be made now, or it missed a move that nobody told of.
-        let Some(kernel) = self.index.kernel(ino)? else { return Ok(Found::New) };
-        let found = self.walk(ino).or_else(|| self.held(ino));
-        Ok(match found {
-            Some((handle, stat)) if stat.id == kernel.id => {
-                Found::Here(Inode { inode: kernel.inode, handle, stat })
-            }
-            Some(_) => Found::New,
-            None => Found::Gone,
-        })
+        Ok(if self.index.kernel(ino)?.is_some() { Found::Gone } else { Found::New })
     }
 
     /// The inode of the tree that stands for a volume inode.
@@ -187,7 +192,7 @@ impl Residency {
     }
 
     /// Looks for a file without a name in the hands of the programs that are attached.
-    fn held(&self, ino: u64) -> Option<(OwnedFd, Stat)> {
+    pub(super) fn held(&self, ino: u64) -> Option<(OwnedFd, Stat)> {
         let attached: HashSet<u32> = self.shared.gate().attached().into_iter().collect();
         for pid in attached {
             let fds = std::fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd"));
@@ -209,5 +214,18 @@ impl Residency {
             }
         }
         None
+    }
+
+    /// Kernel numbers of the files that programs which are attached have open.
+    pub(super) fn open_somewhere(&self) -> HashSet<u64> {
+        let mut open = HashSet::new();
+        let attached: HashSet<u32> = self.shared.gate().attached().into_iter().collect();
+        for pid in attached {
+            let fds = std::fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd"));
+            let metas =
+                fds.into_iter().flatten().flatten().filter_map(|fd| std::fs::metadata(fd.path()).ok());
+            open.extend(metas.filter(|meta| meta.dev() == self.tree.dev()).map(|meta| meta.ino()));
+        }
+        open
     }
 }

@@ -4,7 +4,7 @@
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use storeshim_protocol::residency::PIECE;
 
@@ -12,7 +12,7 @@ use super::Residency;
 use super::file::{RUN, bytes_in};
 use super::find::{Found, Inode};
 use super::own::Own;
-use super::wanted::{self, Item};
+use super::wanted::{self, Item, Source};
 use crate::volume::capture;
 use crate::volume::index::{self, Changes, Pieces};
 use crate::volume::look::same;
@@ -26,6 +26,10 @@ const SLICE: u64 = 8;
 const SPAN: u64 = 2 * RUN;
 /// Threads that bring one large range.
 const SIDE_BY_SIDE: usize = 4;
+/// How often data is looked for anew that the volume has meanwhile elsewhere, and a file that moves about.
+const TRIES: u32 = 20;
+/// Between two looks for a file that moves about.
+const MOVES: Duration = Duration::from_millis(5);
 
 /// Pieces of a file that are wanted.
 #[derive(Clone, Debug)]
@@ -40,6 +44,8 @@ pub struct Job {
 struct Target {
     found: Inode,
     pieces: Pieces,
+    /// Where the index said that the bytes are, when they were asked for.
+    sources: Vec<Source>,
     /// Items that are still to come.
     missing: usize,
     parts: Vec<(u64, Vec<u8>)>,
@@ -57,14 +63,17 @@ impl Residency {
     /// Where they could not be fetched for as long as patience goes, are damaged, or this disk does not take them.
     pub fn hydrate(&self, ino: u64, start: u64, end: u64, pin: bool) -> Result<()> {
         self.meter.asked.fetch_add(1, Ordering::Relaxed);
+        let losses = self.table.losses();
         let found = match self.find(ino)? {
             Found::Here(found) if found.stat.is_file() => found,
             Found::Here(_) => return Ok(()),
+            // A file that the last cut does not know is wholly here: it gets a bitmap, so that nobody asks again.
+            Found::New if self.is_lost(ino) => return Err(self.error_of_lost(ino)),
             Found::New => {
-                self.show_new(ino)?;
+                self.table.show_new(ino, losses);
                 return Ok(());
             }
-            Found::Gone => return Err(self.lost(ino)),
+            Found::Gone => return Err(self.error_of_lost(ino)),
         };
         let whole = found.stat.size <= SMALL || self.options.hydrate == Hydrate::OnOpen;
         let (start, end) = if whole { (0, u64::MAX) } else { (start, end) };
@@ -99,17 +108,7 @@ impl Residency {
         Ok(absent)
     }
 
-    /// A file that the last cut does not know is wholly here: it gets a bitmap, so that nobody asks again.
-    fn show_new(&self, ino: u64) -> Result<()> {
-        self.table.show(ino, 1, &Pieces::default());
-        // Its number may have become a placeholder's since: what is shown then is not that.
-        if self.index.kernel(ino)?.is_some() {
-            self.table.forget(ino);
-        }
-        Ok(())
-    }
-
-    fn lost(&self, ino: u64) -> VolumeError {
+    fn error_of_lost(&self, ino: u64) -> VolumeError {
         VolumeError::Failed(format!(
             "the file with inode {ino} below {} has lost its name before its data was here, and is in nobody's hands that \
              the agent can see",
@@ -157,7 +156,23 @@ impl Residency {
     pub fn bring(&self, jobs: &[Job], urgent: bool) -> Result<()> {
         let queued: u64 = jobs.iter().map(|job| job.pieces.count()).sum();
         self.meter.queued_pieces.fetch_add(queued as i64, Ordering::Relaxed);
-        let brought = self.bring_together(jobs, urgent);
+        let mut brought = self.bring_together(jobs, urgent);
+        for _ in 1..TRIES {
+            let Ok(stale) = &brought else { break };
+            if stale.is_empty() {
+                break;
+            }
+            self.shared.count("stale_reads", stale.len() as u64);
+            brought = self.bring_together(stale, urgent);
+        }
+        let brought = brought.and_then(|stale| match stale.first() {
+            None => Ok(()),
+            Some(job) => Err(VolumeError::Failed(format!(
+                "the file with inode {} of the volume was changed and evicted again and again while it was read; raise \
+                 cache_size",
+                job.inode
+            ))),
+        });
         self.meter.queued_pieces.fetch_sub(queued as i64, Ordering::Relaxed);
         if let Err(error) = &brought {
             self.shared.count("failed_hydrations", 1);
@@ -166,7 +181,8 @@ impl Residency {
         brought
     }
 
-    fn bring_together(&self, jobs: &[Job], urgent: bool) -> Result<()> {
+    /// Returns what is to be asked for anew: the volume has it elsewhere since.
+    fn bring_together(&self, jobs: &[Job], urgent: bool) -> Result<Vec<Job>> {
         let until = Instant::now() + self.options.patience;
         let (mut targets, mut items) = (Vec::new(), Vec::<Item>::new());
         for job in jobs {
@@ -176,7 +192,15 @@ impl Residency {
             if pieces.is_empty() {
                 continue;
             }
-            let Some(found) = self.find_inode(job.inode)? else { continue };
+            let found = match self.find_inode(job.inode)? {
+                Some(found) => found,
+                None if urgent => match self.find_moving(job.inode)? {
+                    Some(found) => found,
+                    None => continue,
+                },
+                // Who needs it says so.
+                None => continue,
+            };
             let wanted = wanted::of_file(
                 &self.index,
                 targets.len(),
@@ -188,6 +212,7 @@ impl Residency {
             targets.push(Target {
                 found,
                 pieces,
+                sources: wanted.iter().map(Item::source).collect(),
                 missing: wanted.len(),
                 parts: Vec::new(),
                 failed: None,
@@ -201,7 +226,17 @@ impl Residency {
             .iter()
             .map(|get| self.fetcher.get(get.pack, get.range.clone(), urgent, until))
             .collect();
-        let mut failed = None;
+        let (mut failed, mut stale) = (None, Vec::new());
+        let mut write = |target: &mut Target| match self.write(target) {
+            Ok(()) => {}
+            Err(Unwritten::Stale) => {
+                stale.push(Job { inode: target.found.inode, pieces: target.pieces.clone() });
+            }
+            Err(error) => {
+                let error = self.cannot_write(target.found.inode, error);
+                failed.get_or_insert(error);
+            }
+        };
         for item in &reads.inline {
             let read = item.inline();
             if let Some(target) = targets.get_mut(item.file) {
@@ -212,9 +247,7 @@ impl Residency {
                 target.missing -= 1;
             }
         }
-        for target in targets.iter_mut().filter(|target| target.missing == 0) {
-            failed = failed.or(self.write(target).err());
-        }
+        targets.iter_mut().filter(|target| target.missing == 0).for_each(&mut write);
         for (get, answer) in reads.gets.iter().zip(under_way) {
             let fetched =
                 answer.recv().unwrap_or_else(|_| Err(VolumeError::Failed("the volume is closed".into())));
@@ -235,18 +268,48 @@ impl Residency {
                 if let Some(target) =
                     targets.get_mut(item.file).filter(|target| target.missing == 0 && !target.done)
                 {
-                    failed = failed.or(self.write(target).err());
+                    write(target);
                 }
             }
         }
-        failed.map_or(Ok(()), Err)
+        failed.map_or(Ok(stale), Err)
+    }
+
+    /// A file that was not where it was looked for: a program may be renaming it. `None` where nothing of it is absent any
+    /// more, so that nobody need find it.
+    fn find_moving(&self, inode: u64) -> Result<Option<Inode>> {
+        for _ in 0..TRIES {
+            std::thread::sleep(MOVES);
+            if let Some(found) = self.find_inode(inode)? {
+                return Ok(Some(found));
+            }
+            if self.files.lock(inode).absent(&self.index)?.is_empty() {
+                return Ok(None);
+            }
+        }
+        Err(self.error_of_lost(self.index.seen(inode)?.map_or(0, |seen| seen.id.ino)))
+    }
+
+    /// Whether the index says of some pieces what it said when they were asked for. The inode's lock is held: what is absent
+    /// under it and has not moved was not evicted with other bytes meanwhile.
+    fn is_current(&self, target: &Target, pieces: &Pieces) -> Result<bool> {
+        let size = target.found.stat.size;
+        let now = wanted::sources(&self.index, target.found.inode, pieces, size)?;
+        let ends = |piece: u64| piece.saturating_mul(PIECE).min(size);
+        let then = pieces
+            .iter()
+            .flat_map(|range| Source::within(&target.sources, ends(range.start), ends(range.end)));
+        Ok(now.into_iter().eq(then))
     }
 
     /// Writes what has arrived of a file.
-    fn write(&self, target: &mut Target) -> Result<()> {
+    fn write(&self, target: &mut Target) -> std::result::Result<(), Unwritten> {
         target.done = true;
         if let Some(error) = target.failed.take() {
-            return Err(error);
+            // What nothing refers to any more is deleted.
+            let _locked = self.files.lock(target.found.inode);
+            let current = self.is_current(target, &target.pieces)?;
+            return Err(if current { Unwritten::Index(error) } else { Unwritten::Stale });
         }
         let mut parts = std::mem::take(&mut target.parts);
         parts.sort_by_key(|(at, _)| *at);
@@ -254,7 +317,7 @@ impl Residency {
             let mut at = range.start;
             while at < range.end {
                 let next = (at + SLICE).min(range.end);
-                self.write_slice(&target.found, at..next, &parts)?;
+                self.write_slice(target, at..next, &parts)?;
                 at = next;
             }
         }
@@ -263,16 +326,16 @@ impl Residency {
 
     fn write_slice(
         &self,
-        found: &Inode,
+        target: &Target,
         slice: std::ops::Range<u64>,
         parts: &[(u64, Vec<u8>)],
-    ) -> Result<()> {
+    ) -> std::result::Result<(), Unwritten> {
         let _room = self.admit((slice.end - slice.start) * PIECE);
-        match self.try_write(found, slice.clone(), parts) {
+        match self.try_write(target, slice.clone(), parts) {
             Err(Unwritten::NoRoom) if self.make_room((slice.end - slice.start) * PIECE) => {
-                self.try_write(found, slice, parts).map_err(|e| self.cannot_write(found.inode, e))
+                self.try_write(target, slice, parts)
             }
-            other => other.map_err(|e| self.cannot_write(found.inode, e)),
+            other => other,
         }
     }
 
@@ -280,6 +343,7 @@ impl Residency {
         let why = match error {
             Unwritten::NoRoom => std::io::Error::from_raw_os_error(libc::ENOSPC),
             Unwritten::Io(e) => e,
+            Unwritten::Stale => std::io::Error::from_raw_os_error(libc::ESTALE),
             Unwritten::Index(e) => return e,
         };
         VolumeError::Failed(format!(
@@ -291,16 +355,21 @@ impl Residency {
     /// Under the inode's lock, and with no descriptor left behind it.
     fn try_write(
         &self,
-        found: &Inode,
+        target: &Target,
         slice: std::ops::Range<u64>,
         parts: &[(u64, Vec<u8>)],
     ) -> std::result::Result<(), Unwritten> {
+        let found = &target.found;
         let ino = found.stat.id.ino;
         let mut locked = self.files.lock(found.inode);
         let mut wanted = Pieces::default();
         locked.state(&self.index)?.absent.within(slice).for_each(|part| wanted.add(part));
         if wanted.is_empty() {
             return Ok(());
+        }
+        // They may have come, been written by a program, been committed and evicted since they were asked for.
+        if !self.is_current(target, &wanted)? {
+            return Err(Unwritten::Stale);
         }
         let leased = self.leased(ino);
         let opened = match &leased {
@@ -360,6 +429,33 @@ impl Residency {
         self.forget_locked(&mut locked, ino, &absent)
     }
 
+    /// The volume is about to lose inodes (and their kernel numbers), of which somebody may have opened one after it was asked
+    /// whether anybody has: he keeps what he could read.
+    ///
+    /// # Errors
+    /// Where the index cannot be read.
+    pub fn rescue(&self, dying: &[(u64, u64)]) -> Result<()> {
+        let mut lacking = Vec::new();
+        for (inode, ino) in dying {
+            let absent = self.files.lock(*inode).absent(&self.index)?;
+            if !absent.is_empty() {
+                lacking.push((*inode, *ino, absent));
+            }
+        }
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        let open = self.open_somewhere();
+        for (inode, ino, pieces) in lacking.into_iter().filter(|(_, ino, _)| open.contains(ino)) {
+            self.shared.count("rescued_files", 1);
+            // Said where it failed.
+            if self.bring(&[Job { inode, pieces }], true).is_err() {
+                self.lost.lock().insert(ino);
+            }
+        }
+        Ok(())
+    }
+
     /// The volume is about to lose an inode: until [`Residency::buried`] nothing of it is absent, whatever the index says.
     ///
     /// # Errors
@@ -367,9 +463,24 @@ impl Residency {
     pub fn bury(&self, inode: u64, ino: u64) -> Result<()> {
         let mut locked = self.files.lock(inode);
         let absent = locked.absent(&self.index)?;
-        self.forget_locked(&mut locked, ino, &absent)?;
+        if self.is_lost(ino) {
+            // Its cell stays as it is: who has it open goes on asking, and hears that it is lost.
+            self.table.forget(ino);
+        } else {
+            self.forget_locked(&mut locked, ino, &absent)?;
+        }
         locked.state(&self.index)?.absent = Pieces::default();
         Ok(())
+    }
+
+    /// Whether the file of a kernel number went before its data was here, while somebody had it open. (His descriptor keeps
+    /// the number from being given out again; afterwards it is forgotten.)
+    fn is_lost(&self, ino: u64) -> bool {
+        let mut lost = self.lost.lock();
+        if lost.contains(&ino) && self.held(ino).is_none_or(|(_, stat)| stat.links > 0) {
+            lost.remove(&ino);
+        }
+        lost.contains(&ino)
     }
 
     /// The index has lost them.
@@ -414,6 +525,8 @@ impl Residency {
 enum Unwritten {
     /// The disk is full.
     NoRoom,
+    /// What was fetched is not what the volume has by now.
+    Stale,
     Io(std::io::Error),
     Index(VolumeError),
 }

@@ -31,6 +31,7 @@ mod stage;
 pub mod table;
 mod wanted;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -145,6 +146,8 @@ pub struct Residency {
     ahead: Ahead,
     background: Background,
     requests: Requests,
+    /// Kernel numbers of files that were lost while somebody had them open: their data could not be brought in time.
+    lost: Mutex<HashSet<u64>>,
     closed: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -206,6 +209,7 @@ impl Residency {
             ahead: Ahead::default(),
             background: Background::default(),
             requests: Requests::default(),
+            lost: Mutex::new(HashSet::new()),
             closed: AtomicBool::new(false),
             threads: Mutex::new(Vec::new()),
         });

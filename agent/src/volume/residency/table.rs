@@ -33,6 +33,8 @@ struct Inner {
     taken: HashMap<usize, u64>,
     words: Words,
     clock: u64,
+    /// Raised whenever something begins to be absent, or goes.
+    losses: u64,
     /// The inodes that lacked something when the agent started are still being counted.
     early: Option<Early>,
     /// Directories may still be unpopulated whose number nobody knows.
@@ -80,6 +82,7 @@ impl Table {
             taken: HashMap::new(),
             words: Words::default(),
             clock: 0,
+            losses: 0,
             early: Some(Early::default()),
             names_complete: false,
             evicted: false,
@@ -115,11 +118,14 @@ impl Table {
     /// Something of an inode is not here from now on: to be called once when that begins, before it can be missed.
     pub fn absent(&self, inode: u64, ino: u64) {
         let mut inner = self.inner.lock();
+        inner.losses += 1;
         if let Some(early) = &mut inner.early {
             early.added.insert(inode);
         }
         inner.add(ino, 1);
         self.shown.set_absent(ino);
+        // A bitmap says that it is whole, or is left by a file that had the number before.
+        self.free(&mut inner, ino);
         self.show_complete(&mut inner);
     }
 
@@ -199,6 +205,25 @@ impl Table {
         }
     }
 
+    /// What [`Table::show_new`] is to be called with, taken before the index is asked whether it knows a file.
+    pub fn losses(&self) -> u64 {
+        self.inner.lock().losses
+    }
+
+    /// Gives a file a bitmap that was wholly here when [`Table::losses`] said `since`: not where anything has gone since, for
+    /// it may be this one, or one that has its number now.
+    pub fn show_new(&self, ino: u64, since: u64) {
+        let mut inner = self.inner.lock();
+        inner.clock += 1;
+        if inner.losses == since
+            && !inner.complete
+            && !inner.slots.contains_key(&ino)
+            && self.give(&mut inner, ino, 1)
+        {
+            self.set_bits(ino, 0, 1, &Pieces::default());
+        }
+    }
+
     /// Pieces of a file have come; to be called when their bytes are there.
     pub fn came(&self, ino: u64, start: u64, end: u64) {
         let mut inner = self.inner.lock();
@@ -224,6 +249,7 @@ impl Table {
     /// beside [`Table::absent`], which is called where the file was whole.
     pub fn going(&self, ino: u64, start: u64, end: u64) {
         let mut inner = self.inner.lock();
+        inner.losses += 1;
         self.shown.evicting(ino);
         let Some(slot) = inner.slots.get(&ino) else { return };
         if end > slot.pieces {
@@ -434,6 +460,35 @@ mod tests {
         let stamp = shown.check(7, PIECE, 9 * PIECE).unwrap();
         table.going(7, 5, 6);
         assert!(!shown.still(stamp) && shown.check(7, PIECE, 9 * PIECE).is_none());
+    }
+
+    #[test]
+    fn a_number_that_stands_for_another_file_shows_nothing_of_the_former() {
+        let (table, shown) = table();
+        table.counted();
+        table.absent(1, 7);
+        table.show(7, 3, &Pieces::default());
+        assert!(shown.check(7, 0, PIECE).is_some());
+        table.absent(2, 7);
+        assert!(shown.check(7, 0, PIECE).is_none(), "what is made under its number has nothing yet");
+    }
+
+    #[test]
+    fn what_was_new_is_not_shown_when_anything_has_gone_since() {
+        let (table, shown) = table();
+        table.counted();
+        table.absent(1, 7 + CELLS as u64);
+        let since = table.losses();
+        table.show_new(7, since);
+        assert!(shown.check(7, 0, 9 * PIECE).is_some());
+        let since = table.losses();
+        table.absent(2, 7);
+        table.show_new(7, since);
+        assert!(shown.check(7, 0, PIECE).is_none(), "it was evicted between the look at the index and this");
+        let since = table.losses();
+        table.going(7, 0, 1);
+        table.show_new(7, since);
+        assert!(shown.check(7, 0, PIECE).is_none());
     }
 
     #[test]

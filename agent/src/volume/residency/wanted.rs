@@ -32,6 +32,16 @@ pub struct Item {
     part: Part,
 }
 
+/// Bytes of a file, and where they are in a chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    at: u64,
+    len: u32,
+    hash: ChunkHash,
+    /// The first of them in the chunk.
+    first: u32,
+}
+
 /// Bytes of a pack that are read at once, and what is in them.
 pub struct Get {
     /// Which pack.
@@ -72,14 +82,37 @@ pub fn of_file(
     size: u64,
     until: Until,
 ) -> Result<Vec<Item>, VolumeError> {
-    let mut items = Vec::new();
     let mut chunks: HashMap<ChunkHash, Arc<Chunk>> = HashMap::new();
+    let span = pieces.iter().next().map_or(0, |range| range.start)..pieces.end();
     let bytes = |piece: u64| piece.saturating_mul(PIECE).min(size);
-    let span = pieces.iter().next().map_or(0, |range| bytes(range.start))..bytes(pieces.end());
-    if span.is_empty() {
-        return Ok(items);
+    if bytes(span.start) < bytes(span.end) {
+        index.load_file(inode, bytes(span.start)..bytes(span.end), until)?;
     }
-    index.load_file(inode, span.clone(), until)?;
+    let sources = sources(index, inode, pieces, size)?;
+    let mut items = Vec::with_capacity(sources.len());
+    for Source { at, len, hash, first } in sources {
+        let chunk = match chunks.get(&hash) {
+            Some(chunk) => Arc::clone(chunk),
+            None => {
+                let chunk = Arc::new(index.chunk(&hash)?.ok_or_else(|| damaged(inode))?);
+                chunks.insert(hash, Arc::clone(&chunk));
+                chunk
+            }
+        };
+        let part = pack::frames_around(&chunk, first..first.saturating_add(len))?;
+        let skip = first - part.bytes.start;
+        items.push(Item { file, at, len, skip, hash, chunk, part });
+    }
+    Ok(items)
+}
+
+/// Where the index says that the bytes of `pieces` of a file of `size` bytes are, in order.
+///
+/// # Errors
+/// As [`of_file`].
+pub fn sources(index: &Index, inode: u64, pieces: &Pieces, size: u64) -> Result<Vec<Source>, VolumeError> {
+    let mut sources = Vec::new();
+    let bytes = |piece: u64| piece.saturating_mul(PIECE).min(size);
     for range in pieces.iter() {
         let (start, end) = (bytes(range.start), bytes(range.end));
         for number in index.block_numbers(inode, start / BLOCK_SIZE, end.div_ceil(BLOCK_SIZE))? {
@@ -90,25 +123,14 @@ pub fn of_file(
                 if from >= to {
                     continue;
                 }
-                let chunk = match chunks.get(&extent.chunk) {
-                    Some(chunk) => Arc::clone(chunk),
-                    None => {
-                        let chunk = Arc::new(index.chunk(&extent.chunk)?.ok_or_else(|| damaged(inode))?);
-                        chunks.insert(extent.chunk, Arc::clone(&chunk));
-                        chunk
-                    }
-                };
                 let first = u64::from(extent.chunk_offset) + (from - base - u64::from(extent.start));
                 let Ok(first) = u32::try_from(first) else { return Err(damaged(inode)) };
                 // Fits: it is a part of an extent.
-                let len = (to - from) as u32;
-                let part = pack::frames_around(&chunk, first..first.saturating_add(len))?;
-                let skip = first - part.bytes.start;
-                items.push(Item { file, at: from, len, skip, hash: extent.chunk, chunk, part });
+                sources.push(Source { at: from, len: (to - from) as u32, hash: extent.chunk, first });
             }
         }
     }
-    Ok(items)
+    Ok(sources)
 }
 
 /// Puts together what lies near one another.
@@ -143,7 +165,28 @@ pub fn reads(items: Vec<Item>) -> Reads {
     reads
 }
 
+impl Source {
+    /// What of `sources` lies in `start..end`.
+    pub fn within(sources: &[Self], start: u64, end: u64) -> impl Iterator<Item = Self> + '_ {
+        sources.iter().filter_map(move |source| {
+            let (from, to) = (source.at.max(start), (source.at + u64::from(source.len)).min(end));
+            // Both fit: they are parts of an extent.
+            (from < to).then(|| Self {
+                at: from,
+                len: (to - from) as u32,
+                hash: source.hash,
+                first: source.first + (from - source.at) as u32,
+            })
+        })
+    }
+}
+
 impl Item {
+    /// Where they come from.
+    pub fn source(&self) -> Source {
+        Source { at: self.at, len: self.len, hash: self.hash, first: self.part.bytes.start + self.skip }
+    }
+
     /// The bytes of an item in the metadata.
     ///
     /// # Errors
