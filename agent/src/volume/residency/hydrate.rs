@@ -93,6 +93,16 @@ impl Residency {
     fn ask(&self, found: &Inode, range: &std::ops::Range<u64>, pin: bool) -> Result<Pieces> {
         let now = self.files.now();
         let mut locked = self.files.lock(found.inode);
+        // Who has cut a file that was evicted just before has not asked: what was behind its end now is nobody's, and may be
+        // about to be written by who asks.
+        if let Ok(stat) = self.tree.stat(found.handle.as_fd()) {
+            let before = locked.state(&self.index)?.absent.clone();
+            let mut rest = before.clone();
+            rest.remove(stat.size.div_ceil(PIECE)..u64::MAX);
+            if rest != before {
+                self.keep_absent(&mut locked, found.stat.id.ino, &before, rest)?;
+            }
+        }
         let state = locked.state(&self.index)?;
         state.pinned |= pin;
         for run in range.start / RUN..range.end.div_ceil(RUN).min(range.start / RUN + SPAN) {

@@ -162,7 +162,7 @@ impl Residency {
     }
 
     /// Remembers that a file lacks less than before, and shows it.
-    fn keep_absent(
+    pub(super) fn keep_absent(
         &self,
         locked: &mut super::file::Locked<'_>,
         ino: u64,
