@@ -149,13 +149,13 @@ pub struct VolumeOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hydrate {
-    /// A directory when it is first touched, a file piece by piece when it is first read; names also in the background.
+    /// Everything, before the mount is ready: also for programs that no hook sees.
     #[default]
+    Eager,
+    /// A directory when it is first touched, a file piece by piece when it is first read; names also in the background.
     OnRead,
     /// As `on-read`, and a file as a whole when it is opened.
     OnOpen,
-    /// Everything, before the mount is ready: for programs that no hook sees.
-    Eager,
 }
 
 /// What a volume may grow to; `None` is without limit.

@@ -43,6 +43,14 @@ pub struct Inode {
 }
 
 impl Inode {
+    /// Its size now, in bytes.
+    ///
+    /// # Errors
+    /// Those of statx(2).
+    pub fn size_now(&self, residency: &Residency) -> io::Result<u64> {
+        Ok(residency.tree.stat(self.handle.as_fd())?.size)
+    }
+
     /// Opens the file. An own descriptor that can write hinders leases and exec(2): to be closed under the lock under which it
     /// was opened.
     ///

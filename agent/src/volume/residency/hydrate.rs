@@ -14,7 +14,7 @@ use super::find::{Found, Inode};
 use super::own::Own;
 use super::wanted::{self, Item, Source};
 use crate::volume::capture;
-use crate::volume::index::{self, Changes, Pieces};
+use crate::volume::index::{self, Changes, Doubt, Pieces};
 use crate::volume::look::same;
 use crate::volume::{Hydrate, VolumeError};
 
@@ -381,7 +381,22 @@ impl Residency {
         if !self.is_current(target, &wanted)? {
             return Err(Unwritten::Stale);
         }
+        // Nor does a plan hold beyond the end that the file had then.
+        let planned = found.stat.size;
+        if wanted.end().saturating_mul(PIECE) > planned && found.size_now(self)? > planned {
+            return Err(Unwritten::Stale);
+        }
         let leased = self.leased(ino);
+        // Who has it open for writing may change it while its times are put back: no look may then rely on them, not even
+        // one of an agent to come. Asked before our own descriptor counts as a writer, and again when it is gone.
+        let reader = match &leased {
+            Some(_) => None,
+            None => Some(found.open(self, libc::O_RDONLY | libc::O_NONBLOCK)?),
+        };
+        let has_writers = || reader.as_ref().is_some_and(|file| !self.tree.no_writers(file));
+        if has_writers() {
+            self.doubt(found.inode)?;
+        }
         let opened = match &leased {
             Some(file) => file.try_clone()?,
             None => found.open(self, libc::O_RDWR | libc::O_NONBLOCK)?,
@@ -410,6 +425,10 @@ impl Residency {
         }
         let locked = own.end(&mut changes)?;
         self.index.apply_local(&changes)?;
+        drop(opened);
+        if has_writers() {
+            self.doubt(found.inode)?;
+        }
         if let Some(whole) = came {
             // The bytes are there, and that is remembered.
             for range in wanted.iter() {
@@ -424,9 +443,19 @@ impl Residency {
                 uses.used(found.inode, range.start, wanted.end());
             }
         }
-        drop(opened);
         drop(locked);
         written
+    }
+
+    /// Has the next look at an inode compare its data, whatever its times say. Its lock is held.
+    fn doubt(&self, inode: u64) -> Result<()> {
+        let Some(seen) = self.index.seen(inode)?.filter(|seen| seen.doubt != Doubt::Racy) else {
+            return Ok(());
+        };
+        let mut changes = Changes::new();
+        let racy = index::Seen { doubt: Doubt::Racy, ..seen };
+        changes.insert(index::seen_key(inode), Some(index::encode(&racy)?));
+        self.index.apply_local(&changes)
     }
 
     /// Drops what is known of an inode that is gone: it lacks nothing any more.
