@@ -93,7 +93,7 @@ impl Setup {
         self
     }
 
-    /// Lazily, as a mount is by default: what is not touched is not on this disk. Tests that look at the tree itself after a
+    /// Lazily: what is not touched is not on this disk. Tests that look at the tree itself after a
     /// restore want it whole, which is what they get otherwise.
     pub fn lazy(self) -> Self {
         self.with("hydrate", "on-read")

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Bench, far};
+use super::{Bench, LAZY, far};
 use crate::bench::rig::{PREFIX, timed};
 use crate::bench::table::{Row, Table, Target, Unit, median};
 
@@ -35,7 +35,7 @@ pub fn first_byte(bench: &Bench<'_>, table: &mut Table) -> Result<()> {
             requests.push(s3.requests()?.iter().sum::<f64>() - before);
 
             let began = Instant::now();
-            let agent = bench.rig.agent(&url, "")?;
+            let agent = bench.rig.agent(&url, LAZY)?;
             ready.push(began.elapsed().as_secs_f64() * 1e9);
             let mut cat = Command::new("cat");
             cat.arg(&file);
@@ -61,7 +61,7 @@ pub fn first_byte(bench: &Bench<'_>, table: &mut Table) -> Result<()> {
 fn from_nothing(bench: &Bench<'_>, url: &str, file: &str) -> Result<f64> {
     let mut cat = Command::new("cat");
     cat.arg(file);
-    let mut command = bench.rig.runs_alone(url, &cat)?;
+    let mut command = bench.rig.runs_alone(&format!("{url}{LAZY}"), &cat)?;
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let began = Instant::now();
     let mut child = command.spawn().context("storeshim run")?;
@@ -78,7 +78,7 @@ fn memory(bench: &Bench<'_>, table: &mut Table) -> Result<()> {
     let files = bench.volumes.file_count();
     let s3 = bench.volumes.files(0)?;
     let began = Instant::now();
-    let agent = bench.rig.agent(&bench.volumes.url(&s3), "")?;
+    let agent = bench.rig.agent(&bench.volumes.url(&s3), LAZY)?;
     while agent.residency("names_complete")? == 0.0 {
         ensure!(began.elapsed() < NAMES, "the names are not complete after {NAMES:?}");
         std::thread::sleep(Duration::from_millis(100));

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::volumes::Volumes;
-use super::{Bench, far};
+use super::{Bench, LAZY, far};
 use crate::bench::rig::{PREFIX, numbers, run, timed};
 use crate::bench::table::{Row, Table, Target, Unit, median};
 
@@ -28,7 +28,7 @@ pub fn small_files(bench: &Bench<'_>, table: &mut Table) -> Result<()> {
             let [seconds] = numbers(&run(&mut gets)?)?;
             plain.push(seconds * files as f64 * 1e9);
 
-            let agent = bench.rig.agent(&bench.volumes.url(&s3), "")?;
+            let agent = bench.rig.agent(&bench.volumes.url(&s3), LAZY)?;
             let before: f64 = s3.requests()?.iter().sum();
             let mut tar = Command::new("sh");
             // To a pipe: an archiver that writes to /dev/null does not read.

@@ -16,6 +16,8 @@ use super::rig::Rig;
 use super::table::Table;
 use volumes::Volumes;
 
+/// Settings of the mounts that are measured.
+const LAZY: &str = ",hydrate=on-read";
 /// What is added to a round trip, in milliseconds.
 const DISTANCES: [u64; 2] = [0, 20];
 

@@ -5,7 +5,7 @@ use std::io::Read;
 
 use anyhow::{Result, ensure};
 
-use super::Bench;
+use super::{Bench, LAZY};
 use crate::bench::rig::PREFIX;
 use crate::bench::table::{Row, Table, Target, Unit};
 use crate::bench::turns::{Rounds, Turns};
@@ -22,7 +22,7 @@ const CALLS: [(&str, &str, u32); 2] = [
 
 pub fn warm_reads(bench: &Bench<'_>, table: &mut Table) -> Result<()> {
     let s3 = bench.volumes.big(0)?;
-    let agent = bench.rig.agent(&bench.volumes.url(&s3), "")?;
+    let agent = bench.rig.agent(&bench.volumes.url(&s3), LAZY)?;
     let native = bench.rig.native()?.join("file");
     std::io::copy(&mut File::open("/dev/urandom")?.take(BYTES), &mut File::create(&native)?)?;
     let cpu = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) - 1;

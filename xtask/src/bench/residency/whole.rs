@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 
 use super::volumes::Volumes;
-use super::{Bench, far};
+use super::{Bench, LAZY, far};
 use crate::bench::rig::{PREFIX, numbers, run, timed};
 use crate::bench::table::{Row, Table, Target, Unit, median};
 
@@ -31,7 +31,7 @@ pub fn sequential(bench: &Bench<'_>, table: &mut Table) -> Result<()> {
                 Ok(got / seconds)
             };
             let cold = || -> Result<f64> {
-                let agent = bench.rig.agent(&bench.volumes.url(&s3), "")?;
+                let agent = bench.rig.agent(&bench.volumes.url(&s3), LAZY)?;
                 let mut dd = Command::new("dd");
                 dd.arg(format!("if={PREFIX}/big")).args(["of=/dev/null", "bs=1M", "status=none"]);
                 Ok(bytes / timed(&mut agent.shows(dd))?)
