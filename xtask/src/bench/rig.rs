@@ -44,33 +44,35 @@ pub struct Rig {
     program: PathBuf,
     /// The library.
     pub shim: PathBuf,
-    release: PathBuf,
+    servers: PathBuf,
     home: PathBuf,
     run_dir: PathBuf,
 }
 
 impl Rig {
-    /// Builds everything, optimised, and makes a directory below `dir` or the target folder.
+    /// Builds everything, optimised, and makes a directory below `dir` or the target folder. Where `STORESHIM_BIN` and
+    /// `STORESHIM_SHIM` name an agent and a library, as for the tests, it is those that are measured, with the servers that
+    /// lie beside the agent.
     pub fn set_up(dir: Option<&Path>) -> Result<Self> {
         let sh = workspace::shell()?;
+        if let Some(built) = named() {
+            let servers =
+                built.program.parent().map(Path::to_path_buf).context("STORESHIM_BIN has no folder")?;
+            return Self::with(&sh, built, servers, dir);
+        }
         let built = build::build(&sh, true)?;
         cmd!(sh, "cargo build --quiet --locked --release --package storeshim-tests --bins").quiet().run()?;
-        Self::with(&sh, built, dir)
+        Self::with(&sh, built, workspace::target()?.join("release"), dir)
     }
 
-    /// The same without servers. Where `STORESHIM_BIN` and `STORESHIM_SHIM` name an agent and a library, as for the
-    /// tests, it is those that are measured.
+    /// The same without servers.
     pub fn of_hooks(dir: Option<&Path>) -> Result<Self> {
         let sh = workspace::shell()?;
-        let named = |name| std::env::var_os(name).map(PathBuf::from);
-        let built = match (named("STORESHIM_BIN"), named("STORESHIM_SHIM")) {
-            (Some(program), Some(shim)) => build::Built { program, shim },
-            _ => build::build(&sh, true)?,
-        };
-        Self::with(&sh, built, dir)
+        let built = named().map_or_else(|| build::build(&sh, true), Ok)?;
+        Self::with(&sh, built, workspace::target()?.join("release"), dir)
     }
 
-    fn with(sh: &Shell, built: build::Built, dir: Option<&Path>) -> Result<Self> {
+    fn with(sh: &Shell, built: build::Built, servers: PathBuf, dir: Option<&Path>) -> Result<Self> {
         let target = workspace::target()?;
         let home = dir.map_or_else(|| Ok(target.clone()), std::path::absolute)?.join("storeshim-bench");
         remove(&home)?;
@@ -90,7 +92,7 @@ impl Rig {
         } else {
             home.join("run")
         };
-        Ok(Self { program: built.program, shim: built.shim, release: target.join("release"), home, run_dir })
+        Ok(Self { program: built.program, shim: built.shim, servers, home, run_dir })
     }
 
     /// A path in the working directory.
@@ -134,14 +136,14 @@ impl Rig {
 
     /// Our client that does plain PUTs, for [`S3::endpoint`].
     pub fn plain_puts(&self) -> Command {
-        let mut command = Command::new(self.release.join("s3put"));
+        let mut command = Command::new(self.servers.join("s3put"));
         command.envs(KEYS);
         command
     }
 
     /// Our client that does plain GETs, for [`S3::endpoint`].
     pub fn plain_gets(&self) -> Command {
-        let mut command = Command::new(self.release.join("s3get"));
+        let mut command = Command::new(self.servers.join("s3get"));
         command.envs(KEYS);
         command
     }
@@ -164,7 +166,7 @@ impl Rig {
     }
 
     fn start_s3(&self, environment: &[(&str, &str)]) -> Result<S3> {
-        let mut command = Command::new(self.release.join("s3mem"));
+        let mut command = Command::new(self.servers.join("s3mem"));
         command.args(["127.0.0.1:0"]).args(KEYS.map(|(_, value)| value));
         // Its own MD5 sums would take the CPU that is measured here.
         command.env("S3MEM_FAST_ETAG", "1").envs(environment.iter().copied());
@@ -229,6 +231,12 @@ impl Rig {
         agent.start()?;
         Ok(agent)
     }
+}
+
+/// The agent and the library that the environment names.
+fn named() -> Option<build::Built> {
+    let path = |name| std::env::var_os(name).map(PathBuf::from);
+    Some(build::Built { program: path("STORESHIM_BIN")?, shim: path("STORESHIM_SHIM")? })
 }
 
 impl Drop for Rig {
