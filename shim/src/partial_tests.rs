@@ -131,10 +131,11 @@ impl Agent {
         if file.pinned || !std::mem::replace(&mut file.here[piece as usize], false) {
             return;
         }
-        self.table.evicting(ino);
+        self.table.set_absent(ino);
         if file.slot {
             assert!(self.table.set_piece(ino, piece, false));
         }
+        self.table.evicting(ino);
         let target = std::fs::File::options().write(true).open(&file.path).unwrap();
         let mode = (k::FALLOC_FL_PUNCH_HOLE | k::FALLOC_FL_KEEP_SIZE) as i32;
         sys::fallocate(target.as_raw_fd(), mode, (piece * PIECE) as i64, PIECE as i64).unwrap();
