@@ -511,6 +511,39 @@ fn cutting_asks_before_and_growing_does_not() {
 }
 
 #[test]
+fn what_goes_before_a_cut_begins_is_asked_for_after_all() {
+    if !alone() {
+        return;
+    }
+    let (path, ino) = cold("cut-late", 1_000_000);
+    let fd = open(&path, k::O_RDWR);
+    let cuts: [&(dyn Fn() -> i32 + Sync); 3] = [
+        // SAFETY: a descriptor.
+        &|| unsafe { hooks::my_ftruncate(fd, 500_000) },
+        // SAFETY: a C string.
+        &|| unsafe { hooks::my_truncate(path.as_ptr(), 400_000) },
+        &|| open(&path, k::O_WRONLY | k::O_TRUNC).min(0),
+    ];
+    for (cut, size) in cuts.into_iter().zip([500_000, 400_000, 0]) {
+        agent().hydrate(ino, 0, u64::MAX, false);
+        agent().asked();
+        let mount = &run().control.mounts[1];
+        mount.frozen.store(1, Ordering::SeqCst);
+        let done = std::thread::scope(|scope| {
+            let done = scope.spawn(cut);
+            // It has looked, found all of it here, and waits for the gate.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            assert_eq!(agent().asked(), []);
+            agent().evict(ino, 3);
+            mount.frozen.store(0, Ordering::SeqCst);
+            sys::futex_wake(&mount.frozen);
+            done.join().unwrap()
+        });
+        assert_eq!((done, agent().asked()), (0, vec![Ask::Resize { ino, size }]));
+    }
+}
+
+#[test]
 fn copies_bring_their_source() {
     if !alone() {
         return;
