@@ -55,7 +55,7 @@ impl Node {
     }
 
     /// Reads bytes of a file, as the shim does.
-    fn read(&self, path: &str, start: u64, len: usize) -> Result<Vec<u8>, i32> {
+    pub(super) fn read(&self, path: &str, start: u64, len: usize) -> Result<Vec<u8>, i32> {
         self.reach(path);
         let file = fs::File::open(self.tree().join(path)).unwrap();
         let ino = file.metadata().unwrap().ino();
