@@ -355,8 +355,10 @@ impl Residency {
         if !self.is_clean(ino, inode)? {
             return Ok(one.stay(Stays::Dirty));
         }
+        // Before the lease: who brings something of the file has its lock, and must be able to open it.
+        let locked = self.files.lock(inode);
         match one.found.open(self, libc::O_RDWR | libc::O_NONBLOCK) {
-            Ok(file) => self.take_from(inode, one, &file),
+            Ok(file) => self.take_from(inode, one, locked, &file),
             Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => Ok(one.stay(Stays::Pinned)),
             Err(_) => Ok(one.stay(Stays::Moving)),
         }
@@ -375,14 +377,19 @@ impl Residency {
         Ok(!told && self.shared.unsettled.is_settled(ino, inode) && !self.index.is_suspect(ino)?)
     }
 
-    fn take_from(&self, inode: u64, one: &Ready, file: &File) -> Result<Gone, VolumeError> {
+    fn take_from(
+        &self,
+        inode: u64,
+        one: &Ready,
+        mut locked: Locked<'_>,
+        file: &File,
+    ) -> Result<Gone, VolumeError> {
         let ino = one.found.stat.id.ino;
         let alone = lease::alone(file.as_fd());
         if matches!(alone, Alone::No) && !one.open {
             // Since we have looked.
             return Ok(one.stay(Stays::Used));
         }
-        let mut locked = self.files.lock(inode);
         let now = self.files.now();
         let state = locked.state(&self.index)?;
         if state.pinned {
