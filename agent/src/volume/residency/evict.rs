@@ -179,6 +179,14 @@ impl Residency {
         }
     }
 
+    /// What is asked to stay may be of a file that only the next cut will know.
+    pub(super) fn pin_early(&self, ino: u64) {
+        self.cache.early.pin(ino, self.files.now(), || {
+            let openers = Openers::look(self.tree.dev(), self.shared.gate());
+            (!openers.is_blind()).then(|| openers.all().collect())
+        });
+    }
+
     /// Nobody was asked for what is open now.
     pub(super) fn doubt_openers(&self) {
         let openers = Openers::look(self.tree.dev(), self.shared.gate());
@@ -392,6 +400,10 @@ impl Residency {
         }
         let now = self.files.now();
         let state = locked.state(&self.index)?;
+        if let Some(asked) = self.cache.early.take(ino) {
+            state.pinned = true;
+            state.used.entry(0).and_modify(|last| *last = asked.max(*last)).or_insert(asked);
+        }
         if state.pinned {
             let asked = state.used.values().max().copied().unwrap_or(now);
             if !matches!(alone, Alone::Yes(_)) || now.saturating_sub(asked) < pin::LEAST {

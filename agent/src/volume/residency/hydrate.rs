@@ -78,6 +78,9 @@ impl Residency {
     /// Where they could not be fetched for as long as patience goes, are damaged, or this disk does not take them.
     pub fn hydrate(&self, ino: u64, start: u64, end: u64, pin: bool) -> Result<()> {
         self.meter.asked.fetch_add(1, Ordering::Relaxed);
+        if pin {
+            self.pin_early(ino);
+        }
         let losses = self.table.losses();
         let found = match self.find(ino)? {
             Found::Here(found) if found.stat.is_file() => found,
@@ -119,7 +122,7 @@ impl Residency {
             self.keep_absent(&mut locked, found.stat.id.ino, &before, rest)?;
         }
         let state = locked.state(&self.index)?;
-        state.pinned |= pin;
+        state.pinned |= pin | self.cache.early.take(found.stat.id.ino).is_some();
         for run in range.start / RUN..range.end.div_ceil(RUN).min(range.start / RUN + SPAN) {
             state.used.insert(run, now);
         }

@@ -308,6 +308,18 @@ fn what_is_pinned_or_open_without_the_shim_stays() {
     assert_eq!(site.evict("open").files, 1, "nobody has it open any more");
 }
 
+/// Who asks for a file to stay may do so before the cut that first knows it.
+#[test]
+fn what_was_pinned_before_a_cut_knew_it_stays() {
+    let site = Site::new("evict-pinned-early", How::default());
+    fs::write(site.path("f"), noise(200_000, 1)).unwrap();
+    site.gate.complete.store(false, Ordering::SeqCst);
+    assert_eq!(site.ask(Ask::Hydrate { ino: site.ino("f"), start: 0, end: u64::MAX, pin: true }), 0);
+    site.volume.flush().unwrap();
+    let evicted = site.evict("");
+    assert_eq!((evicted.files, evicted.kept.len()), (0, 1), "{evicted:?}");
+}
+
 /// A program may have a file open for long before it asks for anything, which is when it becomes known.
 #[test]
 fn who_has_a_nameless_file_open_keeps_it_though_nobody_knows_him() {
