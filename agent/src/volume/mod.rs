@@ -143,6 +143,21 @@ pub struct VolumeOptions {
     pub patience: Duration,
     /// What the volume may grow to.
     pub quota: Quota,
+    /// How programs that do not ask are kept from absent files.
+    pub guard: Guarding,
+}
+
+/// How programs without the shim are kept from files of which something is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Guarding {
+    /// By fanotify where the kernel and our rights allow it, else by leases.
+    #[default]
+    Auto,
+    /// By leases.
+    Leases,
+    /// Not at all.
+    Off,
 }
 
 /// When what is not on this disk is brought here.
