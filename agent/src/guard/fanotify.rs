@@ -1,4 +1,4 @@
-//! A group of fanotify(7) whose members wait before they reach the content of a marked inode (FAN_CLASS_PRE_CONTENT, Linux
+//! A group of fanotify(7) by which programs wait before they open a marked inode, or reach its bytes (FAN_PRE_ACCESS, Linux
 //! 6.14). Who waits goes on when he is answered, or when the last descriptor of the group is closed. It must not know which
 //! inodes are marked, nor what is answered.
 
@@ -18,8 +18,10 @@ const RANGE: usize = 24;
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Marked {
-    /// The opening of a file, and each access to its bytes.
+    /// The opening of a file.
     File,
+    /// The opening of a file, and each access to its bytes.
+    Bytes,
     /// The opening of a directory.
     Dir,
 }
@@ -27,7 +29,8 @@ pub enum Marked {
 impl Marked {
     fn mask(self) -> u64 {
         match self {
-            Self::File => FAN_PRE_ACCESS | libc::FAN_OPEN_PERM,
+            Self::File => libc::FAN_OPEN_PERM,
+            Self::Bytes => FAN_PRE_ACCESS | libc::FAN_OPEN_PERM,
             Self::Dir => libc::FAN_OPEN_PERM | libc::FAN_ONDIR,
         }
     }
@@ -64,7 +67,7 @@ impl Group {
     /// A group without marks. How many it may have says /proc/sys/fs/fanotify/max_user_marks.
     ///
     /// # Errors
-    /// EPERM without CAP_SYS_ADMIN, EINVAL on older kernels.
+    /// EPERM without CAP_SYS_ADMIN.
     pub fn new() -> io::Result<Self> {
         // A queue that overflows would let its events pass.
         let flags = libc::FAN_CLASS_PRE_CONTENT | libc::FAN_CLOEXEC | libc::FAN_UNLIMITED_QUEUE;
@@ -82,7 +85,7 @@ impl Group {
     /// times.
     ///
     /// # Errors
-    /// EOPNOTSUPP where the filesystem does not do this, ENOSPC where there are too many marks.
+    /// EINVAL and EOPNOTSUPP where kernel or filesystem do not do this, ENOSPC where there are too many marks.
     pub fn mark(&self, dir: BorrowedFd<'_>, name: &CStr, what: Marked) -> io::Result<()> {
         self.change(libc::FAN_MARK_ADD | libc::FAN_MARK_DONT_FOLLOW, what, dir.as_raw_fd(), name)
     }
@@ -171,11 +174,17 @@ impl Group {
     /// # Errors
     /// ENOENT where nobody waits for it any more.
     pub fn answer(&self, id: RawFd, errno: i32) -> io::Result<()> {
-        let word = match errno {
-            0 => libc::FAN_ALLOW,
-            // The kernel takes a few only: what is wrong says the log.
-            _ => libc::FAN_DENY | (libc::EIO as u32) << FAN_ERRNO_SHIFT,
-        };
+        if errno == 0 {
+            return self.respond(id, libc::FAN_ALLOW);
+        }
+        // The kernel takes a few only: what is wrong says the log. An older one has its own.
+        match self.respond(id, libc::FAN_DENY | (libc::EIO as u32) << FAN_ERRNO_SHIFT) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.respond(id, libc::FAN_DENY),
+            other => other,
+        }
+    }
+
+    fn respond(&self, id: RawFd, word: u32) -> io::Result<()> {
         let mut response = [0; 8];
         response[..4].copy_from_slice(&id.to_ne_bytes());
         response[4..].copy_from_slice(&word.to_ne_bytes());
@@ -226,7 +235,12 @@ fn marks_in(text: &str) -> Vec<(u64, Marked)> {
             u64::from_str_radix(value, 16).ok()
         };
         if let (Some(ino), Some(mask)) = (field("ino:"), field("mask:")) {
-            marks.push((ino, if mask & libc::FAN_ONDIR != 0 { Marked::Dir } else { Marked::File }));
+            let what = match (mask & libc::FAN_ONDIR != 0, mask & FAN_PRE_ACCESS != 0) {
+                (true, _) => Marked::Dir,
+                (false, true) => Marked::Bytes,
+                (false, false) => Marked::File,
+            };
+            marks.push((ino, what));
         }
     }
     marks
@@ -268,7 +282,8 @@ mod tests {
     fn the_kernel_lists_the_marks() {
         let text = "pos:\t0\nfanotify flags:9 event-flags:88000\n\
                     fanotify ino:9b2832 sdev:fe00000 mflags:0 mask:40010000 ignored_mask:0 fhandle-bytes:8\n\
-                    fanotify ino:a sdev:fe00000 mflags:0 mask:110000 ignored_mask:0\n";
-        assert_eq!(marks_in(text), [(0x9b2832, Marked::Dir), (10, Marked::File)]);
+                    fanotify ino:a sdev:fe00000 mflags:0 mask:110000 ignored_mask:0\n\
+                    fanotify ino:b sdev:fe00000 mflags:0 mask:10000 ignored_mask:0\n";
+        assert_eq!(marks_in(text), [(0x9b2832, Marked::Dir), (10, Marked::Bytes), (11, Marked::File)]);
     }
 }

@@ -42,6 +42,8 @@ pub struct Guard {
 struct Core {
     /// Our own duplicate: were it the last one, everything would open up.
     group: Group,
+    /// The kernel tells of accesses to bytes.
+    ranges: bool,
     state: PathBuf,
     dir: OwnedFd,
     handler: OnceLock<Handler>,
@@ -100,6 +102,17 @@ fn start(state: &Path, dir: &OwnedFd, group: &Group, reserved: &[RawFd]) -> io::
         .spawn()
 }
 
+/// Whether a file beside the tree can be marked.
+fn probe(state: &Path, dir: &OwnedFd, group: &Group, what: Marked) -> io::Result<()> {
+    let path = state.join(PROBE.to_string_lossy().as_ref());
+    let marked = File::create(&path).and_then(|file| {
+        group.mark(dir.as_fd(), PROBE, what)?;
+        group.unmark_handle(file.as_fd(), what)
+    });
+    let _ = std::fs::remove_file(&path);
+    marked
+}
+
 /// Ends the supervisor that another agent has left, if there is one. To be called where no group is wanted any more.
 pub fn dismiss(state: &Path) {
     if let Ok(dir) = directory(state)
@@ -137,21 +150,19 @@ impl Guard {
     pub fn create(state: &Path) -> io::Result<Self> {
         let group = Group::new()?;
         let dir = directory(state)?;
-        let probe = state.join(PROBE.to_string_lossy().as_ref());
-        let marked = File::create(&probe).and_then(|file| {
-            group.mark(dir.as_fd(), PROBE, Marked::File)?;
-            group.unmark_handle(file.as_fd(), Marked::File)
-        });
-        let _ = std::fs::remove_file(&probe);
-        marked?;
-        let child = start(state, &dir, &group, &[])?;
-        let (socket, _, _) = meet(&dir)?;
+        probe(state, &dir, &group, Marked::File)?;
+        let mut child = start(state, &dir, &group, &[])?;
+        let (socket, _, _) = meet(&dir).inspect_err(|_| {
+            // Nobody would ever ask for it.
+            let _ = child.kill().and_then(|()| child.wait());
+        })?;
         let inner = Inner { socket: Some(socket), child: Some(child), ..Inner::default() };
         Self::begin(state, dir, group, inner)
     }
 
     fn begin(state: &Path, dir: OwnedFd, group: Group, inner: Inner) -> io::Result<Self> {
         let core = Arc::new(Core {
+            ranges: probe(state, &dir, &group, Marked::Bytes).is_ok(),
             group,
             state: state.to_path_buf(),
             dir,
@@ -161,6 +172,11 @@ impl Guard {
         let own = Arc::clone(&core);
         let thread = std::thread::Builder::new().name("fanotify".into()).spawn(move || own.listen())?;
         Ok(Self { core, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Whether [`Marked::Bytes`] can be had.
+    pub fn has_ranges(&self) -> bool {
+        self.core.ranges
     }
 
     /// The marks.

@@ -2,7 +2,7 @@
 //! killed and another one started. It answers what it can tell itself, from the table that clients see, and leaves the rest to
 //! the agent that is connected, or to the next one. It must not know what a volume is, and opens nothing of its tree.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
@@ -26,6 +26,8 @@ const RESERVE: usize = 64;
 /// How long the opening of a directory waits where there is no agent. Its names cannot be guarded from being looked up anyway,
 /// and whoever removes a tree of which nobody takes care any more has to open it.
 const GRACE: Duration = Duration::from_secs(3);
+/// Processes that are remembered.
+const CLIENTS: usize = 4096;
 /// Between two looks at whether it is still needed.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -50,6 +52,8 @@ struct Inner {
     /// See [`ToGuard::Table`].
     control: u64,
     pending: BTreeMap<RawFd, Pending>,
+    /// Where processes were seen to have the control page mapped: a name below /proc/PID/map_files.
+    clients: HashMap<i32, String>,
 }
 
 struct Agent {
@@ -152,11 +156,16 @@ impl Supervisor {
             // Whatever it is, nothing can be brought for it.
             return self.answer(id, libc::EIO);
         };
-        let access = Access { id, ino: meta.ino(), is_dir: meta.is_dir(), range: event.range, pid: event.pid };
+        let access =
+            Access { id, ino: meta.ino(), is_dir: meta.is_dir(), range: event.range, pid: event.pid };
         if self.may_pass(&access) {
             return self.answer(id, 0);
         }
         let mut inner = self.inner();
+        if inner.is_agent(access.pid) {
+            // It has come just now.
+            return self.answer(id, 0);
+        }
         let pending = Pending { access: Some(access), sent: false, _file: file.into() };
         inner.pending.insert(id, pending);
         inner.send();
@@ -166,17 +175,41 @@ impl Supervisor {
     fn may_pass(&self, access: &Access) -> bool {
         let (table, control) = {
             let inner = self.inner();
-            if inner.agent.as_ref().is_some_and(|agent| agent.pid == access.pid) {
+            if inner.is_agent(access.pid) {
                 return true;
             }
             (inner.table.clone(), inner.control)
         };
         match access.range {
-            None => u32::try_from(access.pid).is_ok_and(|pid| is_client(pid, control)),
+            None => self.is_client(access.pid, control),
             Some((start, end)) => {
                 table.is_some_and(|table| !access.is_dir && table.check(access.ino, start, end).is_some())
             }
         }
+    }
+
+    /// Whether a process is under the shim of the agent whose control page has the inode number `control`. Asked each time: it
+    /// may have become another program.
+    fn is_client(&self, pid: i32, control: u64) -> bool {
+        if pid <= 0 || control == 0 {
+            return false;
+        }
+        let known = self.inner().clients.get(&pid).cloned();
+        let is_there = |place: String| {
+            std::fs::metadata(format!("/proc/{pid}/map_files/{place}"))
+                .is_ok_and(|meta| meta.ino() == control)
+        };
+        if known.is_some_and(is_there) {
+            return true;
+        }
+        let maps = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+        let Some(place) = mapped_at(&maps, control, names::CONTROL) else { return false };
+        let mut inner = self.inner();
+        if inner.clients.len() >= CLIENTS {
+            inner.clients.clear();
+        }
+        inner.clients.insert(pid, place);
+        true
     }
 
     fn answer(&self, id: RawFd, errno: i32) {
@@ -189,11 +222,17 @@ impl Supervisor {
         let agent = self.inner().agent.as_ref().map(|agent| Arc::clone(&agent.socket));
         let poll = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         // One that is negative is left out.
-        let mut fds =
-            [poll(listener.fd().as_raw_fd()), poll(agent.as_ref().map_or(-1, |agent| agent.fd().as_raw_fd()))];
+        let mut fds = [
+            poll(listener.fd().as_raw_fd()),
+            poll(agent.as_ref().map_or(-1, |agent| agent.fd().as_raw_fd())),
+        ];
         // SAFETY: the array lives across the call, and is as long as is said.
-        let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, TICK.as_millis() as i32) };
-        if ready > 0 && fds[1].revents != 0 && let Some(socket) = agent {
+        let ready =
+            unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, TICK.as_millis() as i32) };
+        if ready > 0
+            && fds[1].revents != 0
+            && let Some(socket) = agent
+        {
             match socket.receive::<ToGuard>() {
                 Ok(Some((message, fd))) => self.obey(message, fd)?,
                 Ok(None) | Err(_) => self.agent_gone(),
@@ -223,7 +262,8 @@ impl Supervisor {
         let mut inner = self.inner();
         inner.agent = Some(Agent { socket: Arc::new(socket), pid });
         // It waits for itself.
-        let own: Vec<RawFd> = inner.waiting().filter(|access| access.pid == pid).map(|access| access.id).collect();
+        let own: Vec<RawFd> =
+            inner.waiting().filter(|access| access.pid == pid).map(|access| access.id).collect();
         own.into_iter().for_each(|id| self.finish(&mut inner, id, 0));
         inner.send();
     }
@@ -282,7 +322,8 @@ impl Supervisor {
             return false;
         }
         if inner.alone.get_or_insert_with(Instant::now).elapsed() > GRACE {
-            let dirs: Vec<RawFd> = inner.waiting().filter(|access| access.is_dir).map(|access| access.id).collect();
+            let dirs: Vec<RawFd> =
+                inner.waiting().filter(|access| access.is_dir).map(|access| access.id).collect();
             dirs.into_iter().for_each(|id| self.finish(&mut inner, id, 0));
         }
         drop(inner);
@@ -305,6 +346,10 @@ fn is_told_to_end() -> bool {
 }
 
 impl Inner {
+    fn is_agent(&self, pid: i32) -> bool {
+        self.agent.as_ref().is_some_and(|agent| agent.pid == pid)
+    }
+
     fn waiting(&self) -> impl Iterator<Item = Access> + '_ {
         self.pending.values().filter_map(|pending| pending.access)
     }
@@ -323,17 +368,13 @@ impl Inner {
     }
 }
 
-/// Whether a process is under the shim of the agent whose control page has the inode number `control`.
-fn is_client(pid: u32, control: u64) -> bool {
-    control != 0
-        && std::fs::read(format!("/proc/{pid}/maps")).is_ok_and(|maps| is_mapped(&maps, control, names::CONTROL))
-}
-
-/// Whether a list of mappings (proc_pid_maps(5)) has a file of that number and name.
-fn is_mapped(maps: &[u8], ino: u64, name: &str) -> bool {
-    maps.split(|byte| *byte == b'\n').any(|line| {
-        let number = line.split(|byte| *byte == b' ').nth(4).and_then(|field| std::str::from_utf8(field).ok());
-        line.ends_with(name.as_bytes()) && number.is_some_and(|number| number.parse() == Ok(ino))
+/// Where in a list of mappings (proc_pid_maps(5)) a file of that number and name is.
+fn mapped_at(maps: &[u8], ino: u64, name: &str) -> Option<String> {
+    maps.split(|byte| *byte == b'\n').filter(|line| line.ends_with(name.as_bytes())).find_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let place = fields.next()?;
+        let number = std::str::from_utf8(fields.nth(3)?).ok()?;
+        (number.parse() == Ok(ino)).then(|| String::from_utf8_lossy(place).into_owned())
     })
 }
 
@@ -346,8 +387,7 @@ mod tests {
         let maps = b"7f00-7f01 r--p 00000000 fe:00 4711                       /usr/lib/x y\n\
                      7f02-7f03 rw-p 00000000 00:00 0 \n\
                      7f04-7f05 r--s 00000000 00:2a 12 /run/storeshim/control\n";
-        assert!(is_mapped(maps, 12, "control"));
-        assert!(!is_mapped(maps, 13, "control") && !is_mapped(maps, 4711, "control"));
-        assert!(!is_client(std::process::id(), 0));
+        assert_eq!(mapped_at(maps, 12, "control").unwrap(), "7f04-7f05");
+        assert!(mapped_at(maps, 13, "control").is_none() && mapped_at(maps, 4711, "control").is_none());
     }
 }

@@ -111,8 +111,7 @@ impl Socket {
         header.msg_controllen = size_of::<Control>() as _;
         let got = loop {
             // SAFETY: everything that the header points to lives across the call.
-            let got =
-                unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC) };
+            let got = unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut header, libc::MSG_CMSG_CLOEXEC) };
             match got {
                 -1 => {
                     let error = io::Error::last_os_error();
@@ -174,8 +173,7 @@ const HEADER: usize = std::mem::offset_of!(Control, fd);
 
 impl Control {
     fn fill(&mut self, fd: RawFd) {
-        (self.len, self.level, self.kind) =
-            (HEADER + size_of::<RawFd>(), libc::SOL_SOCKET, libc::SCM_RIGHTS);
+        (self.len, self.level, self.kind) = (HEADER + size_of::<RawFd>(), libc::SOL_SOCKET, libc::SCM_RIGHTS);
         self.fd = fd;
     }
 

@@ -149,11 +149,13 @@ pub struct VolumeOptions {
 
 /// How programs without the shim are kept from files of which something is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Guarding {
-    /// By fanotify where the kernel and our rights allow it, else by leases.
+    /// By fanotify where our rights allow it, so that who opens one waits; else by leases.
     #[default]
     Auto,
+    /// The same, and where the kernel allows it so that who reads bytes waits as well, under whatever descriptor.
+    PreAccess,
     /// By leases.
     Leases,
     /// Not at all.

@@ -143,7 +143,8 @@ impl Node {
         let is_one = |pid: &u32| {
             let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let mut words = words.split(|byte| *byte == 0).skip(1);
-            words.next() == Some(b"guard") && words.next().is_some_and(|dir| dir.starts_with(state.as_bytes()))
+            words.next() == Some(b"guard")
+                && words.next().is_some_and(|dir| dir.starts_with(state.as_bytes()))
         };
         pids().into_iter().filter(is_one).map(|pid| Pid::from_raw(pid.cast_signed())).collect()
     }
@@ -164,7 +165,10 @@ impl Node {
             let mut found = false;
             let guards: Vec<u32> = self.guards().iter().map(|pid| pid.as_raw().cast_unsigned()).collect();
             for pid in pids() {
-                if [agent, Some(std::process::id())].contains(&Some(pid)) || guards.contains(&pid) || !belongs(pid, &marker) {
+                if [agent, Some(std::process::id())].contains(&Some(pid))
+                    || guards.contains(&pid)
+                    || !belongs(pid, &marker)
+                {
                     continue;
                 }
                 found = true;

@@ -209,7 +209,11 @@ impl Residency {
         // Held until the guard is known: who brings data under it finds either no lease, or whose it is.
         let Some(locked) = self.files.try_lock(inode) else { return Some(true) };
         let absent = !locked.absent(&self.index).ok()?.is_empty();
-        if !found.stat.is_file() || !absent || self.marks.has(ino) || self.guards.inner.lock().held.contains_key(&ino) {
+        if !found.stat.is_file()
+            || !absent
+            || self.marks.has(ino)
+            || self.guards.inner.lock().held.contains_key(&ino)
+        {
             return None;
         }
         // What is open for writing cannot be executed.

@@ -239,6 +239,10 @@ impl Residency {
             entry.staged.clone_from(&name);
             index::set_link(&mut changes, entry.inode, dir, &entry.name);
             if entry.link {
+                // It may have lost its mark with a restart of the machine, while it had no name.
+                if let (true, Some(id), Some(_)) = (kept, entry.id, self.index.absent(entry.inode)?) {
+                    self.mark_staged(&name, id.ino, Some(entry.record.size));
+                }
                 continue;
             }
             let stat = self.tree.stat_at(self.stage.dir(), name.as_bytes()).map_err(failed)?;
@@ -256,7 +260,8 @@ impl Residency {
             index::set_unpopulated(&mut changes, entry.inode, kind == libc::S_IFDIR);
             if kind == libc::S_IFDIR || !pieces.is_empty() {
                 absent.push((entry.inode, stat.id.ino));
-                self.mark_staged(&name, stat.id.ino, kind == libc::S_IFDIR);
+                let size = (kind == libc::S_IFREG).then_some(entry.record.size);
+                self.mark_staged(&name, stat.id.ino, size);
                 if kind == libc::S_IFREG {
                     self.meter.absent_files.fetch_add(1, Ordering::Relaxed);
                 }

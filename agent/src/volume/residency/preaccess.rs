@@ -38,7 +38,9 @@ pub enum Guarded {
     None,
     /// By leases.
     Leases,
-    /// By fanotify.
+    /// By fanotify: who opens one waits.
+    Open,
+    /// By fanotify: who opens or reads one waits.
     PreAccess,
 }
 
@@ -48,15 +50,20 @@ impl Guarded {
         match self {
             Self::None => "none",
             Self::Leases => "leases",
+            Self::Open => "open",
             Self::PreAccess => "pre-access",
         }
     }
 }
 
+fn has_marks(policy: Guarding) -> bool {
+    matches!(policy, Guarding::Auto | Guarding::PreAccess)
+}
+
 /// Takes over what an agent before this one has left on guard. To be called before anything of the tree is opened, which
 /// would wait for us.
 pub fn take_over(options: &VolumeOptions) -> Option<Guard> {
-    if options.guard != Guarding::Auto {
+    if !has_marks(options.guard) {
         guard::dismiss(&options.state);
         return None;
     }
@@ -81,6 +88,8 @@ pub struct Marks {
 struct Inner {
     /// By kernel inode number.
     files: HashSet<u64>,
+    /// Those of them whose bytes are guarded, too.
+    bytes: HashSet<u64>,
     dirs: HashSet<u64>,
     /// Volume inodes whose marks are to stay, and for how many that is.
     kept: HashMap<u64, u32>,
@@ -140,7 +149,7 @@ impl Marks {
         if let Some(guard) = self.guard.get() {
             return guard.as_ref();
         }
-        if self.policy != Guarding::Auto || !self.on.load(Ordering::Acquire) {
+        if !has_marks(self.policy) || !self.on.load(Ordering::Acquire) {
             return None;
         }
         let made = self.guard.get_or_init(|| match Guard::create(state) {
@@ -175,11 +184,12 @@ impl Marks {
     /// How absent files are guarded.
     pub fn guarded(&self) -> Guarded {
         match (self.present(), self.policy) {
-            (Some(_), _) => Guarded::PreAccess,
+            (Some(guard), Guarding::PreAccess) if guard.has_ranges() => Guarded::PreAccess,
+            (Some(_), _) => Guarded::Open,
             (None, Guarding::Off) => Guarded::None,
             (None, _) if !self.on.load(Ordering::Acquire) => Guarded::None,
             // It is made with the first mark.
-            (None, Guarding::Auto) if self.guard.get().is_none() => Guarded::None,
+            (None, policy) if has_marks(policy) && self.guard.get().is_none() => Guarded::None,
             (None, _) => Guarded::Leases,
         }
     }
@@ -199,7 +209,21 @@ impl Marks {
     pub fn forget(&self, ino: u64) {
         let mut inner = self.inner.lock();
         inner.files.remove(&ino);
+        inner.bytes.remove(&ino);
         inner.dirs.remove(&ino);
+    }
+
+    /// What is to be waited for of a file of `size` bytes, where at most `most` come whole.
+    fn kind(&self, guard: &Guard, size: u64, most: u64) -> Marked {
+        let ranges = guard.has_ranges() && (self.policy == Guarding::PreAccess || size > most);
+        if ranges { Marked::Bytes } else { Marked::File }
+    }
+
+    /// Whether a kernel inode is not marked as it should be.
+    fn lacks(&self, ino: u64) -> bool {
+        let inner = self.inner.lock();
+        let strict = self.policy == Guarding::PreAccess && self.present().is_some_and(Guard::has_ranges);
+        !inner.dirs.contains(&ino) && !if strict { &inner.bytes } else { &inner.files }.contains(&ino)
     }
 
     /// A mark may not be needed any more: a volume inode.
@@ -216,10 +240,14 @@ impl Marks {
         if inner.kept.contains_key(&inode) {
             return;
         }
-        if match what {
-            Marked::File => inner.files.remove(&ino),
-            Marked::Dir => inner.dirs.remove(&ino),
-        } {
+        let (what, marked) = match what {
+            Marked::Dir => (what, inner.dirs.remove(&ino)),
+            Marked::File | Marked::Bytes if inner.bytes.remove(&ino) => {
+                (Marked::Bytes, inner.files.remove(&ino))
+            }
+            Marked::File | Marked::Bytes => (Marked::File, inner.files.remove(&ino)),
+        };
+        if marked {
             // What stays costs a question each time, and is removed with the inode.
             let _ = guard.group().unmark_handle(handle, what);
         }
@@ -237,6 +265,7 @@ impl Inner {
     fn set(&mut self, ino: u64, what: Marked) {
         match what {
             Marked::File => self.files.insert(ino),
+            Marked::Bytes => self.bytes.insert(ino) | self.files.insert(ino),
             Marked::Dir => self.dirs.insert(ino),
         };
     }
@@ -252,18 +281,22 @@ impl Residency {
         }
     }
 
-    /// Marks what is on the stage under `name`, and not in the tree yet.
-    pub(super) fn mark_staged(&self, name: &str, ino: u64, is_dir: bool) {
+    /// Marks what is on the stage under `name`, and not in the tree yet: a file of `size` bytes, or a directory.
+    pub(super) fn mark_staged(&self, name: &str, ino: u64, size: Option<u64>) {
         let Some(guard) = self.marks.guard(&self.options.state) else { return };
-        let what = if is_dir { Marked::Dir } else { Marked::File };
-        let marked = cstring(name.as_bytes()).and_then(|name| guard.group().mark(self.stage.dir(), &name, what));
+        let what = size.map_or(Marked::Dir, |size| self.marks.kind(guard, size, self.whole_most()));
+        let marked =
+            cstring(name.as_bytes()).and_then(|name| guard.group().mark(self.stage.dir(), &name, what));
         self.note_mark(ino, what, marked);
     }
 
     /// Marks a file, which may be so already; whether it is.
     fn mark(&self, found: &Inode) -> bool {
         let Some(guard) = self.marks.guard(&self.options.state) else { return false };
-        let what = if found.stat.is_file() { Marked::File } else { Marked::Dir };
+        let what = match found.stat.is_file() {
+            true => self.marks.kind(guard, found.stat.size, self.whole_most()),
+            false => Marked::Dir,
+        };
         let ino = found.stat.id.ino;
         let marked = guard.group().mark_handle(found.handle.as_fd(), what);
         // A lease would have the kernel wait for us where it opens the file for an event.
@@ -302,7 +335,7 @@ impl Residency {
         let mut unmarked = Vec::new();
         self.index.absentees(|absentee| {
             // The root is opened before a group is taken over.
-            if absentee.ino.is_some_and(|ino| !self.marks.has(ino)) && absentee.inode != ROOT_INODE {
+            if absentee.ino.is_some_and(|ino| self.marks.lacks(ino)) && absentee.inode != ROOT_INODE {
                 unmarked.push((absentee.inode, matches!(absentee.what, Absent::Entries)));
             }
             Ok(())
@@ -313,8 +346,11 @@ impl Residency {
             }
             let Some(found) = self.at_its_place(inode)? else { continue };
             let locked = self.files.lock(inode);
-            let absent =
-                if is_dir { self.index.is_unpopulated(inode)? } else { !locked.absent(&self.index)?.is_empty() };
+            let absent = if is_dir {
+                self.index.is_unpopulated(inode)?
+            } else {
+                !locked.absent(&self.index)?.is_empty()
+            };
             if absent {
                 self.mark(&found);
             }
@@ -354,12 +390,17 @@ impl Residency {
         served.ask(self);
     }
 
-    /// What is larger than half of the cache does not come whole when it is opened: whether a file is. It stays as it is until
+    /// Bytes that come whole when a file is opened: half of the cache.
+    fn whole_most(&self) -> u64 {
+        self.cache.size() / 2
+    }
+
+    /// What is larger does not come whole when it is opened, if its bytes are guarded: whether a file is. It stays as it is until
     /// it is closed, and what is absent of it comes as it is read.
     fn pin_large(&self, ino: u64) -> Result<bool, VolumeError> {
         let Some(kernel) = self.index.kernel(ino)? else { return Ok(false) };
         let size = self.index.seen(kernel.inode)?.map_or(0, |seen| seen.size);
-        if size <= self.cache.size() / 2 {
+        if size <= self.whole_most() || !self.marks.inner.lock().bytes.contains(&ino) {
             return Ok(false);
         }
         self.files.lock(kernel.inode).state(&self.index)?.pinned = true;
@@ -412,7 +453,8 @@ impl Reply for Served {
     fn answer(mut self: Box<Self>, answer: Answer) {
         // What is not answered waits for the next agent.
         let Some(residency) = self.residency.upgrade() else { return };
-        let here = answer.errno == 0 && residency.is_here(&self.access, self.start, self.end).unwrap_or(false);
+        let here =
+            answer.errno == 0 && residency.is_here(&self.access, self.start, self.end).unwrap_or(false);
         self.tries += 1;
         if here {
             residency.answer_access(self.access, 0);
