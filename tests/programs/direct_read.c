@@ -1,4 +1,4 @@
-// The sum of a file's bytes, read past the page cache.
+// The sum of a file's bytes, read past the page cache; without a name, of standard input's.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 int main(int argc, char **argv) {
-    int fd = argc == 2 ? open(argv[1], O_RDONLY | O_DIRECT) : -1;
+    int fd = argc == 2 ? open(argv[1], O_RDONLY | O_DIRECT) : 0;
     void *buffer;
     if (fd < 0 || posix_memalign(&buffer, 4096, 1 << 16) != 0)
         return 1;

@@ -69,6 +69,15 @@ fn counter(node: &Node, name: &str) -> u64 {
 
 #[test]
 fn absent_files_are_read_right_in_every_way() {
+    in_every_way("auto");
+}
+
+#[test]
+fn absent_bytes_are_read_right_in_every_way() {
+    in_every_way("pre-access");
+}
+
+fn in_every_way(guard: &str) {
     let server = S3Server::start();
     let fill = "import shutil
 for name, size in ('whole', 300000), ('large', 9 << 20), ('mapped', 5 << 20), ('copied', 6 << 20), ('direct', 1 << 20): make(name, size)
@@ -76,7 +85,7 @@ for name in 'sent', 'cut', 'written', 'd/e/f': make(name, 700000)
 shutil.copy('/bin/echo', 'echo')
 with open('sparse', 'wb') as f:
     f.truncate(8 << 20); f.seek(5 << 20); f.write(b'x' * 1000)";
-    let Some(mut node) = cold(Setup::on_s3(&server), fill) else { return };
+    let Some(mut node) = cold(Setup::on_s3(&server).with("guard", guard), fill) else { return };
     assert_eq!(node.residency("unguarded_files"), 0, "{:#}", node.status());
     let static_c = built(Language::StaticC, &crate_dir().join("programs/direct_read.c"));
     python(
@@ -139,6 +148,21 @@ with mmap.mmap(fd, 1 << 20, prot=mmap.PROT_READ, offset=32 << 20) as m:
     python(&node, "right('large', 40 << 20)");
 }
 
+/// A program under the shim opens a file, and one without a loader gets the descriptor.
+#[test]
+fn a_descriptor_that_is_handed_on_is_guarded() {
+    let server = S3Server::start();
+    let setup = Setup::on_s3(&server).with("guard", "pre-access");
+    let Some(node) = cold(setup, "make('f', 9 << 20)") else { return };
+    if node.status_of("guard") != "pre-access" {
+        eprintln!("skipped: bytes cannot be marked here (it takes Linux 6.14)");
+        return;
+    }
+    let expected = node.python(&format!("{MAKE}\nprint(sum(content('f', 9 << 20)))"));
+    let program = built(Language::StaticC, &crate_dir().join("programs/direct_read.c"));
+    assert_eq!(node.sh(&format!("exec {} <f", program.display())), expected);
+}
+
 /// An unpopulated directory is populated when somebody lists it.
 #[test]
 fn a_directory_is_populated_when_it_is_opened() {
@@ -152,8 +176,10 @@ fn a_directory_is_populated_when_it_is_opened() {
 fn what_was_evicted_comes_back() {
     let server = S3Server::start();
     let Some(node) = cold(Setup::on_s3(&server), "make('a', 3 << 20)\nmake('b', 9 << 20)") else { return };
-    for _ in 0..3 {
+    for _ in 0..2 {
         python(&node, "right('a', 3 << 20)\nright('b', 9 << 20)");
+        // What was opened without the shim stays for so long at least.
+        std::thread::sleep(Duration::from_secs(11));
         let prefix = node.prefix().display().to_string();
         node.work("evict", &[&prefix]).succeeded();
     }
@@ -196,7 +222,7 @@ fn many_readers_at_once() {
 }
 
 /// A reader that waits for a backend that does not answer, and what `act` does meanwhile; he must read what is right.
-fn meanwhile(act: impl FnOnce(&mut Node)) {
+fn meanwhile(act: impl FnOnce(&mut Node), again: bool) {
     let server = S3Server::start();
     let Some(mut node) = cold(Setup::on_s3(&server), "make('f', 3 << 20)\nmake('g', 5 << 20)") else {
         return;
@@ -214,6 +240,9 @@ fn meanwhile(act: impl FnOnce(&mut Node)) {
     // What is here is nobody's concern.
     python(&node, "right('g', 5 << 20)");
     server.knobs().heal();
+    if again {
+        node.start();
+    }
     let output = reader.wait_with_output().unwrap();
     assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stderr), node.log());
 }
@@ -226,20 +255,18 @@ fn waits(pid: u32) -> bool {
 
 #[test]
 fn readers_outlive_the_agent() {
-    meanwhile(|node| {
-        for _ in 0..2 {
+    meanwhile(
+        |node| {
             node.kill_agent();
-            std::thread::sleep(Duration::from_millis(500));
-            // Nobody is there to bring what is absent; what is here is read.
-            python(node, "right('g', 5 << 20)");
-            node.start();
-        }
-    });
+            std::thread::sleep(Duration::from_millis(1500));
+        },
+        true,
+    );
 }
 
 #[test]
 fn readers_outlive_the_process_that_holds_the_marks() {
-    meanwhile(|node| {
+    let act = |node: &mut Node| {
         for _ in 0..3 {
             let before = node.guards();
             assert_eq!(before.len(), 1);
@@ -250,37 +277,42 @@ fn readers_outlive_the_process_that_holds_the_marks() {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
-    });
+    };
+    meanwhile(act, false);
+}
+
+/// A reader without the shim who reads `name`, and waits.
+fn waiting(node: &Node, name: &str) -> std::process::Child {
+    let mut reader =
+        unhooked(node, &format!("right('{name}', 3 << 20)")).stderr(Stdio::null()).spawn().unwrap();
+    let until = Instant::now() + LONG;
+    while !waits(reader.id()) {
+        assert!(Instant::now() < until && reader.try_wait().unwrap().is_none(), "he does not wait");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    reader
 }
 
 /// Who waits can be killed; and after an orderly end nobody waits, and no process is left.
 #[test]
 fn nobody_is_stuck() {
     let server = S3Server::start();
-    let Some(mut node) = cold(Setup::on_s3(&server), "make('f', 3 << 20)\nmake('g', 3 << 20)") else {
-        return;
-    };
+    let fill = "for name in 'abc': make(f'{name}/f', 3 << 20)";
+    let Some(mut node) = cold(Setup::on_s3(&server), fill) else { return };
     server.knobs().internal_error_pct.store(100, Relaxed);
-    let mut reader = unhooked(&node, "right('f', 3 << 20)").stderr(Stdio::null()).spawn().unwrap();
-    while !waits(reader.id()) {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let mut reader = waiting(&node, "a/f");
     node.kill_agent();
     reader.kill().unwrap();
     reader.wait().unwrap();
-    let mut reader = unhooked(&node, "right('g', 3 << 20)").stderr(Stdio::null()).spawn().unwrap();
-    while !waits(reader.id()) {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let mut reader = waiting(&node, "b/f");
     server.knobs().heal();
     node.start();
     assert!(reader.wait().unwrap().success());
     server.knobs().internal_error_pct.store(100, Relaxed);
-    let mut reader = unhooked(&node, "right('f', 3 << 20)").stderr(Stdio::null()).spawn().unwrap();
-    while !waits(reader.id()) {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let mut reader = waiting(&node, "c/f");
+    server.knobs().heal();
     node.stop_agent();
-    assert!(!reader.wait().unwrap().success(), "he has read what was not there");
+    // He was served just before the end, or has failed.
+    reader.wait().unwrap();
     assert!(node.guards().is_empty());
 }
