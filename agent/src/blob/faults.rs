@@ -7,11 +7,11 @@
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
@@ -49,8 +49,18 @@ pub(crate) struct Faulty {
     /// Milliseconds that every request takes.
     pub(crate) delay_ms: AtomicU64,
     /// What was asked while requests took time.
-    pub(crate) asked: Mutex<Vec<String>>,
+    asked: Arc<Mutex<Vec<Asked>>>,
 }
+
+/// A request, from when on it was under way and until when.
+struct Asked {
+    what: String,
+    began: Instant,
+    ended: Instant,
+}
+
+/// How long a request takes while round trips are counted.
+const TRIP: Duration = Duration::from_millis(250);
 
 impl std::fmt::Debug for Faulty {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -73,11 +83,43 @@ impl Faulty {
         *self.plan.lock().unwrap() = None;
     }
 
-    async fn travel(&self, what: &str, path: &Path) {
-        let delay = self.delay_ms.load(Ordering::Relaxed);
-        if delay > 0 {
-            self.asked.lock().unwrap().push(format!("{what} {path}"));
-            tokio::time::sleep(Duration::from_millis(delay)).await;
+    /// Does some work over a store that is far away; how many requests came one after another: no more than the time allows,
+    /// and no more than the longest chain, of those that had an answer by then, in which each began after the one before
+    /// had ended. They are printed. What has one of the names in `background` does not count.
+    pub(crate) fn round_trips(&self, what: &str, background: &[&str], work: impl FnOnce()) -> usize {
+        self.asked.lock().unwrap().clear();
+        self.delay_ms.store(TRIP.as_millis() as u64, Ordering::Relaxed);
+        let start = Instant::now();
+        work();
+        let took = start.elapsed();
+        self.delay_ms.store(0, Ordering::Relaxed);
+        let mut asked = std::mem::take(&mut *self.asked.lock().unwrap());
+        asked.retain(|asked| !background.iter().any(|name| asked.what.contains(name)));
+        asked.sort_by_key(|asked| asked.began);
+        let mut trips: Vec<usize> = Vec::new();
+        println!("{what}: {} ms", took.as_millis());
+        for (at, one) in asked.iter().enumerate() {
+            let before = asked.iter().zip(&trips).take(at).filter(|(other, _)| other.ended <= one.began);
+            let trip = 1 + before.map(|(_, trip)| *trip).max().unwrap_or(0);
+            let since = |moment: Instant| moment.saturating_duration_since(start).as_millis();
+            println!("{trip:4} {:5}-{:<5} {}", since(one.began), since(one.ended), one.what);
+            trips.push(trip);
+        }
+        let time = took.as_millis() / TRIP.as_millis();
+        trips.into_iter().max().unwrap_or(0).min(usize::try_from(time).unwrap_or(usize::MAX))
+    }
+
+    /// A request on its way, for as long as requests take.
+    fn travel(&self, what: String) -> impl Future<Output = ()> + Send + 'static {
+        let delay = Duration::from_millis(self.delay_ms.load(Ordering::Relaxed));
+        let asked = Arc::clone(&self.asked);
+        async move {
+            if delay.is_zero() {
+                return;
+            }
+            let began = Instant::now();
+            tokio::time::sleep(delay).await;
+            asked.lock().unwrap().push(Asked { what, began, ended: Instant::now() });
         }
     }
 
@@ -105,7 +147,7 @@ fn conflict(path: &Path) -> Error {
 #[async_trait]
 impl ObjectStore for Faulty {
     async fn put_opts(&self, path: &Path, payload: PutPayload, mut options: PutOptions) -> Result<PutResult> {
-        self.travel("PUT", path).await;
+        self.travel(format!("PUT {path}")).await;
         if Self::is(&self.no_bucket) {
             return Err(no_bucket(path));
         }
@@ -153,7 +195,8 @@ impl ObjectStore for Faulty {
     }
 
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        self.travel(&format!("GET {:?} {}", options.range, options.head), path).await;
+        let part = options.range.as_ref().map(|range| format!(" {range:?}")).unwrap_or_default();
+        self.travel(format!("{} {path}{part}", if options.head { "HEAD" } else { "GET" })).await;
         if Self::is(&self.no_bucket) {
             return Err(no_bucket(path));
         }
@@ -172,17 +215,8 @@ impl ObjectStore for Faulty {
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let listed = self.inner.list(prefix);
-        let delay = Duration::from_millis(self.delay_ms.load(Ordering::Relaxed));
-        if delay.is_zero() {
-            return listed;
-        }
-        self.asked.lock().unwrap().push(format!("LIST {prefix:?}"));
-        futures::stream::once(async move {
-            tokio::time::sleep(delay).await;
-            listed
-        })
-        .flatten()
-        .boxed()
+        let travel = self.travel(format!("LIST {}", prefix.map(ToString::to_string).unwrap_or_default()));
+        futures::stream::once(travel.map(|()| listed)).flatten().boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {

@@ -1,6 +1,7 @@
 //! The engine as a whole, over a real tree and an in-memory backend: what is committed is what was there.
 
 mod evict;
+mod far;
 mod lazy;
 mod links;
 mod mapped;
@@ -101,6 +102,8 @@ struct Node {
     sink: Arc<Mutex<DirtySet>>,
     volume: Option<Arc<Volume>>,
     url: String,
+    /// What is used instead of a store of that URL.
+    store: Option<Arc<crate::blob::faults::Faulty>>,
     at_thaw: AtThaw,
     at_freeze: AtThaw,
     hydrate: Hydrate,
@@ -155,30 +158,39 @@ impl Node {
     }
 
     fn with(url: &str, hydrate: Hydrate) -> Self {
+        let mut node = Self::stopped(url, hydrate);
+        node.start().unwrap();
+        node
+    }
+
+    /// A node whose agent was not started yet.
+    fn stopped(url: &str, hydrate: Hydrate) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("tree")).unwrap();
         fs::create_dir_all(dir.path().join("state")).unwrap();
-        let mut node = Self {
+        Self {
             dir,
             sink: Arc::default(),
             volume: None,
             url: url.into(),
+            store: None,
             at_thaw: AtThaw::default(),
             at_freeze: AtThaw::default(),
             hydrate,
             table: Arc::new(ResidencyTable::anonymous().unwrap()),
             faults: Arc::default(),
             durability: Durability::Remote,
-        };
-        node.start().unwrap();
-        node
+        }
     }
 
     fn start(&mut self) -> Result<(), VolumeError> {
         // The index is open once at a time.
         self.volume = None;
-        let store = Store::open(&self.url, &StoreOptions::default())
-            .map_err(|e| VolumeError::Failed(e.to_string()))?;
+        let store = match &self.store {
+            Some(store) => Store::over(Arc::clone(store) as Arc<dyn object_store::ObjectStore>, &self.url),
+            None => Store::open(&self.url, &StoreOptions::default()),
+        }
+        .map_err(|e| VolumeError::Failed(e.to_string()))?;
         let meta = crate::meta::open(&store)?;
         let options = VolumeOptions {
             tree: self.tree(),

@@ -6,6 +6,7 @@ mod durable;
 mod hooks;
 mod residency;
 mod rig;
+mod small;
 mod table;
 mod turns;
 

@@ -62,11 +62,7 @@ impl Rig {
     /// tests, it is those that are measured.
     pub fn of_hooks(dir: Option<&Path>) -> Result<Self> {
         let sh = workspace::shell()?;
-        let named = |name| std::env::var_os(name).map(PathBuf::from);
-        let built = match (named("STORESHIM_BIN"), named("STORESHIM_SHIM")) {
-            (Some(program), Some(shim)) => build::Built { program, shim },
-            _ => build::build(&sh, true)?,
-        };
+        let built = build::named(&sh, true)?;
         Self::with(&sh, built, dir)
     }
 

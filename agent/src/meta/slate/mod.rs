@@ -12,6 +12,7 @@
 //!   writer opens it again *at the epoch it holds*, which fails if another agent has taken the volume meanwhile.
 //!   The marker record then tells which batches are durable, so that no batch is written over a later one.
 
+mod ahead;
 mod open;
 #[cfg(test)]
 mod tests;

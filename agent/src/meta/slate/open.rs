@@ -5,15 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use object_store::path::Path;
+use object_store::ObjectStore;
 use slatedb::config::{
-    CompactionWorkerOptions, CompactorOptions, GarbageCollectorDirectoryOptions, GarbageCollectorOptions,
-    Settings,
+    CompactionWorkerOptions, CompactorOptions, DbReaderOptions, GarbageCollectorDirectoryOptions,
+    GarbageCollectorOptions, ScanOptions, Settings,
 };
 use slatedb::db_cache::DbCache;
-use slatedb::{CloseReason, CompactorBuilder, Db, ErrorKind};
+use slatedb::{
+    CacheTarget, CloseReason, CompactorBuilder, Db, DbCacheManagerOps, DbReader, DbReaderMode, ErrorKind,
+};
 use tokio::sync::{mpsc, oneshot};
 
+use super::ahead::Ahead;
 use super::writer::Writer;
 use super::{Shared, SlateMeta, read_options};
 use crate::blob::{Store, explain};
@@ -23,8 +26,6 @@ use crate::meta::{Meta, MetaError, Result};
 
 /// Where SlateDB lives under the volume's prefix.
 const ROOT: &str = "meta";
-/// SlateDB's first object, without which there is no volume.
-const MANIFESTS: &str = "meta/manifest";
 /// Names that may lie under the prefix of a volume that does not exist yet.
 const HARMLESS: [&str; 2] = ["probe/", "lost+found/"];
 /// Blocks, indexes and filters kept in memory, bytes.
@@ -35,6 +36,13 @@ const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 const COMPACTION_PAUSE: Duration = Duration::from_secs(5);
 /// Opening is given up after this, for the caller to say so and try again.
 const OPEN_PATIENCE: Duration = Duration::from_secs(120);
+/// Bytes of indexes and filters that an opening reads.
+const INDEX_BYTES: u64 = 8 << 20;
+/// Names in the root that it reads, and bytes of them at once.
+const ENTRIES: usize = 1000;
+const ENTRIES_BYTES: usize = 256 << 10;
+/// Longest wait for what is only read so that it is in memory.
+const WARM_PATIENCE: Duration = Duration::from_secs(2);
 /// Longest wait for the closing of a volume whose store turned out to be of no use.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -71,15 +79,21 @@ fn open_checked(store: &Store, probe: impl AsyncFnOnce() -> Result<()>) -> Resul
 }
 
 async fn open_volume(store: &Store, probe: impl AsyncFnOnce() -> Result<()>) -> Result<Arc<dyn Meta>> {
-    let existing = holds_volume(store).await;
-    if !matches!(existing, Ok(true)) {
+    let ahead = Arc::new(Ahead::begin(store.objects()));
+    let existing = match ahead.has_manifests().await {
+        Ok(true) => Ok(()),
+        Ok(false) => holds_nothing(store).await,
+        Err(error) => Err(cannot_list(store, &error)),
+    };
+    if !matches!(ahead.has_manifests().await, Ok(true)) {
         // What is wrong with the store says more than what it then does.
         probe().await?;
-        return begin_volume(store, existing?).await;
+        existing?;
+        return begin_volume(store, None).await;
     }
     let begun = Mutex::new(None);
     let begin = async {
-        let meta = begin_volume(store, true).await?;
+        let meta = begin_volume(store, Some(&ahead)).await?;
         *begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&meta));
         Ok(meta)
     };
@@ -96,12 +110,24 @@ async fn open_volume(store: &Store, probe: impl AsyncFnOnce() -> Result<()>) -> 
     Err(error)
 }
 
-async fn begin_volume(store: &Store, existing: bool) -> Result<Arc<dyn Meta>> {
-    let db = build(store, None).await.map_err(|error| open_error(store, &error))?;
+/// Makes a volume, or opens the one that `ahead` has found.
+async fn begin_volume(store: &Store, ahead: Option<&Arc<Ahead>>) -> Result<Arc<dyn Meta>> {
+    let cache: Arc<dyn DbCache> = Arc::new(Cache::new(CACHE_BYTES));
+    let db = match ahead {
+        None => build_with(Arc::clone(store.objects()), cache, None).await,
+        Some(ahead) => {
+            let objects = Arc::clone(ahead) as Arc<dyn ObjectStore>;
+            let (warm, is_warm) = oneshot::channel();
+            tokio::spawn(self::warm(Arc::clone(&objects), Arc::clone(&cache), warm));
+            let (db, _) = tokio::join!(build_with(objects, cache, None), is_warm);
+            ahead.end();
+            db
+        }
+    };
+    let db = db.map_err(|error| open_error(store, &error))?;
     let shared =
         Arc::new(Shared { store: store.clone(), db: RwLock::new(db.clone()), fatal: Mutex::new(None) });
-    let (checked, ()) = tokio::join!(check_format(&shared, &db, existing), warm(&db));
-    if let Err(error) = checked {
+    if let Err(error) = check_format(&shared, &db, ahead.is_some()).await {
         let _ = db.close().await;
         return Err(error);
     }
@@ -110,36 +136,73 @@ async fn begin_volume(store: &Store, existing: bool) -> Result<Arc<dyn Meta>> {
     Ok(Arc::new(SlateMeta { shared, queue: Mutex::new(Some(queue)), ended: Mutex::new(Some(ended)) }))
 }
 
-/// Reads what is read of every volume next, so that it is in memory then.
-async fn warm(db: &Db) {
-    let (options, root) = (read_options(), records::key::inode(records::ROOT_INODE));
-    let (head, totals) = (records::key::head(), records::key::totals());
-    // An error comes again when it matters.
-    let _ = tokio::join!(
-        db.get_with_options(&head, &options),
-        db.get_with_options(&totals, &options),
-        db.get_with_options(&root, &options)
-    );
+/// Reads what is read of every volume first, beside the claim of the epoch, so that it is in the cache then: what it finds is of
+/// objects that never change, and is shown to nobody. Hangs up `is_warm` once an opening has all that it needs. An error comes
+/// again when it matters.
+async fn warm(objects: Arc<dyn ObjectStore>, cache: Arc<dyn DbCache>, is_warm: oneshot::Sender<()>) {
+    let options = DbReaderOptions {
+        manifest_poll_interval: NEVER,
+        skip_wal_replay: true,
+        object_store_max_retries: Some(0),
+        ..DbReaderOptions::default()
+    };
+    let reader = DbReader::builder(ROOT, objects)
+        .with_reader_mode(DbReaderMode::FollowLatest)
+        .with_options(options)
+        .with_db_cache(cache, 0)
+        .build();
+    let Ok(Ok(reader)) = tokio::time::timeout(WARM_PATIENCE, reader).await else { return };
+    let first = async {
+        let (format, head, totals) = (records::key::format(), records::key::head(), records::key::totals());
+        let root = records::key::inode(records::ROOT_INODE);
+        let _ = tokio::join!(reader.get(&format), reader.get(&head), reader.get(&totals), reader.get(&root));
+        drop(is_warm);
+    };
+    let read = async {
+        warm_indexes(&reader).await;
+        tokio::join!(first, warm_entries(&reader));
+    };
+    let _ = tokio::time::timeout(WARM_PATIENCE, read).await;
+    let _ = reader.close().await;
 }
 
-/// Whether a volume is there; an error when something else is.
-async fn holds_volume(store: &Store) -> Result<bool> {
-    let cannot_list = |error: &object_store::Error| {
-        MetaError::Unavailable(format!("cannot list the objects in '{}': {}", store.shown(), explain(error)))
-    };
-    let first = |prefix: Option<Path>| {
-        let objects = store.objects().list(prefix.as_ref());
-        let mut foreign = Box::pin(objects.try_filter(|object| {
-            let harmless = HARMLESS.iter().any(|name| object.location.as_ref().starts_with(name));
-            std::future::ready(!harmless)
-        }));
-        async move { foreign.try_next().await }
-    };
-    if first(Some(Path::from(MANIFESTS))).await.map_err(|error| cannot_list(&error))?.is_some() {
-        return Ok(true);
+/// Where in the tables keys are: of all tables, as far as they may be kept; the youngest first.
+async fn warm_indexes(reader: &DbReader) {
+    let (manifest, mut bytes) = (reader.manifest(), 0);
+    let few = manifest.all_sst_views().map(|view| &view.sst).take_while(|sst| {
+        bytes += sst.info.index_len + sst.info.filter_len;
+        bytes <= INDEX_BYTES
+    });
+    // Several targets of one call come one after another.
+    let reads = few.flat_map(|sst| {
+        [&[CacheTarget::Index], &[CacheTarget::Filters]].map(|target| reader.warm_sst(sst.id, target))
+    });
+    futures::future::join_all(reads).await;
+}
+
+/// The names in the root.
+async fn warm_entries(reader: &DbReader) {
+    let root = records::key::dentries_of(records::ROOT_INODE);
+    let options = ScanOptions::default().with_cache_blocks(true).with_read_ahead_bytes(ENTRIES_BYTES);
+    let Ok(mut names) = reader.scan_prefix_with_options(&root, .., &options).await else { return };
+    for _ in 0..ENTRIES {
+        let Ok(Some(_)) = names.next().await else { return };
     }
-    match first(None).await.map_err(|error| cannot_list(&error))? {
-        None => Ok(false),
+}
+
+fn cannot_list(store: &Store, error: &object_store::Error) -> MetaError {
+    MetaError::Unavailable(format!("cannot list the objects in '{}': {}", store.shown(), explain(error)))
+}
+
+/// Refuses a prefix without a volume that holds something else.
+async fn holds_nothing(store: &Store) -> Result<()> {
+    let objects = store.objects().list(None);
+    let mut foreign = Box::pin(objects.try_filter(|object| {
+        let harmless = HARMLESS.iter().any(|name| object.location.as_ref().starts_with(name));
+        std::future::ready(!harmless)
+    }));
+    match foreign.try_next().await.map_err(|error| cannot_list(store, &error))? {
+        None => Ok(()),
         Some(object) if object.location.as_ref().starts_with("packs/") => Err(MetaError::Damaged(format!(
             "'{}' holds packs of a volume ({}) but no metadata; restore the objects under {ROOT}/ from a copy, or choose \
              another prefix",
@@ -205,9 +268,15 @@ fn open_error(store: &Store, error: &slatedb::Error) -> MetaError {
 
 /// Opens SlateDB as the writer; with `epoch`, only if that is still the current one.
 pub(super) async fn build(store: &Store, epoch: Option<u64>) -> std::result::Result<Db, slatedb::Error> {
-    let cache: Arc<dyn DbCache> = Arc::new(Cache::new(CACHE_BYTES));
-    let mut builder =
-        Db::builder(ROOT, Arc::clone(store.objects())).with_settings(settings()).with_db_cache(cache, 0);
+    build_with(Arc::clone(store.objects()), Arc::new(Cache::new(CACHE_BYTES)), epoch).await
+}
+
+async fn build_with(
+    objects: Arc<dyn ObjectStore>,
+    cache: Arc<dyn DbCache>,
+    epoch: Option<u64>,
+) -> std::result::Result<Db, slatedb::Error> {
+    let mut builder = Db::builder(ROOT, objects).with_settings(settings()).with_db_cache(cache, 0);
     if let Some(epoch) = epoch {
         builder = builder.with_expected_epoch(epoch);
     }

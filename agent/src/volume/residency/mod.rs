@@ -197,6 +197,15 @@ impl Residency {
                 "the directory {state}/stage cannot be made: {e}; make room or mend the disk"
             ))
         })?;
+        match Tree::open(&options.state.join("kept"), &options.state.join("kept"), &[]) {
+            Ok(kept) => tree.set_kept(kept),
+            Err(e) => {
+                let state = options.state.display();
+                return Err(VolumeError::Failed(format!(
+                    "the directory {state}/kept cannot be opened: {e}; mend the disk"
+                )));
+            }
+        }
         let cache = Cache::new(&options, &files);
         let marks = Marks::new(options.guard, options.hydrate != Hydrate::Eager, guard);
         let table = shown.file();

@@ -7,9 +7,10 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::bench::rig::{PREFIX, Rig, run, timed};
+use crate::bench::small;
 use crate::bench::table::{Row, Table, Target, Unit, median};
 
-const FILES: usize = 10_000;
+const FILES: u64 = 10_000;
 /// PUTs for a hundred files.
 const PUTS_MAX: f64 = 1.0;
 
@@ -57,26 +58,10 @@ pub fn untar(rig: &Rig, quick: bool, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// An archive of small files in a hundred directories. No two are the same, nor are those of two rounds: what the
-/// volume has already would cost no PUT.
+/// An archive of small files, which are others in each round.
 fn archive(rig: &Rig, round: u64) -> Result<PathBuf> {
     let (source, archive) = (rig.home("source"), rig.home("source.tar"));
-    let mut state = 0x2545_f491_4f6c_dd1d_u64.wrapping_mul(2 * round + 1);
-    for number in 0..FILES {
-        let dir = source.join(format!("directory-{}", number / 100));
-        if number % 100 == 0 {
-            fs::create_dir_all(&dir)?;
-        }
-        // Text as it might be in a source tree: up to 4 KiB, and compressible by half.
-        let mut text = String::new();
-        for _ in 0..=number % 64 {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            text.push_str(&format!("{state:016x} {:016x} a line that repeats\n", !state));
-        }
-        fs::write(dir.join(format!("file-{number}")), text)?;
-    }
+    small::files(&source, FILES, round)?;
     run(Command::new("tar").arg("cf").arg(&archive).arg("-C").arg(&source).arg("."))?;
     fs::remove_dir_all(source)?;
     Ok(archive)

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::bench::rig::{Agent, PREFIX, Rig, S3, run};
+use crate::bench::small;
 use crate::workspace;
 
 /// The name of every volume in the S3 server's bucket.
@@ -66,27 +67,10 @@ impl<'a> Volumes<'a> {
         })
     }
 
-    /// Ten thousand small files in a hundred directories, as in a source tree: up to 4 KiB, compressible by half.
+    /// Ten thousand small files in a hundred directories, as in a source tree.
     pub fn small(&self, distance: u64) -> Result<S3> {
         let count = self.small_count();
-        self.serve(&format!("small-{count}"), distance, |agent| {
-            let mut state = 0x2545_f491_4f6c_dd1d_u64;
-            for number in 0..count {
-                let dir = agent.tree().join(format!("directory-{}", number / 100));
-                if number % 100 == 0 {
-                    fs::create_dir_all(&dir)?;
-                }
-                let mut text = String::new();
-                for _ in 0..=number % 64 {
-                    state ^= state << 13;
-                    state ^= state >> 7;
-                    state ^= state << 17;
-                    text.push_str(&format!("{state:016x} {:016x} a line that repeats\n", !state));
-                }
-                fs::write(dir.join(format!("file-{number}")), text)?;
-            }
-            Ok(())
-        })
+        self.serve(&format!("small-{count}"), distance, |agent| small::files(&agent.tree(), count, 0))
     }
 
     /// The URL of the one volume that a server has.

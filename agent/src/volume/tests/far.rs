@@ -1,0 +1,51 @@
+//! How many round trips a node that has nothing takes to show the first byte.
+
+use super::*;
+use crate::blob::faults::Faulty as Far;
+
+/// A volume of directories with small files, over a store that can be far away; whether its last agent had the time to put
+/// its log in order.
+fn filled(dirs: usize, files: usize, clean: bool) -> Arc<Far> {
+    let store = Arc::new(Far::default());
+    let mut node = Node::stopped("far:", Hydrate::Eager);
+    node.store = Some(Arc::clone(&store));
+    node.start().unwrap();
+    for dir in 0..dirs {
+        let dir = node.tree().join(format!("{dir}"));
+        fs::create_dir(&dir).unwrap();
+        for file in 0..files {
+            fs::write(dir.join(format!("file-{file}")), format!("{} {file}", dir.display())).unwrap();
+        }
+    }
+    node.volume().flush().unwrap();
+    drop(node.volume.take());
+    if clean {
+        let objects = Arc::clone(&store) as Arc<dyn object_store::ObjectStore>;
+        crate::meta::open(&Store::over(objects, "far:").unwrap()).unwrap().close().unwrap();
+    }
+    store
+}
+
+/// The opening, and the first byte of a file.
+fn first_byte(store: &Arc<Far>, path: &str) -> [usize; 2] {
+    let mut node = Node::stopped("far:", Hydrate::OnRead);
+    node.store = Some(Arc::clone(store));
+    let opening = store.round_trips("opening", &[], || node.start().unwrap());
+    let byte =
+        store.round_trips("first byte", &["meta/manifest", "meta/gc/", "meta/compactions", "LIST"], || {
+            drop(node.read(path, 0, 1).unwrap())
+        });
+    [opening, byte]
+}
+
+#[test]
+fn the_first_byte_is_near() {
+    let [opening, byte] = first_byte(&filled(20, 200, true), "7/file-50");
+    assert!(opening <= 5 && byte <= 7, "opening {opening}, first byte {byte}");
+}
+
+#[test]
+fn the_first_byte_is_near_after_a_crash() {
+    let [opening, byte] = first_byte(&filled(20, 200, false), "7/file-50");
+    assert!(opening <= 5 && byte <= 7, "opening {opening}, first byte {byte}");
+}
