@@ -151,8 +151,8 @@ impl Residency {
         fence(Ordering::SeqCst);
     }
 
-    /// Bytes of `ino` are about to be taken away: to be called before, with the bits of the pieces cleared after it
-    /// and the bytes removed last.
+    /// Bytes of `ino` are about to be taken away. To be called when [`Residency::set_absent`] was, and their pieces are
+    /// hidden already, and before they go: who sees the new version sees neither of what was before it.
     pub fn evicting(&self, ino: u64) {
         self.change(ino, |value| value.wrapping_add(VERSION) | ABSENT);
         fence(Ordering::SeqCst);
@@ -185,7 +185,7 @@ impl Residency {
         true
     }
 
-    /// Shows or hides a piece. To be shown after its bytes are there, hidden after [`Residency::evicting`]. `false`
+    /// Shows or hides a piece. To be shown after its bytes are there, hidden before [`Residency::evicting`]. `false`
     /// where the file has no slot or no such piece.
     pub fn set_piece(&self, ino: u64, piece: u64, here: bool) -> bool {
         let Some(slot) = self.find(ino).filter(|s| piece < s.pieces.load(Ordering::Relaxed)) else {

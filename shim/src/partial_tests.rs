@@ -131,10 +131,11 @@ impl Agent {
         if file.pinned || !std::mem::replace(&mut file.here[piece as usize], false) {
             return;
         }
-        self.table.evicting(ino);
+        self.table.set_absent(ino);
         if file.slot {
             assert!(self.table.set_piece(ino, piece, false));
         }
+        self.table.evicting(ino);
         let target = std::fs::File::options().write(true).open(&file.path).unwrap();
         let mode = (k::FALLOC_FL_PUNCH_HOLE | k::FALLOC_FL_KEEP_SIZE) as i32;
         sys::fallocate(target.as_raw_fd(), mode, (piece * PIECE) as i64, PIECE as i64).unwrap();
@@ -506,6 +507,39 @@ fn cutting_asks_before_and_growing_does_not() {
         assert_eq!(hooks::my_open(path.as_ptr(), flags, 0), -1);
         assert_eq!(agent().asked(), []);
         assert_eq!(pread(open(&path, k::O_RDONLY), 2000, 0).unwrap(), content(1000));
+    }
+}
+
+#[test]
+fn what_goes_before_a_cut_begins_is_asked_for_after_all() {
+    if !alone() {
+        return;
+    }
+    let (path, ino) = cold("cut-late", 1_000_000);
+    let fd = open(&path, k::O_RDWR);
+    let cuts: [&(dyn Fn() -> i32 + Sync); 3] = [
+        // SAFETY: a descriptor.
+        &|| unsafe { hooks::my_ftruncate(fd, 500_000) },
+        // SAFETY: a C string.
+        &|| unsafe { hooks::my_truncate(path.as_ptr(), 400_000) },
+        &|| open(&path, k::O_WRONLY | k::O_TRUNC).min(0),
+    ];
+    for (cut, size) in cuts.into_iter().zip([500_000, 400_000, 0]) {
+        agent().hydrate(ino, 0, u64::MAX, false);
+        agent().asked();
+        let mount = &run().control.mounts[1];
+        mount.frozen.store(1, Ordering::SeqCst);
+        let done = std::thread::scope(|scope| {
+            let done = scope.spawn(cut);
+            // It has looked, found all of it here, and waits for the gate.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            assert_eq!(agent().asked(), []);
+            agent().evict(ino, 3);
+            mount.frozen.store(0, Ordering::SeqCst);
+            sys::futex_wake(&mount.frozen);
+            done.join().unwrap()
+        });
+        assert_eq!((done, agent().asked()), (0, vec![Ask::Resize { ino, size }]));
     }
 }
 

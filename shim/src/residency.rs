@@ -54,6 +54,11 @@ impl Held {
         Self { index, stamp: None, complete: true }
     }
 
+    /// Where nothing need stay.
+    pub fn always(index: usize) -> Self {
+        Self { index, stamp: None, complete: false }
+    }
+
     /// Whether none of the bytes have gone since.
     #[inline(never)]
     #[must_use]

@@ -10,7 +10,7 @@ use storeshim_protocol::request::Ask;
 use crate::act::Act;
 use crate::fds::File;
 use crate::gate::{self, Inside};
-use crate::residency::{self, END};
+use crate::residency::{self, END, Held};
 use crate::sys::{self, Answer, Errno, errno, k};
 use crate::{ask, control, reading, tell};
 
@@ -89,6 +89,8 @@ pub enum Needs {
     Bytes(u64, u64),
     /// What a write of so many bytes touches.
     Written(Position, usize),
+    /// What remains when the file is cut or grown to this size.
+    Cut(u64),
 }
 
 /// Enters the gate for a change of `file`, once what it touches is here: a change of a part of what is not here would be
@@ -104,8 +106,7 @@ pub fn entered(fd: c_int, file: &File, needs: Needs) -> Result<Inside, Errno> {
     }
     loop {
         let partial = residency::is_partial(index);
-        let (held, at) =
-            if partial { touched(fd, file, needs)? } else { (residency::Held::complete(index), None) };
+        let (held, at) = if partial { touched(fd, file, needs)? } else { (Held::complete(index), None) };
         let inside = gate::enter(index, ino)?;
         // Who shares the position may have moved it, too.
         if held.still() && at.is_none_or(|at| at == position_of(fd)) {
@@ -120,7 +121,7 @@ fn position_of(fd: c_int) -> u64 {
 
 /// Brings what a change touches; also the position that it goes to, where that counts.
 #[inline(never)]
-fn touched(fd: c_int, file: &File, needs: Needs) -> Result<(residency::Held, Option<u64>), Errno> {
+fn touched(fd: c_int, file: &File, needs: Needs) -> Result<(Held, Option<u64>), Errno> {
     residency::wait_moved(file.mount, file.ino);
     if let Some(held) = residency::whole(file.mount, file.ino) {
         return Ok((held, None));
@@ -129,6 +130,7 @@ fn touched(fd: c_int, file: &File, needs: Needs) -> Result<(residency::Held, Opt
     let (start, end) = match needs {
         Needs::Nothing => (0, 0),
         Needs::Bytes(start, end) => (start, end),
+        Needs::Cut(size) => return Ok((resizing(file.mount, file.ino, size, size_of_file(fd))?, None)),
         Needs::Written(position, n) => {
             let start = position.start(fd);
             reading::moved(fd);
@@ -174,29 +176,39 @@ pub fn made_room(index: usize, bytes: u64) -> bool {
     ask::request(index, Ask::Room { bytes }).is_ok()
 }
 
-/// Before a file of `ino` gets another `size`: what the agent has to do about what is not here.
+/// Before a file of `ino` gets another `size`: what the agent has to do about what is not here. What it has done holds for
+/// as long as the answer does.
 ///
 /// Errors: those of [`ask::request`].
 #[inline(never)]
-pub fn resizing(index: usize, ino: u64, size: u64, now: u64) -> Result<(), Errno> {
-    if size < now && residency::is_partial(index) && residency::held(index, ino, 0, END).is_none() {
+fn resizing(index: usize, ino: u64, size: u64, now: u64) -> Result<Held, Errno> {
+    if !residency::is_partial(index) {
+        return Ok(Held::complete(index));
+    }
+    if size < now {
+        if let Some(held) = residency::held(index, ino, 0, END) {
+            return Ok(held);
+        }
+        // What was told is not evicted: the last piece stays.
         tell::note(index, &Intent::Written { ino, offset: size, length: u64::MAX });
         ask::request(index, Ask::Resize { ino, size })?;
     }
-    Ok(())
+    Ok(Held::always(index))
 }
 
 /// The same for a file that is to be emptied or cut by its name. `opened` is a descriptor that writes to it, which is
 /// closed: only who may write may cut, and what refuses the one refuses the other, too.
+///
+/// Errors: as there.
 #[cold]
 #[inline(never)]
-pub fn resizing_opened(index: usize, opened: Answer, size: u64) -> Result<(), Errno> {
-    let Ok(fd) = opened else { return Ok(()) };
+pub fn resizing_opened(index: usize, opened: Answer, size: u64) -> Result<Held, Errno> {
+    let Ok(fd) = opened else { return Ok(Held::always(index)) };
     let asked = match sys::fstat(fd as c_int) {
         Ok(stat) if sys::is_regular(&stat) && control::is_on(index, &stat) => {
             resizing(index, stat.st_ino, size, stat.st_size as u64)
         }
-        _ => Ok(()),
+        _ => Ok(Held::always(index)),
     };
     sys::close(fd as c_int);
     asked

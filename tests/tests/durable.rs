@@ -310,7 +310,7 @@ impl Containers {
             eprintln!("skipped: {why}");
             return None;
         }
-        let engine = Engine::start(&["sh", "-c", &entry()]).unwrap();
+        let engine = Engine::start(&["sh", "-c", &entry()], None).unwrap();
         Some(Self { runtime: start(Some(&engine)), engine })
     }
 

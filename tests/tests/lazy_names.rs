@@ -40,7 +40,7 @@ macro_rules! placements {
     )+};
 }
 
-placements!(changes lists repository removal walkers);
+placements!(another_name changes lists repository removal walkers);
 
 /// A node that has nothing of the volume which `fill` has made.
 fn cold(server: &S3Server, setup: Setup, fill: &str) -> Node {
@@ -140,6 +140,18 @@ fn changes(server: &S3Server, setup: Setup) {
     node.flush();
     node.warm();
     node.survives("changes of names that were not here");
+}
+
+/// What was written by a name that went belongs to the other name, also where nobody has met that yet.
+fn another_name(server: &S3Server, setup: Setup) {
+    let fill = "mkdir -p a b/c/d/e/f/g; for i in 1 2 3; do echo old > a/$i; ln a/$i b/c/d/e/f/g/$i; done";
+    let mut node = cold(server, setup, fill);
+    node.sh("echo more >> a/1; rm a/1; exec 3>> a/2; rm a/2; echo more >&3; echo new > a/new; mv a/new a/3");
+    node.flush();
+    node.lose();
+    node.start();
+    assert_eq!(node.sh("cat b/c/d/e/f/g/{1,2,3}; ls a; cat a/3"), "old\nmore\nold\nmore\nold\n3\nnew\n");
+    node.sh("rm -r a b");
 }
 
 fn lists(server: &S3Server, setup: Setup) {

@@ -72,6 +72,8 @@ const ANY: { [Name in keyof typeof SHAPES]?: fc.Arbitrary<unknown> } = {
   OpenAnswer: fc.record({ epoch: number, last: number, version: number }),
   CommitRequest: fc.record({ number, nonce, ops: fc.array(fc.tuple(bytes(), optional(bytes()))) }),
   CommitAnswer: number,
+  StageRequest: fc.record({ number, nonce, part: u32, ops: fc.array(fc.tuple(bytes(), optional(bytes()))) }),
+  CommitStagedRequest: fc.record({ number, nonce, parts: u32 }),
   GetRequest: bytes(),
   GetAnswer: optional(bytes()),
   ScanRequest: fc.record({ prefix: bytes(), after: optional(bytes()), maxPairs: u32, maxBytes: u32 }),

@@ -29,6 +29,8 @@ class Tree {
   readonly asked: number[] = [];
   /** Does not answer this many requests: the connection breaks instead. */
   breaks = 0;
+  /** Called before a connection breaks. */
+  ending: () => Promise<unknown> = async () => undefined;
   version = 1;
 
   private stat(name: string): wire.Stat {
@@ -44,11 +46,12 @@ class Tree {
 
   /** Serves a connection from now on. */
   serve(connection: Connection): void {
-    connection.serve = (op, body) => {
+    connection.serve = async (op, body) => {
       this.asked.push(op);
       const answer = this.answer(op, body);
       if (this.breaks > 0) {
         this.breaks -= 1;
+        await this.ending();
         connection.close();
         return new Uint8Array(0);
       }
@@ -164,6 +167,21 @@ test("a connection that breaks within an operation: it is done over the next one
   }
   assert.equal(tree.files.size, 0);
   await runtime.fetch("/test/breaks/stop");
+  listener.end();
+});
+
+test("a read whose agent ends is answered by what was committed, without waiting for another agent", async () => {
+  const tree = new Tree();
+  tree.files.set("a", Buffer.from("never committed"));
+  const listener = await agentOf("ends", tree);
+  assert.equal(await (await file("ends", "a")).text(), "never committed");
+  // Its container is killed while it is asked.
+  tree.ending = () => runtime.fetch("/test/ends/stop");
+  tree.breaks = 1;
+  const began = Date.now();
+  const answer = await file("ends", "a");
+  assert.equal(answer.status, 404, await answer.text());
+  assert.ok(Date.now() - began < 5_000, `after ${Date.now() - began} ms`);
   listener.end();
 });
 

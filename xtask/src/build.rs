@@ -34,10 +34,25 @@ pub fn main(arguments: &Arguments) -> Result<()> {
 /// for `release`; its dependencies are in any case.
 pub fn build(sh: &Shell, release: bool) -> Result<Built> {
     let shim = shim(sh)?;
-    let profile = release.then_some("--release");
-    cmd!(sh, "cargo build --quiet --locked --package storeshim-agent {profile...}").quiet().run()?;
+    // As the tests build it: the features that the whole workspace asks of its dependencies, which so are compiled once. What is
+    // released has its own only.
+    let selected: &[&str] = if release {
+        &["--release", "--package", "storeshim-agent"]
+    } else {
+        &["--workspace", "--bin", "storeshim"]
+    };
+    cmd!(sh, "cargo build --quiet --locked {selected...}").quiet().run()?;
     let folder = if release { "release" } else { "debug" };
     Ok(Built { program: workspace::target()?.join(folder).join("storeshim"), shim })
+}
+
+/// What `STORESHIM_BIN` and `STORESHIM_SHIM` name, as for the tests; built where they name nothing.
+pub fn named(sh: &Shell, release: bool) -> Result<Built> {
+    let named = |name| std::env::var_os(name).map(PathBuf::from);
+    match (named("STORESHIM_BIN"), named("STORESHIM_SHIM")) {
+        (Some(program), Some(shim)) => Ok(Built { program, shim }),
+        _ => build(sh, release),
+    }
 }
 
 /// Builds the shim alone.

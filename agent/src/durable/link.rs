@@ -14,6 +14,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot, watch};
 
+use super::commits::{Commit, Encoded};
 use super::files::Files;
 use super::wire::frame::{self, Frame, Message};
 use super::wire::messages::{self, Nonce, Opened, op};
@@ -24,8 +25,6 @@ use crate::blob::{Counted, Health, Kind};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Bounds of the pause before commits that were refused for now are sent again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// What has no room in a message besides the operations of a commit.
-const LARGEST_COMMIT: usize = frame::MAX_MESSAGE - (64 << 10);
 /// A volume that is given back is waited for this long.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -68,21 +67,19 @@ struct Call {
 /// Called once, with what became of a commit; it must not block.
 pub type OnCommit = Box<dyn FnOnce(Result<()>) + Send>;
 
-/// A commit that is not answered in its turn yet.
-struct Commit {
-    number: u64,
-    body: Body,
-    answer: Option<OnCommit>,
-    /// The request's number on the present connection.
-    sent: Option<u64>,
-    made: bool,
-}
-
 /// What was sent over the present connection and is not answered.
 enum Sent {
     Open,
-    Commit(u64, usize),
+    Commit(Piece),
     Call(Call),
+}
+
+/// A message of a commit.
+#[derive(Clone, Copy)]
+struct Piece {
+    number: u64,
+    place: usize,
+    bytes: usize,
 }
 
 /// What the other side takes at once.
@@ -238,36 +235,29 @@ impl Link {
 
     /// Hands over a commit; commits are made in this order.
     pub fn commit(&self, ops: &messages::Ops, answer: OnCommit) {
-        let mut answer = Some(answer);
-        // Without the lock; its number, which leads it, is known later.
-        let mut body = messages::encode_commit(0, &rand::random(), ops);
+        // Without the lock.
+        let encoded = Encoded::new(ops);
         let refused = {
             let mut state = self.state();
-            if let Some(error) = &state.fatal {
-                Some(error.clone())
-            } else if state.closing {
-                Some(closed())
-            } else {
-                let number = state.submitted + 1;
-                if body.len() > LARGEST_COMMIT {
-                    let error = too_large(body.len());
+            match (state.fatal.clone(), encoded) {
+                (Some(error), _) => Some((error, answer)),
+                _ if state.closing => Some((closed(), answer)),
+                (None, Ok(encoded)) => {
+                    state.submitted += 1;
+                    let commit = Commit::new(state.submitted, encoded, answer);
+                    state.commits.push_back(commit);
+                    None
+                }
+                (None, Err(error)) => {
                     // Those behind it would be made without it.
                     self.end_with(&mut state, error.clone());
-                    Some(error)
-                } else {
-                    state.submitted = number;
-                    if let Some(place) = body.first_chunk_mut() {
-                        *place = number.to_le_bytes();
-                    }
-                    let (body, answer) = (body.into(), answer.take());
-                    state.commits.push_back(Commit { number, body, answer, sent: None, made: false });
-                    None
+                    Some((error, answer))
                 }
             }
         };
-        match (refused, answer) {
-            (Some(error), Some(answer)) => answer(Err(error)),
-            _ => self.wake.notify_one(),
+        match refused {
+            Some((error, answer)) => answer(Err(error)),
+            None => self.wake.notify_one(),
         }
     }
 
@@ -337,8 +327,8 @@ impl Link {
         if state.fatal.is_some() {
             return;
         }
-        for answer in state.commits.drain(..).filter_map(|commit| commit.answer) {
-            answer(Err(error.clone()));
+        for commit in state.commits.drain(..) {
+            commit.answer(Err(error.clone()));
         }
         let sent = state
             .sent
@@ -373,9 +363,7 @@ impl Link {
         state.ready = false;
         state.answers.clear();
         state.serving = 0;
-        for commit in &mut state.commits {
-            commit.sent = None;
-        }
+        state.commits.iter_mut().for_each(Commit::again);
         let mut again: Vec<_> = state.sent.drain().collect();
         again.sort_by_key(|(id, _)| *id);
         for (_, sent) in again.into_iter().rev() {
@@ -442,16 +430,16 @@ impl Link {
         }
         let wait = state.commits_wait.filter(|until| *until > Instant::now());
         if wait.is_none()
-            && let Some(at) = state.commits.iter().position(|commit| commit.sent.is_none() && !commit.made)
-            && let Some(body) = state.commits.get(at).map(|commit| commit.body.clone())
+            && let Some(at) = state.commits.iter().position(|commit| commit.upcoming().is_some())
+            && let Some((op, body)) = state.commits.get(at).and_then(Commit::upcoming)
             && state.has_room(body.len())
         {
-            let id = state.number(body.len());
+            let (body, id) = (body.clone(), state.number(body.len()));
             if let Some(commit) = state.commits.get_mut(at) {
-                commit.sent = Some(id);
-                state.sent.insert(id, Sent::Commit(commit.number, body.len()));
+                let piece = Piece { number: commit.number, place: commit.sent(), bytes: body.len() };
+                state.sent.insert(id, Sent::Commit(piece));
             }
-            return (Some(state.request(op::COMMIT, id, body)), None);
+            return (Some(state.request(op, id, body)), None);
         }
         (state.take_call(false), wait)
     }
@@ -487,9 +475,9 @@ impl Link {
         }
         match sent {
             Sent::Open => self.opened(state, answer)?,
-            Sent::Commit(number, cost) => {
-                state.sent_bytes = state.sent_bytes.saturating_sub(cost);
-                self.committed(state, number, answer)?;
+            Sent::Commit(piece) => {
+                state.sent_bytes = state.sent_bytes.saturating_sub(piece.bytes);
+                self.committed(state, piece, answer)?;
             }
             Sent::Call(call) => {
                 state.sent_bytes = state.sent_bytes.saturating_sub(call.cost);
@@ -541,22 +529,22 @@ impl Link {
         Ok(())
     }
 
-    fn committed(&self, state: &mut State, number: u64, answer: Result<Bytes>) -> Result<()> {
-        let version = match answer.and_then(|body| messages::decode_version(&body)) {
+    /// A message of a commit was answered.
+    fn committed(&self, state: &mut State, piece: Piece, answer: Result<Bytes>) -> Result<()> {
+        let Piece { number, place, .. } = piece;
+        let commit = state.commits.iter_mut().find(|commit| commit.number == number);
+        let answer = match (answer, commit) {
+            (Ok(_), Some(commit)) if commit.is_part(place) => {
+                commit.part_taken(place);
+                self.health.well(Kind::Write);
+                return Ok(());
+            }
+            (answer, _) => answer.and_then(|body| messages::decode_version(&body)),
+        };
+        let version = match answer {
             Ok(version) => version,
             Err(error) if error.code == Code::Unavailable => {
-                // Those behind it are refused as well, because there is a gap; all go again, in order.
-                if let Some(commit) = state.commits.iter_mut().find(|commit| commit.number == number) {
-                    commit.sent = None;
-                }
-                let pause = (RETRY.0 * (1 << state.commits_refused.min(8))).min(RETRY.1);
-                if state.commits_wait.is_none_or(|until| until <= Instant::now()) {
-                    state.commits_wait = Some(Instant::now() + pause.mul_f64(rand::random_range(0.5..1.0)));
-                    state.commits_refused += 1;
-                }
-                self.health.count(Counted::Failure);
-                let text = format!("the Durable Object of '{}' refuses a commit: {error}", self.shown);
-                self.health.ill(Kind::Write, text);
+                self.refused(state, piece, &error);
                 return Ok(());
             }
             Err(error) if error.is_passing() => return Err(error),
@@ -575,14 +563,28 @@ impl Link {
         while state.commits.front().is_some_and(|commit| commit.made) {
             if let Some(commit) = state.commits.pop_front() {
                 state.acknowledged = commit.number;
-                self.health.count(Counted::Put(commit.body.len() as u64));
-                if let Some(answer) = commit.answer {
-                    answer(Ok(()));
-                }
+                self.health.count(Counted::Put(commit.len() as u64));
+                commit.answer(Ok(()));
             }
         }
         self.changed.notify_all();
         Ok(())
+    }
+
+    /// A message of a commit was refused for now. Those behind it are refused as well, because there is a gap; all go again, in
+    /// order.
+    fn refused(&self, state: &mut State, piece: Piece, error: &WireError) {
+        if let Some(commit) = state.commits.iter_mut().find(|commit| commit.number == piece.number) {
+            commit.refused(piece.place);
+        }
+        let pause = (RETRY.0 * (1 << state.commits_refused.min(8))).min(RETRY.1);
+        if state.commits_wait.is_none_or(|until| until <= Instant::now()) {
+            state.commits_wait = Some(Instant::now() + pause.mul_f64(rand::random_range(0.5..1.0)));
+            state.commits_refused += 1;
+        }
+        self.health.count(Counted::Failure);
+        let text = format!("the Durable Object of '{}' refuses a commit: {error}", self.shown);
+        self.health.ill(Kind::Write, text);
     }
 
     /// Takes on a request of the Worker, unless there are too many.
@@ -647,16 +649,6 @@ impl State {
         self.sent.insert(id, Sent::Call(call));
         Some(outgoing)
     }
-}
-
-fn too_large(size: usize) -> WireError {
-    WireError::new(
-        Code::Refused,
-        format!(
-            "a commit of {size} bytes of metadata does not fit the {LARGEST_COMMIT} that a Durable Object takes at once; \
-             change fewer files between two commits, such as by a shorter max_lag"
-        ),
-    )
 }
 
 /// What a closed link answers.

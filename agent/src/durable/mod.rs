@@ -2,6 +2,7 @@
 //! nor how a volume's files are found (`Files` answers for them).
 
 mod address;
+mod commits;
 mod connection;
 mod engine;
 mod files;

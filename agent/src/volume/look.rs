@@ -180,8 +180,8 @@ impl<'a> Look<'a> {
     /// Whether the inode's file is still open or mapped for writing somewhere.
     pub fn has_writers(&mut self, kino: u64) -> Result<bool> {
         let Some(inode) = self.known(kino)? else { return Ok(false) };
-        let Some(path) = self.path_of(inode)? else { return Ok(false) };
-        let Some(file) = self.cx.tree.open_file(&path)? else { return Ok(false) };
+        let Some((tree, path)) = self.place_of(inode)? else { return Ok(false) };
+        let Some(file) = tree.open_file(&path)? else { return Ok(false) };
         Ok(!self.cx.tree.leases_see_mappings()
             || self.cx.tree.stat(file.as_fd())?.id.ino != kino
             || !self.cx.tree.no_writers(&file))
@@ -371,11 +371,11 @@ impl<'a> Look<'a> {
         self.in_time()?;
         let mut dirty = dirty.clone();
         dirty.untold |= self.missed.remove(&inode);
-        let Some(path) = self.path_of(inode)? else {
+        let Some((tree, path)) = self.place_of(inode)? else {
             self.missed.insert(inode);
             return Ok(false);
         };
-        match self.look_path(inode, &path, &dirty, sink) {
+        match self.look_path(inode, (tree, &path), &dirty, sink) {
             Err(CaptureError::Io(e)) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {
                 self.missed.insert(inode);
                 Ok(false)
@@ -403,11 +403,11 @@ impl<'a> Look<'a> {
     fn look_path(
         &mut self,
         inode: u64,
-        path: &[u8],
+        (tree, path): (&Tree, &[u8]),
         dirty: &DirtyInode,
         sink: &mut dyn PieceSink,
     ) -> Result<bool> {
-        let (tree, files) = (self.cx.tree, self.cx.files);
+        let files = self.cx.files;
         let handle = tree.open_at(path, libc::O_PATH)?;
         // The agent itself moves times while it brings data: under this lock they are what it left.
         let locked = files.lock(inode);

@@ -82,6 +82,7 @@ pub struct Tree {
     leases_see_mappings: bool,
     dev: u64,
     unguard: OnceLock<Unguard>,
+    kept: OnceLock<Box<Tree>>,
 }
 
 /// See [`Tree::set_unguard`].
@@ -121,6 +122,7 @@ impl Tree {
             leases_see_mappings,
             dev,
             unguard: OnceLock::new(),
+            kept: OnceLock::new(),
         })
     }
 
@@ -230,6 +232,18 @@ impl Tree {
     pub fn set_unguard(&self, unguard: Unguard) {
         // A tree has one residency.
         let _ = self.unguard.set(unguard);
+    }
+
+    /// Names the directory of the inodes that have lost all their names in this tree, and have another one that is not here
+    /// yet: each stands there by its volume number.
+    pub fn set_kept(&self, kept: Tree) {
+        // Of two only the first is asked for.
+        let _ = self.kept.set(Box::new(kept));
+    }
+
+    /// See [`Tree::set_kept`].
+    pub fn kept(&self) -> Option<&Tree> {
+        self.kept.get().map(Box::as_ref)
     }
 
     fn unguarded(&self, path: &[u8]) -> io::Result<bool> {

@@ -7,9 +7,11 @@ use storeshim_protocol::control::{FLAG_COMPLETE, FLAG_QUOTA_NEAR};
 
 use crate::absent::{self, Before};
 use crate::act::Act;
+use crate::gate::Inside;
 use crate::hook::{answer, fail, hook, path_hook, real};
 use crate::hooks::open::of_mount;
 use crate::place::{self, CWD, Place};
+use crate::residency::Held;
 use crate::sys::{self, Errno, PathBuf, k};
 use crate::write::{TO_RESIZE, grows, resizing_opened};
 use crate::{control, fds, gate, residency};
@@ -263,18 +265,39 @@ hook! {
 
 /// What is to be asked before the file at `place` gets another size.
 #[inline(never)]
-fn truncating(index: usize, place: Place, size: u64) -> Result<(), Errno> {
+fn truncating(index: usize, place: Place, size: u64) -> Result<Held, Errno> {
+    let held = Held::complete(index);
     const ASKED: u32 = FLAG_COMPLETE | FLAG_QUOTA_NEAR;
     if control::flags(index) & ASKED == FLAG_COMPLETE {
-        return Ok(());
+        return Ok(held);
     }
-    let Ok(stat) = sys::stat_at(place.dirfd, place.path, 0) else { return Ok(()) };
+    let always = Held::always(index);
+    let Ok(stat) = sys::stat_at(place.dirfd, place.path, 0) else { return Ok(always) };
     if !sys::is_regular(&stat) {
-        return Ok(());
+        return Ok(always);
     }
     let opened = sys::openat(place.dirfd, place.path, (TO_RESIZE | k::O_LARGEFILE) as c_int, 0);
-    resizing_opened(index, opened, size)?;
-    if opened.is_err() { Ok(()) } else { grows(index, || size.saturating_sub(stat.st_size as u64)) }
+    let held = resizing_opened(index, opened, size)?;
+    if opened.is_ok() {
+        grows(index, || size.saturating_sub(stat.st_size as u64))?;
+    }
+    Ok(held)
+}
+
+/// Enters the gate for truncate(2), once that holds.
+#[inline(never)]
+fn entered_to_truncate(index: usize, place: Place, length: i64) -> Result<Inside, Errno> {
+    loop {
+        let held = match u64::try_from(length) {
+            Ok(size) => truncating(index, place, size)?,
+            Err(_) => Held::always(index),
+        };
+        control::throttle(index);
+        let inside = gate::enter(index, 0)?;
+        if held.still() {
+            return Ok(inside);
+        }
+    }
 }
 
 hook! {
@@ -288,11 +311,7 @@ hook! {
         if let Err(errno) = absent::present(place) {
             return fail(errno);
         }
-        if length >= 0 && let Err(errno) = truncating(index, place, length as u64) {
-            return fail(errno);
-        }
-        control::throttle(index);
-        let mut inside = match gate::enter(index, 0) {
+        let mut inside = match entered_to_truncate(index, place, length) {
             Ok(inside) => inside,
             Err(errno) => return fail(errno),
         };

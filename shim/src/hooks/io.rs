@@ -7,7 +7,7 @@ use crate::fds::{self, File};
 use crate::hook::{answer, fail, hook, real};
 use crate::residency::{self, END};
 use crate::sys::{self, Answer, Errno, errno, k};
-use crate::write::{Needs, Position, beyond, entered, grows, made_room, piece, resizing, sliced, synced};
+use crate::write::{Needs, Position, beyond, entered, grows, made_room, piece, sliced, synced};
 
 #[inline(always)]
 fn write_file(fd: c_int, file: &File, data: *const c_void, n: usize) -> Answer {
@@ -165,14 +165,12 @@ fn change_by(
 /// ftruncate(2) on a file of a mount.
 #[inline(never)]
 fn truncate(fd: c_int, file: &File, length: i64) -> Answer {
-    if length >= 0 && file.known.writable() {
+    let cuts = length >= 0 && file.known.writable();
+    if cuts {
         grows(file.mount, || beyond(fd, length as u64))?;
-        if residency::is_partial(file.mount) {
-            let now = sys::fstat(fd).map_or(0, |stat| stat.st_size as u64);
-            resizing(file.mount, file.ino, length as u64, now)?;
-        }
     }
-    change(fd, file, (length, END), Needs::Nothing, || sys::ftruncate(fd, length))
+    let needs = if cuts { Needs::Cut(length as u64) } else { Needs::Nothing };
+    change(fd, file, (length, END), needs, || sys::ftruncate(fd, length))
 }
 
 hook! {

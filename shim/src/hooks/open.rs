@@ -130,8 +130,14 @@ impl Open<'_> {
                     inside.leave();
                     let flags = self.flags as u32 & !(k::O_ACCMODE | k::O_CREAT | k::O_TRUNC | k::O_NONBLOCK);
                     let flags = (flags | write::TO_RESIZE) as c_int;
-                    write::resizing_opened(index, (self.call)(place.dirfd, place.path, flags), 0)?;
-                    inside = gate::enter(index, stat.st_ino)?;
+                    inside = loop {
+                        let opened = (self.call)(place.dirfd, place.path, flags);
+                        let held = write::resizing_opened(index, opened, 0)?;
+                        let inside = gate::enter(index, stat.st_ino)?;
+                        if held.still() {
+                            break inside;
+                        }
+                    };
                 }
                 inside.is_about(stat.st_ino);
                 if self.has(k::O_TRUNC) {

@@ -9,10 +9,10 @@ use std::time::Instant;
 
 use anyhow::Context;
 use futures::{StreamExt, TryStreamExt, stream};
-use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::aws::AmazonS3;
 use object_store::path::Path;
-use object_store::{ClientOptions, ObjectStore, ObjectStoreExt};
-use storeshim_tests::s3::BUCKET;
+use object_store::{ObjectStore, ObjectStoreExt};
+use storeshim_tests::s3::client;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
@@ -20,13 +20,7 @@ async fn main() -> anyhow::Result<()> {
     let [endpoint, prefix, how, size, count] = arguments.as_slice() else {
         anyhow::bail!("usage: s3get ENDPOINT PREFIX all|each SIZE COUNT");
     };
-    let store = AmazonS3Builder::from_env()
-        .with_endpoint(endpoint)
-        .with_bucket_name(BUCKET)
-        .with_region("us-east-1")
-        .with_virtual_hosted_style_request(false)
-        .with_client_options(ClientOptions::new().with_allow_http(true).with_timeout_disabled())
-        .build()?;
+    let store = client(endpoint)?;
     let size: u64 = size.parse().context("SIZE is not a number of bytes")?;
     let count: usize = count.parse().context("COUNT is not a number")?;
     let objects: Vec<_> = store.list(Some(&Path::from(prefix.as_str()))).try_collect().await?;

@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use anyhow::Context;
 use futures::{StreamExt, TryStreamExt, stream};
-use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::ObjectStoreExt;
+use object_store::aws::AmazonS3;
 use object_store::path::Path;
-use object_store::{ClientOptions, ObjectStoreExt};
-use storeshim_tests::s3::BUCKET;
+use storeshim_tests::s3::client;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> anyhow::Result<()> {
@@ -19,13 +19,7 @@ async fn main() -> anyhow::Result<()> {
     let [endpoint, file, part, parallel] = arguments.as_slice() else {
         anyhow::bail!("usage: s3put ENDPOINT FILE PART PARALLEL");
     };
-    let store = AmazonS3Builder::from_env()
-        .with_endpoint(endpoint)
-        .with_bucket_name(BUCKET)
-        .with_region("us-east-1")
-        .with_virtual_hosted_style_request(false)
-        .with_client_options(ClientOptions::new().with_allow_http(true).with_timeout_disabled())
-        .build()?;
+    let store = client(endpoint)?;
     let file = Arc::new(std::fs::File::open(file).with_context(|| file.clone())?);
     let part: u64 = part.parse().context("PART is not a number of bytes")?;
     let parallel: usize = parallel.parse().context("PARALLEL is not a number")?;

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
+use object_store::ClientOptions;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 use tokio::sync::oneshot;
@@ -22,6 +24,20 @@ pub const ACCESS_KEY: &str = "AKIAE2ETESTS";
 pub const SECRET_KEY: &str = "not-a-secret-only-for-tests";
 /// Bucket that exists from the start.
 pub const BUCKET: &str = "volumes";
+
+/// A client of [`BUCKET`] on the server at `endpoint`, with the environment's credentials and no bound on time.
+///
+/// # Errors
+/// Where the environment has no credentials.
+pub fn client(endpoint: &str) -> object_store::Result<AmazonS3> {
+    AmazonS3Builder::from_env()
+        .with_endpoint(endpoint)
+        .with_bucket_name(BUCKET)
+        .with_region("us-east-1")
+        .with_virtual_hosted_style_request(false)
+        .with_client_options(ClientOptions::new().with_allow_http(true).with_timeout_disabled())
+        .build()
+}
 
 /// What the server does wrong, and when; all may change while it runs. Everything is off at first.
 #[derive(Debug, Default)]

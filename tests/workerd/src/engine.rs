@@ -1,6 +1,7 @@
 //! The stand-in for the engine that starts containers: each is a plain process, with a directory that is lost with it. The
 //! stand-in itself is a script of the Worker's tests; this starts it and asks it.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -18,11 +19,12 @@ pub struct Engine {
 
 impl Engine {
     /// Starts the stand-in; `command` is what every container runs, with `PORT_8000`, `PORT_8080` (where to listen in the
-    /// place of these ports) and `DISK` (its own directory) in its environment.
+    /// place of these ports) and `DISK` (its own directory) in its environment. `path` takes the place of PATH: where Node is
+    /// not the machine's own.
     ///
     /// # Errors
     /// Where Node or a package is missing.
-    pub fn start(command: &[&str]) -> Result<Self> {
+    pub fn start(command: &[&str], path: Option<&OsStr>) -> Result<Self> {
         installed("tsx")?;
         let directory = tempfile::Builder::new().prefix("storeshim-engine-").tempdir()?;
         let mut node = Command::new("node");
@@ -32,6 +34,9 @@ impl Engine {
             .current_dir(package())
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
+        if let Some(path) = path {
+            node.env("PATH", path);
+        }
         die_with_parent(&mut node);
         let mut process = node.spawn().context("node cannot be started; install Node 20 or later")?;
         let mut line = String::new();

@@ -12,12 +12,22 @@ const PART = 1 << 20;
 
 /** A volume's files as a running agent shows them: what its programs see, committed or not. */
 export class RemoteFiles {
-  constructor(private readonly hub: AgentHub) {}
+  constructor(
+    private readonly hub: AgentHub,
+    /** An agent may be alive although it is not connected. */
+    private readonly agentMayLive: () => boolean,
+  ) {}
 
-  /** Asks the agent; where the connection breaks, asks the one that follows. All requests may be done twice. */
+  /**
+   * Asks the agent; where the connection breaks, asks the one that follows. All requests may be done twice. {@link AgentGone}
+   * where none can follow.
+   */
   private async ask(op: number, body: Uint8Array): Promise<{ answer: Uint8Array; again: boolean }> {
     for (let again = false; ; again = true) {
-      const agent = await this.hub.waitForAgent(again ? RECONNECT : 0);
+      const agent = await this.hub.waitForAgent(again ? RECONNECT : 0, this.agentMayLive);
+      if (agent === null && !this.agentMayLive()) {
+        throw new AgentGone();
+      }
       if (agent === null) {
         throw new StoreError(
           ErrorCode.Unavailable,
@@ -87,6 +97,13 @@ export class RemoteFiles {
     }
     await send(held ?? new Uint8Array(0), true);
     return stat as unknown as wire.Stat;
+  }
+}
+
+/** The agent has ended while it was asked, so that what is committed is all there is; it may or may not have done it. */
+export class AgentGone extends StoreError {
+  constructor() {
+    super(ErrorCode.Unavailable, "the agent ended while it was asked, and may or may not have done it; ask again");
   }
 }
 

@@ -8,7 +8,7 @@ import { pieces, putFile, removeName, type WriteOptions } from "./change.js";
 import { Edit } from "./edit.js";
 import { LocalFiles } from "./local.js";
 import { parsePath, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG } from "./paths.js";
-import { RemoteFiles } from "./remote.js";
+import { AgentGone, RemoteFiles } from "./remote.js";
 
 /** What a file is. */
 export type FileType = "file" | "directory" | "symlink" | "other";
@@ -75,23 +75,33 @@ export class VolumeStorage extends RpcTarget {
     super();
     this.#host = host;
     this.#local = new LocalFiles(host.store, host.mountPath);
-    this.#remote = new RemoteFiles(host.hub);
+    this.#remote = new RemoteFiles(host.hub, () => host.agentMayLive());
   }
 
-  #reader(): LocalFiles | RemoteFiles {
-    return this.#host.hub.agent() === null ? this.#local : this.#remote;
+  /** Reads from the agent where one is connected, and from what was committed where none is, or none any more. */
+  async #read<T>(from: (files: LocalFiles | RemoteFiles) => Promise<T>): Promise<T> {
+    if (this.#host.hub.agent() !== null) {
+      try {
+        return await from(this.#remote);
+      } catch (thrown) {
+        if (!(thrown instanceof AgentGone)) {
+          throw thrown;
+        }
+      }
+    }
+    return await from(this.#local);
   }
 
   /** What a path names; a symbolic link at its end is followed unless `follow` is false. */
   async stat(path: string, options: { follow?: boolean } = {}): Promise<FileStat> {
-    return describe(await this.#reader().stat(parsePath(path), options.follow ?? true));
+    return describe(await this.#read((files) => files.stat(parsePath(path), options.follow ?? true)));
   }
 
   /** A file's bytes, or part of them; up to 32 MiB at once. */
   async readFile(path: string, range: FileRange = {}): Promise<Uint8Array> {
     const parts = parsePath(path);
     const offset = range.offset ?? 0;
-    const first = await this.#reader().read(parts, offset, Math.min(range.length ?? PIECE, PIECE));
+    const first = await this.#read((files) => files.read(parts, offset, Math.min(range.length ?? PIECE, PIECE)));
     const end = Math.min(first.stat.size, offset + (range.length ?? first.stat.size));
     if (end - offset > LARGEST) {
       throw fileError("EFBIG", `'${path}' has more than ${LARGEST} bytes; read it with stream(), or in ranges`);
@@ -114,10 +124,10 @@ export class VolumeStorage extends RpcTarget {
   /** A file's bytes, or part of them, as a stream; it fails where the file changes meanwhile. */
   async stream(path: string, range: FileRange = {}): Promise<ReadableStream<Uint8Array>> {
     const parts = parsePath(path);
-    const stat = await this.#reader().stat(parts, true);
+    const stat = await this.#read((files) => files.stat(parts, true));
     let at = range.offset ?? 0;
     const end = Math.min(stat.size, at + (range.length ?? stat.size));
-    await this.#reader().read(parts, at, 0);
+    await this.#read((files) => files.read(parts, at, 0));
     return new ReadableStream({
       type: "bytes",
       pull: async (controller: ReadableByteStreamController) => {
@@ -133,7 +143,7 @@ export class VolumeStorage extends RpcTarget {
   }
 
   async #next(path: string, parts: Uint8Array[], was: Stat, at: number, left: number): Promise<Uint8Array> {
-    const { stat, bytes } = await this.#reader().read(parts, at, Math.min(left, PIECE));
+    const { stat, bytes } = await this.#read((files) => files.read(parts, at, Math.min(left, PIECE)));
     if (stat.inode !== was.inode || stat.size !== was.size || stat.mtime !== was.mtime || bytes.length === 0) {
       throw new StoreError(ErrorCode.Unavailable, `'${path}' was changed while it was read; read it again`);
     }
@@ -162,7 +172,7 @@ export class VolumeStorage extends RpcTarget {
     options: { after?: string; limit?: number } = {},
   ): Promise<{ entries: DirectoryEntry[]; more: boolean }> {
     const limit = Math.min(Math.max(1, options.limit ?? 1000), 1000);
-    const page = await this.#reader().list(parsePath(path), utf8(options.after ?? ""), limit);
+    const page = await this.#read((files) => files.list(parsePath(path), utf8(options.after ?? ""), limit));
     const entries = page.entries.map(({ name, stat }) => ({ name: lossyText(name), ...describe(stat) }));
     return { entries, more: page.more };
   }

@@ -26,6 +26,11 @@ export async function dispatch(session: Session, request: Frame): Promise<Uint8A
     }
     case wire.Op.Commit:
       return wire.CommitAnswer.encode(store.commit(epoch, wire.CommitRequest.decode(body)));
+    case wire.Op.Stage:
+      meta.stage(epoch, wire.StageRequest.decode(body));
+      return NOTHING;
+    case wire.Op.CommitStaged:
+      return wire.CommitAnswer.encode(meta.commitStaged(epoch, wire.CommitStagedRequest.decode(body)));
     case wire.Op.Get:
       return wire.GetAnswer.encode(meta.get(wire.GetRequest.decode(body)));
     case wire.Op.Scan: {

@@ -3,6 +3,9 @@ import { ErrorCode, StoreError } from "../wire/errors.js";
 import type { JsonPeer } from "../wire/json.js";
 import { type Pipe, SESSION_DEFAULTS, Session, type SessionOptions } from "./session.js";
 
+/** Whoever waits for an agent looks this often whether one can still come, in milliseconds. */
+const LOOK = 100;
+
 /** All connections of one volume: who may commit, and whom file operations are forwarded to. */
 export class AgentHub {
   private readonly sessions = new Set<Session>();
@@ -74,18 +77,18 @@ export class AgentHub {
     return null;
   }
 
-  /** The same, but waits up to `patience` milliseconds for one. */
-  async waitForAgent(patience: number): Promise<Session | null> {
+  /** The same, but waits up to `patience` milliseconds for one, for as long as one `mayCome`. */
+  async waitForAgent(patience: number, mayCome: () => boolean = () => true): Promise<Session | null> {
     const deadline = Date.now() + patience;
     for (;;) {
       const agent = this.agent();
       const left = deadline - Date.now();
-      if (agent !== null || left <= 0) {
+      if (agent !== null || left <= 0 || !mayCome()) {
         return agent;
       }
       await new Promise<void>((resolve) => {
         this.waiters.push(resolve);
-        setTimeout(resolve, left);
+        setTimeout(resolve, Math.min(left, LOOK));
       });
     }
   }

@@ -9,6 +9,14 @@ export interface Span {
   count: number;
 }
 
+/** Bytes without content. */
+export const NOTHING = new Uint8Array(0);
+
+/** Where a large value lies, from columns `size` and `first`. */
+export function spanOf(row: Record<string, SqlStorageValue>): Span {
+  return { first: Number(row["first"]), count: Math.ceil(Number(row["size"]) / ROW) };
+}
+
 /**
  * Bytes of any length in rows of at most 1 MiB, addressed by number. SQLite finds a row by its number without touching
  * others; in a table that is sorted by a key of bytes, each comparison with a large row would read all of it.

@@ -17,6 +17,12 @@ const TABLES = [
   // A pack lies in R2 under `name`, or in storeshim_rows from the row `first` on.
   `CREATE TABLE IF NOT EXISTS storeshim_packs
      (pack BLOB PRIMARY KEY, size INTEGER NOT NULL, epoch INTEGER NOT NULL, name TEXT, first INTEGER) WITHOUT ROWID`,
+  // The operations of a commit that comes in parts, and how many parts have come; see staging.ts.
+  `CREATE TABLE IF NOT EXISTS storeshim_staged
+     (key BLOB PRIMARY KEY, put INTEGER NOT NULL, value BLOB NOT NULL, size INTEGER NOT NULL, first INTEGER) WITHOUT ROWID`,
+  `CREATE TABLE IF NOT EXISTS storeshim_staging
+     (one INTEGER PRIMARY KEY CHECK (one = 1), epoch INTEGER NOT NULL, number INTEGER NOT NULL, nonce BLOB NOT NULL,
+      parts INTEGER NOT NULL, bytes INTEGER NOT NULL)`,
   // Objects in R2 that are to be deleted after a time: deleted packs, and uploads that were never finished.
   `CREATE TABLE IF NOT EXISTS storeshim_trash (name TEXT PRIMARY KEY, after INTEGER NOT NULL) WITHOUT ROWID`,
   "CREATE TABLE IF NOT EXISTS storeshim_state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",

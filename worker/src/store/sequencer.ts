@@ -1,10 +1,11 @@
 import { newFormat } from "../files/records.js";
 import { compare, equal, Reader, Writer } from "../wire/bytes.js";
 import { ErrorCode, StoreError } from "../wire/errors.js";
-import type { Change, Changes, Commit, Operation, Page, Scan } from "../wire/messages.js";
-import { checkRoom, LONGEST_KEY, ROW } from "./limits.js";
-import type { Rows, Span } from "./rows.js";
+import type { Change, Changes, Commit, CommitStaged, Operation, Page, Scan, Stage } from "../wire/messages.js";
+import { checkRoom, LONGEST_KEY } from "./limits.js";
+import { NOTHING, type Rows, spanOf } from "./rows.js";
 import { blob, bytesOf } from "./schema.js";
+import { BESIDE_KEY, Staging } from "./staging.js";
 
 /** Who holds the volume's epoch. */
 export type Holder = "agent" | "worker";
@@ -23,9 +24,6 @@ const LOG = 1024;
 const LOGGED_KEYS = 16 << 10;
 /** Openings whose random numbers are remembered. */
 const OPENINGS = 64;
-/** A record of more bytes than this has its value elsewhere: it would not fit its page of the sorted table. */
-const BESIDE_KEY = 900;
-const NOTHING = new Uint8Array(0);
 const FORMAT_KEY = new Uint8Array([0x76]);
 
 /**
@@ -34,6 +32,7 @@ const FORMAT_KEY = new Uint8Array([0x76]);
  */
 export class Sequencer {
   private readonly sql: SqlStorage;
+  private readonly staging: Staging;
   private opening: Opening & { nonce: Uint8Array };
 
   constructor(
@@ -41,6 +40,7 @@ export class Sequencer {
     private readonly rows: Rows,
   ) {
     this.sql = storage.sql;
+    this.staging = new Staging(storage, rows);
     this.opening = this.lastOpening();
   }
 
@@ -106,6 +106,8 @@ export class Sequencer {
         holder,
       );
       this.sql.exec("DELETE FROM storeshim_openings WHERE epoch <= ?", epoch - OPENINGS);
+      // Whoever sent that is fenced now.
+      this.staging.discard();
       this.ensureFormat();
     });
     this.opening = { epoch, nonce: nonce.slice(), holder, released: false };
@@ -146,28 +148,60 @@ export class Sequencer {
 
   /** Makes all operations durable at once, or none; a commit that is sent again is answered as it was. */
   commit(epoch: number, commit: Commit): number {
+    const { ops } = commit;
+    return this.make(epoch, commit, {
+      check: () => checkRoom(this.size, checkOperations(ops)),
+      apply: () => {
+        for (const [key, value] of ops) {
+          if (value === null) {
+            this.delete(key);
+          } else {
+            this.write(key, value);
+          }
+        }
+        return loggedKeys(ops);
+      },
+    });
+  }
+
+  /** Takes a part of the next commit, which {@link commitStaged} makes. */
+  stage(epoch: number, stage: Stage): void {
+    this.require(epoch);
+    const last = this.last();
+    // One that was made already is not asked for its parts any more.
+    if (stage.number > last) {
+      checkNext(stage.number, last);
+      this.staging.add(epoch, stage, checkOperations(stage.ops));
+    }
+  }
+
+  /** As {@link commit}, of the parts that came before. */
+  commitStaged(epoch: number, commit: CommitStaged): number {
+    return this.make(epoch, commit, {
+      check: () => this.staging.require(epoch, commit),
+      apply: () => {
+        this.staging.apply();
+        return null;
+      },
+    });
+  }
+
+  /** Makes the next commit; `apply` is within its transaction, and gives the keys for the change log, if they fit. */
+  private make(
+    epoch: number,
+    commit: { number: number; nonce: Uint8Array },
+    how: { check: () => void; apply: () => Uint8Array | null },
+  ): number {
     this.require(epoch);
     const last = this.last();
     if (commit.number <= last) {
       return this.repeated(commit, last);
     }
-    if (commit.number !== last + 1) {
-      throw new StoreError(
-        ErrorCode.Unavailable,
-        `commit ${commit.number} cannot be made before commit ${last + 1}; send them again in order`,
-      );
-    }
-    checkRoom(this.size, checkOperations(commit.ops));
+    checkNext(commit.number, last);
+    how.check();
     const version = this.version + 1;
     this.storage.transactionSync(() => {
-      for (const [key, value] of commit.ops) {
-        if (value === null) {
-          this.delete(key);
-        } else {
-          this.write(key, value);
-        }
-      }
-      const keys = loggedKeys(commit.ops);
+      const keys = how.apply();
       this.sql.exec(
         "INSERT INTO storeshim_commits (version, epoch, number, nonce, at, keys) VALUES (?, ?, ?, ?, ?, ?)",
         version,
@@ -185,7 +219,7 @@ export class Sequencer {
   }
 
   /** Numbers run on within an epoch, so a commit's row is as far from the last one as its number. */
-  private repeated(commit: Commit, last: number): number {
+  private repeated(commit: { number: number; nonce: Uint8Array }, last: number): number {
     const version = this.version - (last - commit.number);
     const row = this.row("SELECT nonce FROM storeshim_commits WHERE version = ?", version);
     if (row === undefined || !equal(bytesOf(row["nonce"]), commit.nonce)) {
@@ -282,9 +316,14 @@ function fenced(): StoreError {
   );
 }
 
-/** Where a large value lies. */
-function spanOf(row: Record<string, SqlStorageValue>): Span {
-  return { first: Number(row["first"]), count: Math.ceil(Number(row["size"]) / ROW) };
+/** Refuses a commit behind a gap. */
+function checkNext(number: number, last: number): void {
+  if (number !== last + 1) {
+    throw new StoreError(
+      ErrorCode.Unavailable,
+      `commit ${number} cannot be made before commit ${last + 1}; send them again in order`,
+    );
+  }
 }
 
 /** The first key behind all that begin with a prefix; `null` where there is none. */

@@ -1,4 +1,4 @@
-import { utf8 } from "./bytes.js";
+import { type Reader, utf8, type Writer } from "./bytes.js";
 import { codeOf, StoreError } from "./errors.js";
 import { NONCE, repeat, type Shape, shape } from "./shape.js";
 
@@ -13,6 +13,8 @@ export const Op = {
   Scan: 0x13,
   Changes: 0x14,
   Close: 0x15,
+  Stage: 0x16,
+  CommitStaged: 0x17,
   BlobPut: 0x20,
   BlobGet: 0x21,
   BlobDelete: 0x22,
@@ -51,6 +53,22 @@ export interface Commit {
   /** Random, the same whenever this commit is sent again. */
   nonce: Uint8Array;
   ops: Operation[];
+}
+
+/** Request of {@link Op.Stage}: a part of a commit that is too large for one message. */
+export interface Stage extends Commit {
+  /** Which part, from 0. */
+  part: number;
+}
+
+/** Request of {@link Op.CommitStaged}: makes the commit of the parts that were sent before. */
+export interface CommitStaged {
+  /** As in {@link Commit}. */
+  number: number;
+  /** As in {@link Commit}, and in all parts. */
+  nonce: Uint8Array;
+  /** How many there are. */
+  parts: number;
 }
 
 /** Request of {@link Op.Scan}. */
@@ -140,23 +158,39 @@ export const OpenAnswer: Shape<{ epoch: number; last: number; version: number }>
   (from) => ({ epoch: from.u64(), last: from.u64(), version: from.u64() }),
 );
 
+function writeOps(to: Writer, ops: Operation[]): void {
+  to.u32(ops.length);
+  for (const [key, value] of ops) {
+    to.short(key).u8(value === null ? 0 : 1);
+    if (value !== null) {
+      to.long(value);
+    }
+  }
+}
+
+function readOps(from: Reader): Operation[] {
+  return repeat<Operation>(from, () => [from.short(), from.flag() ? from.long() : null]);
+}
+
 /** Request of {@link Op.Commit}. */
 export const CommitRequest: Shape<Commit> = shape(
   "commit",
-  (to, commit) => {
-    to.u64(commit.number).raw(commit.nonce).u32(commit.ops.length);
-    for (const [key, value] of commit.ops) {
-      to.short(key).u8(value === null ? 0 : 1);
-      if (value !== null) {
-        to.long(value);
-      }
-    }
-  },
-  (from) => ({
-    number: from.u64(),
-    nonce: from.raw(NONCE),
-    ops: repeat<Operation>(from, () => [from.short(), from.flag() ? from.long() : null]),
-  }),
+  (to, commit) => writeOps(to.u64(commit.number).raw(commit.nonce), commit.ops),
+  (from) => ({ number: from.u64(), nonce: from.raw(NONCE), ops: readOps(from) }),
+);
+
+/** Request of {@link Op.Stage}. */
+export const StageRequest: Shape<Stage> = shape(
+  "stage",
+  (to, stage) => writeOps(to.u64(stage.number).raw(stage.nonce).u32(stage.part), stage.ops),
+  (from) => ({ number: from.u64(), nonce: from.raw(NONCE), part: from.u32(), ops: readOps(from) }),
+);
+
+/** Request of {@link Op.CommitStaged}; its answer is that to {@link Op.Commit}. */
+export const CommitStagedRequest: Shape<CommitStaged> = shape(
+  "commit staged",
+  (to, commit) => to.u64(commit.number).raw(commit.nonce).u32(commit.parts),
+  (from) => ({ number: from.u64(), nonce: from.raw(NONCE), parts: from.u32() }),
 );
 
 /** Answer to {@link Op.Commit}: the volume's version with it. */

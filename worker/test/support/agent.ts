@@ -158,6 +158,15 @@ export class Connection {
     return wire.CommitAnswer.decode(await this.request(Op.Commit, body));
   }
 
+  async stage(number: number, nonce: Uint8Array, part: number, ops: Operation[]): Promise<void> {
+    await this.request(Op.Stage, wire.StageRequest.encode({ number, nonce, part, ops }));
+  }
+
+  async commitStaged(number: number, nonce: Uint8Array, parts: number): Promise<number> {
+    const body = wire.CommitStagedRequest.encode({ number, nonce, parts });
+    return wire.CommitAnswer.decode(await this.request(Op.CommitStaged, body));
+  }
+
   async get(key: string | Uint8Array): Promise<Uint8Array | null> {
     const body = wire.GetRequest.encode(typeof key === "string" ? utf8(key) : key);
     return wire.GetAnswer.decode(await this.request(Op.Get, body));

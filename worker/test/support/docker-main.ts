@@ -4,5 +4,4 @@ import { Docker } from "./docker.js";
 const [socket = "", ...command] = process.argv.slice(2);
 const docker = await Docker.start(command, socket);
 process.on("SIGTERM", () => void docker.end().then(() => process.exit(0)));
-console.error("the stand-in listens on", docker.socket);
 process.stdout.write("ready\n");

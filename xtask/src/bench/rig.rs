@@ -52,23 +52,28 @@ pub struct Rig {
 impl Rig {
     /// Builds everything, optimised, and makes a directory below `dir` or the target folder. Where `STORESHIM_BIN` and
     /// `STORESHIM_SHIM` name an agent and a library, as for the tests, it is those that are measured, with the servers that
-    /// lie beside the agent.
+    /// lie beside the agent if there are any.
     pub fn set_up(dir: Option<&Path>) -> Result<Self> {
         let sh = workspace::shell()?;
-        if let Some(built) = named() {
-            let servers =
-                built.program.parent().map(Path::to_path_buf).context("STORESHIM_BIN has no folder")?;
-            return Self::with(&sh, built, servers, dir);
-        }
-        let built = build::build(&sh, true)?;
-        cmd!(sh, "cargo build --quiet --locked --release --package storeshim-tests --bins").quiet().run()?;
-        Self::with(&sh, built, workspace::target()?.join("release"), dir)
+        let built = build::named(&sh, true)?;
+        let release = workspace::target()?.join("release");
+        let beside = built.program.parent().filter(|dir| **dir != release && dir.join("s3mem").exists());
+        let servers = match beside.map(Path::to_path_buf) {
+            Some(dir) => dir,
+            None => {
+                cmd!(sh, "cargo build --quiet --locked --release --package storeshim-tests --bins")
+                    .quiet()
+                    .run()?;
+                release
+            }
+        };
+        Self::with(&sh, built, servers, dir)
     }
 
     /// The same without servers.
     pub fn of_hooks(dir: Option<&Path>) -> Result<Self> {
         let sh = workspace::shell()?;
-        let built = named().map_or_else(|| build::build(&sh, true), Ok)?;
+        let built = build::named(&sh, true)?;
         Self::with(&sh, built, workspace::target()?.join("release"), dir)
     }
 
@@ -231,12 +236,6 @@ impl Rig {
         agent.start()?;
         Ok(agent)
     }
-}
-
-/// The agent and the library that the environment names.
-fn named() -> Option<build::Built> {
-    let path = |name| std::env::var_os(name).map(PathBuf::from);
-    Some(build::Built { program: path("STORESHIM_BIN")?, shim: path("STORESHIM_SHIM")? })
 }
 
 impl Drop for Rig {

@@ -1,6 +1,8 @@
-//! `cargo xtask test`: everything that must hold, from the models of the protocol to whole programs on real servers.
+//! `cargo xtask test`: everything that must hold, from the models of the protocol to whole programs on real servers. The tests
+//! of this workspace come last, so that the last line is their summary.
 
 pub mod needs;
+mod worker;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -32,8 +34,12 @@ pub struct Arguments {
 pub fn main(arguments: &Arguments) -> Result<()> {
     let sh = workspace::shell()?;
     needs::provide(&sh)?;
+    let worker = worker::provide(&sh);
     if arguments.filter.is_none() {
         lint::main()?;
+        if worker {
+            worker::main(&sh)?;
+        }
     }
     let target = workspace::target()?;
     if arguments.filter.is_none() {

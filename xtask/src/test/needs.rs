@@ -35,6 +35,11 @@ const NEEDS: [(&str, &str); 22] = [
 ];
 /// Package of Python's module `venv`, which is no file at a place of its own.
 const VENV: &str = "python3-venv";
+/// The Node that the Worker's tools need at least, and the one that is installed where there is none: Debian's may be older.
+const NODE_LEAST: (u32, u32) = (20, 3);
+const NODE: &str = "22";
+/// Where it is, in the folder of our tools.
+const NODE_PLACE: &str = "node";
 /// Version of the test runner that is installed where there is none.
 const NEXTEST: &str = "0.9.143";
 
@@ -53,7 +58,6 @@ pub fn provide(sh: &Shell) -> Result<()> {
     }
     packages.dedup();
     install(sh, &packages)?;
-    worker_packages(sh);
     if cmd!(sh, "cargo nextest --version")
         .env("PATH", path_with_tools()?)
         .quiet()
@@ -71,19 +75,55 @@ pub fn provide(sh: &Shell) -> Result<()> {
     Ok(())
 }
 
-/// Installs what the Worker and its runtime need. Where npm cannot, the tests that need it say that they are skipped.
-fn worker_packages(sh: &Shell) {
+/// Installs what the Worker and its runtime need: npm, a Node that is new enough, and the packages.
+///
+/// # Errors
+/// Where npm cannot be had, or cannot install.
+pub fn provide_worker(sh: &Shell) -> Result<()> {
+    provide_one(sh, "npm", "npm")?;
+    if !node_will_do(sh)? {
+        let node = tools()?.join(NODE_PLACE);
+        let package =
+            format!("node-linux-{}@{NODE}", if cfg!(target_arch = "aarch64") { "arm64" } else { "x64" });
+        println!("installing Node {NODE}, which is missing here or too old");
+        sh.create_dir(&node)?;
+        cmd!(sh, "npm install --prefix {node} --no-save --silent --no-audit --no-fund {package}")
+            .quiet()
+            .run()
+            .with_context(|| {
+                format!("cannot install Node {NODE}; install Node 20.3 or later, then try again")
+            })?;
+        // By the same name on every architecture, for PATH.
+        sh.copy_file(
+            node.join("node_modules").join(package_name(&package)).join("bin/node"),
+            node.join("node"),
+        )?;
+    }
     let worker = workspace::root().join("worker");
     if worker.join("node_modules/@cloudflare/workerd-linux-64").exists() {
-        return;
+        return Ok(());
     }
+    println!("installing the Worker's packages and its runtime");
     let _in = sh.push_dir(worker);
     // Not `npm ci`: that insists on packages for machines that this one is not, which a mirror may not have.
-    if let Err(error) = cmd!(sh, "npm install --no-save --silent --no-audit --no-fund").run() {
-        eprintln!(
-            "the Worker's packages cannot be installed ({error}); tests on the runtime of Workers will be skipped"
-        );
-    }
+    cmd!(sh, "npm install --no-save --silent --no-audit --no-fund")
+        .env("PATH", path_with_tools()?)
+        .quiet()
+        .run()
+        .context("cannot install the Worker's packages; see what npm says")
+}
+
+fn package_name(package: &str) -> &str {
+    package.split_once('@').map_or(package, |(name, _)| name)
+}
+
+/// Whether the Node in our PATH runs the Worker's tools: its version is at least 20.3.
+fn node_will_do(sh: &Shell) -> Result<bool> {
+    let asked = cmd!(sh, "node --version").env("PATH", path_with_tools()?).quiet().ignore_stderr().read();
+    let Ok(version) = asked else { return Ok(false) };
+    let mut numbers = version.trim_start_matches('v').split('.').map(|number| number.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    Ok(version >= NODE_LEAST)
 }
 
 /// Makes sure that `file` is there, which is in `package`. As another user than root it only says what to type.
@@ -105,11 +145,13 @@ fn install(sh: &Shell, packages: &[&str]) -> Result<()> {
         .with_context(|| format!("cannot install {}", packages.join(" ")))
 }
 
-/// PATH with our own tools in it.
+/// PATH with our own tools in it: behind the machine's, but for a Node, which is there only where the machine's is too old.
 pub fn path_with_tools() -> Result<OsString> {
     let before = std::env::var_os("PATH").unwrap_or_default();
-    let tools = tools()?.join("bin");
-    Ok(std::env::join_paths(std::env::split_paths(&before).chain([tools]))?)
+    let tools = tools()?;
+    let paths =
+        [tools.join(NODE_PLACE)].into_iter().chain(std::env::split_paths(&before)).chain([tools.join("bin")]);
+    Ok(std::env::join_paths(paths)?)
 }
 
 /// Where tools are installed that the machine does not have.

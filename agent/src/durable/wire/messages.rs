@@ -16,6 +16,8 @@ pub mod op {
     pub const GET: u8 = 0x12;
     pub const SCAN: u8 = 0x13;
     pub const CLOSE: u8 = 0x15;
+    pub const STAGE: u8 = 0x16;
+    pub const COMMIT_STAGED: u8 = 0x17;
     pub const BLOB_PUT: u8 = 0x20;
     pub const BLOB_GET: u8 = 0x21;
     pub const BLOB_DELETE: u8 = 0x22;
@@ -57,6 +59,19 @@ impl Writer {
     }
     fn long(self, bytes: &[u8]) -> Self {
         self.u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX)).raw(bytes)
+    }
+}
+
+impl Writer {
+    fn ops(mut self, ops: &Ops) -> Self {
+        self = self.u32(u32::try_from(ops.len()).unwrap_or(u32::MAX));
+        for (key, value) in ops {
+            self = self.short(key).u8(u8::from(value.is_some()));
+            if let Some(value) = value {
+                self = self.long(value);
+            }
+        }
+        self
     }
 }
 
@@ -216,17 +231,23 @@ pub type Ops = [(Vec<u8>, Option<Bytes>)];
 /// Body of a `COMMIT`; its keys have at most 65,535 bytes.
 #[must_use]
 pub fn encode_commit(number: u64, nonce: &Nonce, ops: &Ops) -> Vec<u8> {
-    let size: usize =
-        ops.iter().map(|(key, value)| 7 + key.len() + value.as_ref().map_or(0, Bytes::len)).sum();
-    let mut to = Writer(Vec::with_capacity(28 + size)).u64(number).raw(nonce);
-    to = to.u32(u32::try_from(ops.len()).unwrap_or(u32::MAX));
-    for (key, value) in ops {
-        to = to.short(key).u8(u8::from(value.is_some()));
-        if let Some(value) = value {
-            to = to.long(value);
-        }
-    }
-    to.0
+    Writer(Vec::with_capacity(28 + size(ops))).u64(number).raw(nonce).ops(ops).0
+}
+
+/// Body of a `STAGE`: part `part` of a commit.
+#[must_use]
+pub fn encode_stage(number: u64, nonce: &Nonce, part: u32, ops: &Ops) -> Vec<u8> {
+    Writer(Vec::with_capacity(32 + size(ops))).u64(number).raw(nonce).u32(part).ops(ops).0
+}
+
+/// Body of a `COMMIT_STAGED`, of so many parts.
+#[must_use]
+pub fn encode_commit_staged(number: u64, nonce: &Nonce, parts: u32) -> Vec<u8> {
+    Writer::default().u64(number).raw(nonce).u32(parts).0
+}
+
+fn size(ops: &Ops) -> usize {
+    ops.iter().map(|(key, value)| 7 + key.len() + value.as_ref().map_or(0, Bytes::len)).sum()
 }
 
 /// A number that is a whole body: the answer to a `COMMIT`, the volume's version.

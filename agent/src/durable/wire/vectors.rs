@@ -58,6 +58,11 @@ fn nonce(value: &Value) -> [u8; 16] {
     bytes(value).try_into().unwrap()
 }
 
+fn ops(value: &Value) -> Vec<(Vec<u8>, Option<Bytes>)> {
+    let ops = value["ops"].as_array().unwrap().iter();
+    ops.map(|op| (bytes(&op[0]), op[1].is_string().then(|| Bytes::from(bytes(&op[1]))))).collect()
+}
+
 fn stat(value: &Value) -> Stat {
     let part = |name: &str| number(&value[name]);
     Stat {
@@ -102,11 +107,15 @@ fn check(sample: &Sample, body: &Bytes) {
             );
         }
         "CommitRequest" => {
-            let ops = value["ops"].as_array().unwrap().iter();
-            let ops: Vec<_> = ops
-                .map(|op| (bytes(&op[0]), op[1].is_string().then(|| Bytes::from(bytes(&op[1])))))
-                .collect();
-            sent(m::encode_commit(number(&value["number"]), &nonce(&value["nonce"]), &ops));
+            sent(m::encode_commit(number(&value["number"]), &nonce(&value["nonce"]), &ops(value)));
+        }
+        "StageRequest" => {
+            let (part, nonce) = (number(&value["part"]) as u32, nonce(&value["nonce"]));
+            sent(m::encode_stage(number(&value["number"]), &nonce, part, &ops(value)));
+        }
+        "CommitStagedRequest" => {
+            let (parts, nonce) = (number(&value["parts"]) as u32, nonce(&value["nonce"]));
+            sent(m::encode_commit_staged(number(&value["number"]), &nonce, parts));
         }
         "CommitAnswer" => assert_eq!(m::decode_version(body).unwrap(), number(value)),
         "GetRequest" => sent(m::encode_get(&bytes(value))),

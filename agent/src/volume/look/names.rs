@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::{Look, Result, Todo, VolumeError, join};
 use crate::meta::records::{Inode, ROOT_INODE};
 use crate::volume::dirty::Names;
+use crate::volume::tree::Tree;
 
 impl Look<'_> {
     /// Whether an inode was found otherwise than the index has it.
@@ -226,5 +227,20 @@ impl Look<'_> {
         let Some(fd) = self.cx.tree.open_dir(&path)? else { return Ok(None) };
         let id = self.cx.tree.stat(fd.as_fd())?.id;
         Ok(self.id_of(dir)?.is_none_or(|known| known == id).then_some(fd))
+    }
+}
+
+impl<'a> Look<'a> {
+    /// Where an inode is to be found: below the root by its path, or among those whose remaining names are not here yet.
+    pub(super) fn place_of(&mut self, inode: u64) -> Result<Option<(&'a Tree, Vec<u8>)>> {
+        if let Some(path) = self.path_of(inode)? {
+            return Ok(Some((self.cx.tree, path)));
+        }
+        if self.cx.index.names_complete()? {
+            return Ok(None);
+        }
+        let name = inode.to_string().into_bytes();
+        let is_kept = |kept: &&Tree| kept.stat_at(kept.root(), &name).is_ok_and(|stat| stat.is_some());
+        Ok(self.cx.tree.kept().filter(is_kept).map(|kept| (kept, name)))
     }
 }

@@ -151,7 +151,14 @@ impl Residency {
                 return Ok(Some(Inode { inode: kernel.inode, handle, stat }));
             }
         }
-        Ok(None)
+        // Its other names are not here yet.
+        let kept = self
+            .tree
+            .kept()
+            .and_then(|kept| kept.open_at(kernel.inode.to_string().as_bytes(), libc::O_PATH).ok());
+        let Some(handle) = kept else { return Ok(None) };
+        let Ok(stat) = self.tree.stat(handle.as_fd()) else { return Ok(None) };
+        Ok((stat.id == kernel.id).then_some(Inode { inode: kernel.inode, handle, stat }))
     }
 
     /// The path of a directory, as of the last cut.

@@ -188,6 +188,15 @@ impl Residency {
                 "the directory {state}/stage cannot be made: {e}; make room or mend the disk"
             ))
         })?;
+        match Tree::open(&options.state.join("kept"), &options.state.join("kept"), &[]) {
+            Ok(kept) => tree.set_kept(kept),
+            Err(e) => {
+                let state = options.state.display();
+                return Err(VolumeError::Failed(format!(
+                    "the directory {state}/kept cannot be opened: {e}; mend the disk"
+                )));
+            }
+        }
         let cache = Cache::new(&options, &files);
         let residency = Arc::new(Self {
             table: Table::new(shown, Arc::clone(&shared)),

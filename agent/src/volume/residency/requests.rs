@@ -193,10 +193,10 @@ impl Residency {
             return Ok(());
         }
         let absent = self.files.lock(found.inode).absent(&self.index)?;
-        if absent.is_empty() || !self.is_open(&found)? {
-            return self.keep_for_later(&found);
+        if !absent.is_empty() && self.is_open(&found)? {
+            self.bring_pieces(found.inode, &pieces_of(found.stat.size), true)?;
         }
-        self.bring_pieces(found.inode, &pieces_of(found.stat.size), true)
+        self.keep_for_later(&found)
     }
 
     /// Whether anybody else has a file open (fcntl(2): a write lease is refused then).

@@ -250,16 +250,17 @@ impl Table {
     pub fn going(&self, ino: u64, start: u64, end: u64) {
         let mut inner = self.inner.lock();
         inner.losses += 1;
-        self.shown.evicting(ino);
-        let Some(slot) = inner.slots.get(&ino) else { return };
-        if end > slot.pieces {
+        self.shown.set_absent(ino);
+        match inner.slots.get(&ino) {
             // What lies beyond the bitmap counts as here.
-            self.free(&mut inner, ino);
-            return;
+            Some(slot) if end > slot.pieces => self.free(&mut inner, ino),
+            Some(_) => (start..end).for_each(|piece| {
+                self.shown.set_piece(ino, piece, false);
+            }),
+            None => {}
         }
-        for piece in start..end {
-            self.shown.set_piece(ino, piece, false);
-        }
+        // Last: with the new version nobody may find a piece that is still shown.
+        self.shown.evicting(ino);
     }
 
     /// Takes a file's bitmap back, if it has one.

@@ -280,6 +280,49 @@ fn what_is_renamed_or_removed_before_it_is_read_is_found_or_gone() {
 }
 
 #[test]
+fn what_was_written_by_a_name_that_goes_is_committed_for_one_that_is_not_here_yet() {
+    let node = Node::new("memory:other-name");
+    let deep = (0..60).fold(String::from("x"), |path, n| format!("{path}/{n}"));
+    fs::create_dir_all(node.tree().join(&deep)).unwrap();
+    for name in ["closed", "open"] {
+        fs::write(node.tree().join(name), noise(7, 300_000)).unwrap();
+        fs::hard_link(node.tree().join(name), node.tree().join(&deep).join(name)).unwrap();
+    }
+    node.volume().flush().unwrap();
+    drop(node);
+    let there = Node::lazy("memory:other-name");
+    there.reach("open");
+    let unlink = |name: &str| {
+        assert_eq!(there.ask(Ask::Unlink { ino: there.ino(name) }).errno, 0);
+        there.tell_name(name);
+        fs::remove_file(there.tree().join(name)).unwrap();
+    };
+    let write = |name: &str, file: &fs::File| {
+        let ino = file.metadata().unwrap().ino();
+        assert_eq!(there.ask(Ask::Hydrate { ino, start: 0, end: 10, pin: false }).errno, 0, "{name}");
+        there.tell(Intent::Written { ino, offset: 0, length: 10 });
+        file.write_all_at(b"0123456789", 0).unwrap();
+    };
+    let open = |name: &str| fs::File::options().write(true).open(there.tree().join(name)).unwrap();
+    write("closed", &open("closed"));
+    let file = open("open");
+    unlink("closed");
+    unlink("open");
+    there.volume().flush().unwrap();
+    write("open", &file);
+    let early = !there.tree().join(&deep).join("open").exists();
+    there.volume().flush().unwrap();
+    println!("looked at before the other name was here: {early}");
+    let last = Node::new("memory:other-name");
+    let expected = [b"0123456789", &noise(7, 300_000)[10..]].concat();
+    for name in ["closed", "open"] {
+        assert!(fs::read(last.tree().join(&deep).join(name)).unwrap() == expected, "{name}");
+        assert!(!last.tree().join(name).exists());
+        assert!(there.all_of(&format!("{deep}/{name}")) == expected, "{name}");
+    }
+}
+
+#[test]
 fn who_has_a_file_open_when_its_name_goes_reads_on() {
     let node = filled("memory:unlinked");
     drop(node);
