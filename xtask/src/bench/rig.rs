@@ -56,14 +56,16 @@ impl Rig {
     pub fn set_up(dir: Option<&Path>) -> Result<Self> {
         let sh = workspace::shell()?;
         let built = build::named(&sh, true)?;
-        let beside = built.program.parent().unwrap_or(Path::new("."));
-        let servers = if beside.join("s3mem").exists() {
-            beside.to_path_buf()
-        } else {
-            cmd!(sh, "cargo build --quiet --locked --release --package storeshim-tests --bins")
-                .quiet()
-                .run()?;
-            workspace::target()?.join("release")
+        let release = workspace::target()?.join("release");
+        let beside = built.program.parent().filter(|dir| **dir != release && dir.join("s3mem").exists());
+        let servers = match beside.map(Path::to_path_buf) {
+            Some(dir) => dir,
+            None => {
+                cmd!(sh, "cargo build --quiet --locked --release --package storeshim-tests --bins")
+                    .quiet()
+                    .run()?;
+                release
+            }
         };
         Self::with(&sh, built, servers, dir)
     }
