@@ -150,7 +150,7 @@ impl Node {
     }
 
     /// SIGKILL for these: to be called where the agent has gone, which would start them again.
-    pub(super) fn kill_guards(&self) {
+    pub fn kill_guards(&self) {
         for pid in self.guards() {
             let _ = kill(pid, Signal::SIGKILL);
         }
