@@ -156,8 +156,8 @@ impl Node {
         }
     }
 
-    /// SIGKILL for every process that was started on this node but its agent and that one's guards, daemons and orphans included. They are known by
-    /// this node's run directory, in their environment or among their mappings; no other node has that path.
+    /// SIGKILL for every process that was started on this node but its agent and that one's guards, daemons and orphans included.
+    /// They are known by this node's run directory, in their environment or among their mappings; no other node has that path.
     pub fn kill_apps(&self) {
         let agent = self.agent.as_ref().map(Child::id);
         let marker = self.base.path().display().to_string();
