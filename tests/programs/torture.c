@@ -10,7 +10,8 @@
  * Every 16 bytes of a file say whose they are, where, and of which version. The model is a file outside of DIR that all processes
  * map: for each block the oldest and the newest version that may be seen. A writer raises the newest before it writes and the oldest
  * after; a reader notes the oldest before it opens and the newest after it has read. Files are never grown but by writing, so that
- * zeros are never right.
+ * zeros are never right, but for what Linux itself does: a read that is under way while a file is cut may find zeros behind the new
+ * end, on any disk (truncate clears the rest of the page; a pipe, or a copy inside the kernel, still has the page).
  *
  * What happens to file N is N mod 4:  0 nothing;  1 it is written in place;  2 it is replaced by a rename, and moved about;  3 it is
  * cut and grown, which is why it is not mapped (a page beyond the end would be SIGBUS).
@@ -35,6 +36,7 @@
 #define BLOCK 65536
 #define BLOCKS 96
 #define SIZE_MAX_OF_FILE ((long)BLOCK * BLOCKS)
+#define CUTS 16
 #define RECORD ((long)sizeof(struct record))
 /* Nothing was read, for a reason that says nothing. */
 #define MISSED (-2)
@@ -52,6 +54,8 @@ struct file {
     /* Odd while the size changes. */
     _Atomic uint32_t flux;
     _Atomic uint64_t size;
+    /* Where it was cut lately; that of flux N stands at N / 2. */
+    _Atomic uint64_t cuts[CUTS];
     struct block blocks[BLOCKS];
 };
 
@@ -65,6 +69,10 @@ static uint64_t state;
 static char buffer[SIZE_MAX_OF_FILE + 8192];
 static uint32_t oldest[BLOCKS];
 static long reads, failures;
+/* The file's flux before it was opened. */
+static uint32_t flux_before;
+/* When, by the clock of the agent's log. */
+static double opened_at;
 
 static void die(const char *format, ...)
 {
@@ -84,12 +92,14 @@ static uint64_t dice(uint64_t below)
     return (state >> 11) % below;
 }
 
-static double now(void)
+static double clock_at(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return t.tv_sec + t.tv_nsec / 1e9;
 }
+
+static double now(void) { return clock_at(CLOCK_MONOTONIC); }
 
 static uint32_t mark_of(int file) { return 0x5a17c000u + (uint32_t)file; }
 
@@ -130,6 +140,8 @@ static void note_oldest(int file)
 {
     for (int i = 0; i < BLOCKS; i++)
         oldest[i] = atomic_load(&model->files[file].blocks[i].low);
+    flux_before = atomic_load(&model->files[file].flux);
+    opened_at = clock_at(CLOCK_REALTIME);
 }
 
 /* What stands there a moment later, by the same descriptor and by a new one: is it lost, or was it only not here yet? */
@@ -153,9 +165,23 @@ static const char *again(int fd, int file, long at)
     return said;
 }
 
+/* The first byte of a file that may be zero since the reader began. */
+static uint64_t lowest_cut(int file)
+{
+    struct file *of = &model->files[file];
+    uint32_t first = flux_before / 2, end = (atomic_load(&of->flux) + 1) / 2;
+    uint64_t lowest = end - first >= CUTS ? 0 : UINT64_MAX;
+    for (uint32_t n = first; lowest && n < end; n++) {
+        uint64_t cut = atomic_load(&of->cuts[n % CUTS]);
+        lowest = cut < lowest ? cut : lowest;
+    }
+    return lowest;
+}
+
 /* Judges `length` bytes that were read at `offset`. */
 static void judge(const char *how, int fd, int file, const char *bytes, long offset, long length)
 {
+    double judged_at = clock_at(CLOCK_REALTIME);
     long first = (offset + RECORD - 1) / RECORD * RECORD;
     for (long at = first; at + RECORD <= offset + length; at += RECORD) {
         struct record record;
@@ -167,9 +193,14 @@ static void judge(const char *how, int fd, int file, const char *bytes, long off
         long all = 0;
         while (at + all + RECORD <= offset + length && memcmp(bytes + (at + all - offset), &zeros, sizeof zeros) == 0)
             all += RECORD;
-        die("%s of file %d at %ld: %s (mark %x, offset %llu, version %u; it may be %u to %u; %ld bytes of zeros; read %ld at %ld; %s)",
-            how, file, at, all ? "ZEROS" : "wrong", record.mark, (unsigned long long)record.offset, record.version, low, high,
-            all, length, offset, again(fd, file, at));
+        if (all && (uint64_t)at >= lowest_cut(file))
+            continue;
+        const char *later = again(fd, file, at);
+        die("%s by %d of file %d at %ld: %s (mark %x, offset %llu, version %u; it may be %u to %u; %ld bytes of zeros; read %ld at "
+            "%ld; flux %u to %u, size %llu; opened at %.3f, judged at %.3f; %s)",
+            how, (int)getpid(), file, at, all ? "ZEROS" : "wrong", record.mark, (unsigned long long)record.offset, record.version,
+            low, high, all, length, offset, flux_before, atomic_load(&model->files[file].flux),
+            (unsigned long long)atomic_load(&model->files[file].size), opened_at, judged_at, later);
     }
 }
 
@@ -532,9 +563,10 @@ static void resize(int file)
     int fd = open_file(file, O_RDWR);
     if (fd < 0)
         return;
-    atomic_fetch_add(&of->flux, 1);
     if (anew)
         keep = 0;
+    atomic_store(&of->cuts[atomic_load(&of->flux) / 2 % CUTS], (uint64_t)keep);
+    atomic_fetch_add(&of->flux, 1);
     int cut;
     if (anew && dice(2)) {
         int again = open_file(file, O_WRONLY | O_TRUNC);

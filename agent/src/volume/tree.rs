@@ -256,7 +256,9 @@ impl Tree {
     pub fn open_at(&self, path: &[u8], flags: i32) -> io::Result<OwnedFd> {
         match self.open_in_steps(path, flags) {
             Err(e) if shut(&e) => self.open_shut(path, flags),
-            Err(e) if guarded(&e) && self.unguarded(path)? => self.open_in_steps(path, flags),
+            Err(e) if guarded(&e) => {
+                through_leases(|| self.open_in_steps(path, flags), || self.unguarded(path))
+            }
             other => other,
         }
     }
@@ -396,6 +398,29 @@ fn swap_prefix(path: &[u8], from: &[u8], to: &[u8]) -> Option<Vec<u8>> {
 
 fn shut(e: &io::Error) -> bool {
     e.raw_os_error() == Some(libc::EACCES)
+}
+
+/// How often an open is tried again that meets a lease, and the pause before that.
+const LEASES_TRIED: u32 = 100;
+const LEASE: std::time::Duration = std::time::Duration::from_millis(2);
+
+/// Opens, without waiting, what the agent itself may hold a lease on: a guard is given up by `unguard`, which says whether
+/// there was one; any other is held for some calls only, to ask who has the file open, or while bytes come or go.
+///
+/// # Errors
+/// Those of `open` and `unguard`; EWOULDBLOCK where the lease stays.
+pub fn through_leases<T>(
+    open: impl Fn() -> io::Result<T>,
+    unguard: impl Fn() -> io::Result<bool>,
+) -> io::Result<T> {
+    for _ in 0..LEASES_TRIED {
+        match open() {
+            Err(e) if guarded(&e) && !unguard()? => std::thread::sleep(LEASE),
+            Err(e) if guarded(&e) => {}
+            other => return other,
+        }
+    }
+    open()
 }
 
 /// Somebody holds a lease on it.

@@ -13,7 +13,7 @@ use super::Residency;
 use super::file::{Files, RUN};
 use super::lru::{Policy, Run};
 use super::openers::Openers;
-use super::pin::Unsure;
+use super::pin::{Early, Unsure};
 use crate::volume::index::Index;
 use crate::volume::status::Mutex;
 use crate::volume::{VolumeError, VolumeOptions, space};
@@ -48,6 +48,8 @@ pub struct Cache {
     pub openers: Mutex<Openers>,
     /// Who may read without asking.
     pub unsure: Unsure,
+    /// What is to stay although the last cut did not know it.
+    pub early: Early,
     /// Inode at which the search for files of which the policy does not know goes on.
     pub hand: AtomicU64,
     /// Something was evicted, or may be from now on.
@@ -98,6 +100,7 @@ impl Cache {
             policy: Mutex::new(Policy::new(RUNS)),
             openers: Mutex::default(),
             unsure: Unsure::default(),
+            early: Early::default(),
             hand: AtomicU64::new(0),
             begun: AtomicBool::new(false),
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64),

@@ -186,6 +186,14 @@ impl Residency {
         }
     }
 
+    /// What is asked to stay may be of a file that only the next cut will know.
+    pub(super) fn pin_early(&self, ino: u64) {
+        self.cache.early.pin(ino, self.files.now(), || {
+            let openers = Openers::look(self.tree.dev(), self.shared.gate());
+            (!openers.is_blind()).then(|| openers.all().collect())
+        });
+    }
+
     /// Nobody was asked for what is open now.
     pub(super) fn doubt_openers(&self) {
         let openers = Openers::look(self.tree.dev(), self.shared.gate());
@@ -375,8 +383,10 @@ impl Residency {
         if !self.is_clean(ino, inode)? {
             return Ok(one.stay(Stays::Dirty));
         }
+        // Before the lease: who brings something of the file has its lock, and must be able to open it.
+        let locked = self.files.lock(inode);
         match one.found.open(self, libc::O_RDWR | libc::O_NONBLOCK) {
-            Ok(file) => self.take_from(inode, one, &file),
+            Ok(file) => self.take_from(inode, one, locked, &file),
             Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => Ok(one.stay(Stays::Pinned)),
             Err(_) => Ok(one.stay(Stays::Moving)),
         }
@@ -395,7 +405,13 @@ impl Residency {
         Ok(!told && self.shared.unsettled.is_settled(ino, inode) && !self.index.is_suspect(ino)?)
     }
 
-    fn take_from(&self, inode: u64, one: &Ready, file: &File) -> Result<Gone, VolumeError> {
+    fn take_from(
+        &self,
+        inode: u64,
+        one: &Ready,
+        mut locked: Locked<'_>,
+        file: &File,
+    ) -> Result<Gone, VolumeError> {
         let ino = one.found.stat.id.ino;
         let lease = lease::alone(file.as_fd());
         if matches!(lease, Alone::No) && !one.open {
@@ -406,9 +422,12 @@ impl Residency {
         // Who opens a marked file is pinned or brings it again, under the lock. A lease would only hold up who takes events,
         // for whom the holder of that lock may wait.
         let _lease = one.kept.is_none().then_some(lease);
-        let mut locked = self.files.lock(inode);
         let now = self.files.now();
         let state = locked.state(&self.index)?;
+        if let Some(asked) = self.cache.early.take(ino) {
+            state.pinned = true;
+            state.used.entry(0).and_modify(|last| *last = asked.max(*last)).or_insert(asked);
+        }
         if state.pinned {
             let asked = state.used.values().max().copied().unwrap_or(now);
             if !is_alone || now.saturating_sub(asked) < pin::LEAST {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Residency;
@@ -13,7 +13,7 @@ use crate::meta::records::ROOT_INODE;
 use crate::volume::VolumeError;
 use crate::volume::index::Kernel;
 use crate::volume::look::join;
-use crate::volume::tree::{FileId, Stat, check, cstring};
+use crate::volume::tree::{FileId, Stat, check, cstring, through_leases};
 
 /// Names of an inode that are tried, and directories on the way up.
 const NAMES_TRIED: usize = 16;
@@ -64,11 +64,8 @@ impl Inode {
             // SAFETY: the kernel has just given us this descriptor.
             Ok(std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
         };
+        let open = || through_leases(open, || Ok(residency.unguard(self.stat.id.ino)));
         match open() {
-            // By a lease of our own.
-            Err(e) if e.raw_os_error() == Some(libc::EWOULDBLOCK) && residency.unguard(self.stat.id.ino) => {
-                open()
-            }
             Err(e) if e.raw_os_error() == Some(libc::EACCES) => {
                 residency.tree.with_permission(self.handle.as_fd(), 0o600, open)
             }
@@ -93,7 +90,7 @@ impl Residency {
                 return Ok(Found::Here(found));
             }
             // Renamed, deleted, or another file of that number. Who asks has it open, mostly.
-            match self.held(ino).or_else(|| self.walk(ino)) {
+            match self.held(ino).or_else(|| self.waited_for(ino)).or_else(|| self.walk(ino)) {
                 Some((handle, stat)) if stat.id == kernel.id => {
                     return Ok(Found::Here(Inode { inode: kernel.inode, handle, stat }));
                 }
@@ -183,7 +180,7 @@ impl Residency {
     }
 
     /// Looks everywhere in the tree: slow, and seldom needed.
-    fn walk(&self, ino: u64) -> Option<(OwnedFd, Stat)> {
+    pub(super) fn walk(&self, ino: u64) -> Option<(OwnedFd, Stat)> {
         let mut dirs = vec![self.tree.path().to_path_buf()];
         while let Some(dir) = dirs.pop() {
             for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
@@ -206,41 +203,56 @@ impl Residency {
         None
     }
 
-    /// Looks for a file without a name in the hands of the programs that are attached.
+    /// Looks for a file without a name in the hands of programs: of those first that are attached, since who asks for it is
+    /// one of them.
     pub(super) fn held(&self, ino: u64) -> Option<(OwnedFd, Stat)> {
-        let attached: HashSet<u32> = self.shared.gate().attached().into_iter().collect();
-        for pid in attached {
-            let fds = std::fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd"));
-            for fd in fds.into_iter().flatten().flatten() {
-                let is_it = |m: std::fs::Metadata| m.ino() == ino && m.dev() == self.tree.dev();
-                if !std::fs::metadata(fd.path()).is_ok_and(is_it) {
-                    continue;
-                }
-                let path = cstring(std::os::unix::ffi::OsStrExt::as_bytes(fd.path().as_os_str())).ok()?;
-                // SAFETY: a C string.
-                let opened =
-                    check(unsafe { libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) }).ok()?;
-                // SAFETY: the kernel has just given us this descriptor.
-                let handle = unsafe { OwnedFd::from_raw_fd(opened) };
-                let stat = self.tree.stat(handle.as_fd()).ok()?;
-                if stat.id.ino == ino {
-                    return Some((handle, stat));
-                }
-            }
-        }
-        None
+        self.held_by_programs().filter(|open| open.ino == ino).find_map(|open| open.handle(self))
     }
 
-    /// Kernel numbers of the files that programs which are attached have open.
-    pub(super) fn open_somewhere(&self) -> HashSet<u64> {
-        let mut open = HashSet::new();
+    /// A guarded file that somebody waits to open, whether it has a name or not.
+    pub(super) fn waited_for(&self, ino: u64) -> Option<(OwnedFd, Stat)> {
+        let guard = self.guards.waited_for(ino)?;
+        Open { ino, path: format!("/proc/self/fd/{}", guard.as_raw_fd()).into() }.handle(self)
+    }
+
+    /// Files of the tree that programs have open, by their descriptors, wherever the agent may look (proc_pid_fd(5)). Also
+    /// of those that are not attached: a program may have a file open for long before it asks for anything, and after a
+    /// start of the agent none is known yet.
+    pub(super) fn held_by_programs(&self) -> impl Iterator<Item = Open> {
         let attached: HashSet<u32> = self.shared.gate().attached().into_iter().collect();
-        for pid in attached {
+        let (own, dev) = (std::process::id(), self.tree.dev());
+        let first = attached.clone();
+        let others =
+            std::iter::once(()).flat_map(|()| std::fs::read_dir("/proc").into_iter().flatten().flatten());
+        let others = others.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let others = others.filter(move |pid| *pid != own && !attached.contains(pid));
+        first.into_iter().chain(others).flat_map(move |pid| {
             let fds = std::fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd"));
-            let metas =
-                fds.into_iter().flatten().flatten().filter_map(|fd| std::fs::metadata(fd.path()).ok());
-            open.extend(metas.filter(|meta| meta.dev() == self.tree.dev()).map(|meta| meta.ino()));
-        }
-        open
+            fds.into_iter().flatten().flatten().filter_map(move |fd| {
+                let path = fd.path();
+                let meta = std::fs::metadata(&path).ok()?;
+                (meta.dev() == dev).then(|| Open { ino: meta.ino(), path })
+            })
+        })
+    }
+}
+
+/// A file of the tree's filesystem that a program had open a moment ago.
+pub(super) struct Open {
+    /// Kernel inode number.
+    pub ino: u64,
+    path: PathBuf,
+}
+
+impl Open {
+    /// A descriptor that names it, if the program has it still.
+    pub(super) fn handle(&self, residency: &Residency) -> Option<(OwnedFd, Stat)> {
+        let path = cstring(std::os::unix::ffi::OsStrExt::as_bytes(self.path.as_os_str())).ok()?;
+        // SAFETY: a C string.
+        let opened = check(unsafe { libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) }).ok()?;
+        // SAFETY: the kernel has just given us this descriptor.
+        let handle = unsafe { OwnedFd::from_raw_fd(opened) };
+        let stat = residency.tree.stat(handle.as_fd()).ok()?;
+        (stat.id.ino == self.ino).then_some((handle, stat))
     }
 }

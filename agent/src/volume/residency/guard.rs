@@ -86,6 +86,16 @@ impl Guards {
         self.held.load(Ordering::Relaxed)
     }
 
+    /// The guard's descriptor of a file that somebody waits to open.
+    pub fn waited_for(&self, ino: u64) -> Option<Arc<File>> {
+        let inner = self.inner.lock();
+        inner
+            .held
+            .get(&ino)
+            .filter(|guard| lease::is_breaking(&guard.file))
+            .map(|guard| Arc::clone(&guard.file))
+    }
+
     /// Gives a guard up, of a kernel inode; whether there was one.
     pub fn drop_guard(&self, ino: u64) -> bool {
         let mut inner = self.inner.lock();
@@ -187,6 +197,7 @@ impl Residency {
             }
             if looked.elapsed() >= ROUND {
                 looked = Instant::now();
+                self.settle_lost();
                 self.tidy_marks();
                 self.guards.broken().into_iter().for_each(|ino| self.guard_broken(ino));
                 for (ino, inode) in self.guards.some() {

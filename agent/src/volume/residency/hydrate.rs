@@ -15,7 +15,7 @@ use super::own::Own;
 use super::wanted::{self, Item, Source};
 use crate::guard::fanotify::Marked;
 use crate::volume::capture;
-use crate::volume::index::{self, Changes, Doubt, Pieces};
+use crate::volume::index::{self, Changes, Doubt, Index, Pieces};
 use crate::volume::look::same;
 use crate::volume::{Hydrate, VolumeError};
 
@@ -51,7 +51,22 @@ struct Target {
     missing: usize,
     parts: Vec<(u64, Vec<u8>)>,
     failed: Option<VolumeError>,
+    /// What could not be read is elsewhere by now.
+    moved: bool,
     done: bool,
+}
+
+impl Target {
+    fn take(&mut self, index: &Index, item: &Item, read: Result<Vec<u8>>) {
+        match read {
+            Ok(bytes) => self.parts.push((item.at, bytes)),
+            Err(error) => {
+                self.failed = Some(error);
+                self.moved |= item.has_moved(index).unwrap_or(false);
+            }
+        }
+        self.missing -= 1;
+    }
 }
 
 type Result<T> = std::result::Result<T, VolumeError>;
@@ -64,6 +79,9 @@ impl Residency {
     /// Where they could not be fetched for as long as patience goes, are damaged, or this disk does not take them.
     pub fn hydrate(&self, ino: u64, start: u64, end: u64, pin: bool) -> Result<()> {
         self.meter.asked.fetch_add(1, Ordering::Relaxed);
+        if pin {
+            self.pin_early(ino);
+        }
         let losses = self.table.losses();
         let found = match self.find(ino)? {
             Found::Here(found) if found.stat.is_file() => found,
@@ -94,37 +112,29 @@ impl Residency {
     fn ask(&self, found: &Inode, range: &std::ops::Range<u64>, pin: bool) -> Result<Pieces> {
         let now = self.files.now();
         let mut locked = self.files.lock(found.inode);
+        let size = self.tree.stat(found.handle.as_fd()).map_or(found.stat.size, |stat| stat.size);
         // Who has cut a file that was evicted just before has not asked: what was behind its end now is nobody's, and may be
         // about to be written by who asks.
-        if let Ok(stat) = self.tree.stat(found.handle.as_fd()) {
-            let before = locked.state(&self.index)?.absent.clone();
+        let absent = &locked.state(&self.index)?.absent;
+        if absent.end() > size.div_ceil(PIECE) {
+            let before = absent.clone();
             let mut rest = before.clone();
-            rest.remove(stat.size.div_ceil(PIECE)..u64::MAX);
-            if rest != before {
-                self.keep_absent(&mut locked, found.stat.id.ino, &before, rest)?;
-            }
+            rest.remove(size.div_ceil(PIECE)..u64::MAX);
+            self.keep_absent(&mut locked, found.stat.id.ino, &before, rest)?;
         }
         let state = locked.state(&self.index)?;
-        state.pinned |= pin;
+        state.pinned |= pin | self.cache.early.take(found.stat.id.ino).is_some();
         for run in range.start / RUN..range.end.div_ceil(RUN).min(range.start / RUN + SPAN) {
             state.used.insert(run, now);
         }
         let mut absent = Pieces::default();
         state.absent.within(range.clone()).for_each(|part| absent.add(part));
-        let pieces = if state.absent.is_empty() { 1 } else { found.stat.size.div_ceil(PIECE) };
+        let pieces = if state.absent.is_empty() { 1 } else { size.div_ceil(PIECE) };
         self.table.show(found.stat.id.ino, pieces, &state.absent);
         if let Some(uses) = self.uses.get() {
             uses.used(found.inode, range.start, range.end);
         }
         Ok(absent)
-    }
-
-    fn error_of_lost(&self, ino: u64) -> VolumeError {
-        VolumeError::Failed(format!(
-            "the file with inode {ino} below {} has lost its name before its data was here, and is in nobody's hands that \
-             the agent can see",
-            self.tree.path().display()
-        ))
     }
 
     /// Brings absent pieces of one file, however many.
@@ -227,6 +237,7 @@ impl Residency {
                 missing: wanted.len(),
                 parts: Vec::new(),
                 failed: None,
+                moved: false,
                 done: false,
             });
             items.extend(wanted);
@@ -251,11 +262,7 @@ impl Residency {
         for item in &reads.inline {
             let read = item.inline();
             if let Some(target) = targets.get_mut(item.file) {
-                match read {
-                    Ok(bytes) => target.parts.push((item.at, bytes)),
-                    Err(error) => target.failed = Some(error),
-                }
-                target.missing -= 1;
+                target.take(&self.index, item, read);
             }
         }
         targets.iter_mut().filter(|target| target.missing == 0).for_each(&mut write);
@@ -264,11 +271,7 @@ impl Residency {
                 answer.recv().unwrap_or_else(|_| Err(VolumeError::Failed("the volume is closed".into())));
             let mut take = |item: &Item, read: Result<&[u8]>| {
                 if let Some(target) = targets.get_mut(item.file) {
-                    match read {
-                        Ok(bytes) => target.parts.push((item.at, bytes.to_vec())),
-                        Err(error) => target.failed = Some(error),
-                    }
-                    target.missing -= 1;
+                    target.take(&self.index, item, read.map(<[u8]>::to_vec));
                 }
             };
             match fetched {
@@ -317,9 +320,9 @@ impl Residency {
     fn write(&self, target: &mut Target) -> std::result::Result<(), Unwritten> {
         target.done = true;
         if let Some(error) = target.failed.take() {
-            // What nothing refers to any more is deleted.
+            // What nothing refers to any more is deleted, and may have been stored anew.
             let _locked = self.files.lock(target.found.inode);
-            let current = self.is_current(target, &target.pieces)?;
+            let current = !target.moved && self.is_current(target, &target.pieces)?;
             return Err(if current { Unwritten::Index(error) } else { Unwritten::Stale });
         }
         let mut parts = std::mem::take(&mut target.parts);
@@ -458,108 +461,6 @@ impl Residency {
         let racy = index::Seen { doubt: Doubt::Racy, ..seen };
         changes.insert(index::seen_key(inode), Some(index::encode(&racy)?));
         self.index.apply_local(&changes)
-    }
-
-    /// Drops what is known of an inode that is gone: it lacks nothing any more.
-    ///
-    /// # Errors
-    /// Where the index cannot be read.
-    pub fn forget(&self, inode: u64, ino: u64) -> Result<()> {
-        let mut locked = self.files.lock(inode);
-        let absent = locked.absent(&self.index)?;
-        self.forget_locked(&mut locked, ino, &absent)
-    }
-
-    /// The volume is about to lose inodes (and their kernel numbers), of which somebody may have opened one after it was asked
-    /// whether anybody has: he keeps what he could read.
-    ///
-    /// # Errors
-    /// Where the index cannot be read.
-    pub fn rescue(&self, dying: &[(u64, u64)]) -> Result<()> {
-        let mut lacking = Vec::new();
-        for (inode, ino) in dying {
-            let absent = self.files.lock(*inode).absent(&self.index)?;
-            if !absent.is_empty() {
-                lacking.push((*inode, *ino, absent));
-            }
-        }
-        if lacking.is_empty() {
-            return Ok(());
-        }
-        let open = self.open_somewhere();
-        for (inode, ino, pieces) in lacking.into_iter().filter(|(_, ino, _)| open.contains(ino)) {
-            self.shared.count("rescued_files", 1);
-            // Said where it failed.
-            if self.bring(&[Job { inode, pieces }], true).is_err() {
-                self.lost.lock().insert(ino);
-            }
-        }
-        Ok(())
-    }
-
-    /// The volume is about to lose an inode: until [`Residency::buried`] nothing of it is absent, whatever the index says.
-    ///
-    /// # Errors
-    /// Where the index cannot be read.
-    pub fn bury(&self, inode: u64, ino: u64) -> Result<()> {
-        let mut locked = self.files.lock(inode);
-        let absent = locked.absent(&self.index)?;
-        if self.is_lost(ino) {
-            // Its cell stays as it is: who has it open goes on asking, and hears that it is lost.
-            self.table.forget(ino);
-        } else {
-            self.forget_locked(&mut locked, ino, &absent)?;
-        }
-        locked.state(&self.index)?.absent = Pieces::default();
-        Ok(())
-    }
-
-    /// Whether the file of a kernel number went before its data was here, while somebody had it open. (His descriptor keeps
-    /// the number from being given out again; afterwards it is forgotten.)
-    fn is_lost(&self, ino: u64) -> bool {
-        let mut lost = self.lost.lock();
-        if lost.contains(&ino) && self.held(ino).is_none_or(|(_, stat)| stat.links > 0) {
-            lost.remove(&ino);
-        }
-        lost.contains(&ino)
-    }
-
-    /// The index has lost them.
-    pub fn buried(&self, inodes: impl Iterator<Item = u64>) {
-        inodes.for_each(|inode| drop(self.files.lock(inode).forget()));
-    }
-
-    /// From these directories one has vanished that was not populated: they are about to be marked, and populated anew.
-    pub fn vanished(&self, dirs: &[(u64, u64)]) {
-        for (dir, ino) in dirs {
-            tracing::warn!(
-                dir = *ino,
-                "a program without the shim has removed a directory that was not here yet, and took it for empty: it is made \
-                 again"
-            );
-            self.shared.count("placeholders_made_again", 1);
-            self.table.absent(*dir, *ino);
-        }
-    }
-
-    /// As [`Residency::forget`], where the index may have forgotten it already.
-    pub(super) fn forget_locked(
-        &self,
-        locked: &mut super::file::Locked<'_>,
-        ino: u64,
-        absent: &Pieces,
-    ) -> Result<()> {
-        let inode = locked.inode();
-        if !absent.is_empty() {
-            self.meter.absent_files.fetch_sub(1, Ordering::Relaxed);
-        }
-        if !absent.is_empty() || self.index.is_unpopulated(inode)? {
-            self.table.whole(inode, ino);
-        }
-        self.table.forget(ino);
-        self.marks.forget(ino);
-        locked.forget();
-        Ok(())
     }
 }
 

@@ -114,4 +114,27 @@ mod tests {
         drop(held);
         assert_eq!(opener.join().unwrap(), b"x");
     }
+
+    /// Two threads of the agent at one file: the one asks whether somebody has it open while the other opens it.
+    #[test]
+    fn an_open_that_does_not_wait_gets_past_a_short_lease_of_our_own() {
+        use std::os::unix::fs::OpenOptionsExt;
+
+        ignore_signals();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, "x").unwrap();
+        let file = File::options().read(true).open(&path).unwrap();
+        let (held, told) = std::sync::mpsc::channel();
+        let holder = std::thread::spawn(move || {
+            let lease = alone(file.as_fd());
+            held.send(matches!(lease, Alone::Yes(_))).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(30));
+        });
+        assert!(told.recv().unwrap());
+        let open = || File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&path);
+        assert_eq!(open().unwrap_err().raw_os_error(), Some(libc::EWOULDBLOCK));
+        assert!(crate::volume::tree::through_leases(open, || Ok(false)).is_ok());
+        holder.join().unwrap();
+    }
 }

@@ -9,6 +9,7 @@
 
 mod ahead;
 mod background;
+mod burial;
 mod bypath;
 mod cache;
 mod evict;
@@ -32,7 +33,6 @@ mod stage;
 pub mod table;
 mod wanted;
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -44,6 +44,7 @@ use serde::{Deserialize, Serialize};
 
 use self::ahead::Ahead;
 use self::background::Background;
+use self::burial::Lost;
 use self::cache::Cache;
 use self::fetch::Fetcher;
 use self::file::Files;
@@ -153,8 +154,7 @@ pub struct Residency {
     ahead: Ahead,
     background: Background,
     requests: Requests,
-    /// Kernel numbers of files that were lost while somebody had them open: their data could not be brought in time.
-    lost: Mutex<HashSet<u64>>,
+    lost: Lost,
     closed: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -230,7 +230,7 @@ impl Residency {
             ahead: Ahead::default(),
             background: Background::default(),
             requests: Requests::default(),
-            lost: Mutex::new(HashSet::new()),
+            lost: Lost::default(),
             closed: AtomicBool::new(false),
             threads: Mutex::new(Vec::new()),
         });

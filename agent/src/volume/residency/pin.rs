@@ -3,7 +3,7 @@
 //! nothing was absent, or while another agent served, did not have to, or told somebody who is dead: such files count as
 //! pinned until they have been met closed once. It must not know how files are evicted.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::openers::Openers;
 use crate::volume::status::Mutex;
@@ -46,9 +46,53 @@ impl Unsure {
     }
 }
 
+/// What was asked to stay while the last cut did not know it: it lacked nothing then, but may be evicted once a commit has it.
+/// By kernel inode number, with the second of [`super::file::Files::now`] at which it was asked. (A number that is given out
+/// again pins another file, until that is met closed.)
+#[derive(Default)]
+pub struct Early(Mutex<HashMap<u64, u32>>);
+
+/// Files of which that is remembered before those are looked for that nobody has open any more.
+const EARLY: usize = 4096;
+
+impl Early {
+    /// A file is to stay: to be said before the index is asked whether it knows it. `open`: the files that somebody has
+    /// open, or nothing where that cannot be told.
+    pub fn pin(&self, ino: u64, now: u32, open: impl FnOnce() -> Option<HashSet<u64>>) {
+        let mut early = self.0.lock();
+        early.insert(ino, now);
+        if early.len() > EARLY && early.len().is_power_of_two() {
+            if let Some(open) = open() {
+                early.retain(|ino, asked| now.saturating_sub(*asked) < LEAST || open.contains(ino));
+            }
+        }
+    }
+
+    /// Whoever keeps what is known of a file knows of it now: when it was asked for, if it was.
+    pub fn take(&self, ino: u64) -> Option<u32> {
+        self.0.lock().remove(&ino)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_asked_for_early_is_remembered_while_somebody_may_have_it_open() {
+        let early = Early::default();
+        for ino in 0..8192 {
+            early.pin(ino, 100, || None);
+        }
+        assert_eq!(early.take(5), Some(100));
+        assert_eq!(early.take(5), None);
+        for ino in 10_000..18_193 {
+            early.pin(ino, 100 + LEAST, || Some(HashSet::from([6])));
+        }
+        assert_eq!(early.take(6), Some(100), "it is open");
+        assert_eq!(early.take(7), None);
+        assert_eq!(early.take(10_000), Some(100 + LEAST), "it may be about to be opened");
+    }
 
     #[test]
     fn what_was_open_before_is_in_doubt_until_it_is_met_closed() {

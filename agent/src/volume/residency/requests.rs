@@ -204,7 +204,7 @@ impl Residency {
     pub(super) fn is_open(&self, found: &Inode) -> Result<bool, VolumeError> {
         let _locked = self.files.lock(found.inode);
         if self.leased(found.stat.id.ino).is_some() {
-            return Ok(false);
+            return Ok(self.guards.waited_for(found.stat.id.ino).is_some());
         }
         // Where it cannot be opened nobody is sure.
         let Ok(file) = found.open(self, libc::O_RDONLY | libc::O_NONBLOCK) else { return Ok(true) };

@@ -182,6 +182,14 @@ impl Source {
 }
 
 impl Item {
+    /// Whether their chunk is not where it was any more.
+    ///
+    /// # Errors
+    /// Where the index cannot be read.
+    pub fn has_moved(&self, index: &Index) -> Result<bool, VolumeError> {
+        Ok(index.chunk(&self.hash)?.is_none_or(|now| now.location != self.chunk.location))
+    }
+
     /// Where they come from.
     pub fn source(&self) -> Source {
         Source { at: self.at, len: self.len, hash: self.hash, first: self.part.bytes.start + self.skip }

@@ -309,6 +309,53 @@ fn what_is_pinned_or_open_without_the_shim_stays() {
     assert_eq!(site.evict("open").files, 1, "nobody has it open any more");
 }
 
+/// Who asks for a file to stay may do so before the cut that first knows it.
+#[test]
+fn what_was_pinned_before_a_cut_knew_it_stays() {
+    let site = Site::new("evict-pinned-early", How::default());
+    fs::write(site.path("f"), noise(200_000, 1)).unwrap();
+    site.gate.complete.store(false, Ordering::SeqCst);
+    assert_eq!(site.ask(Ask::Hydrate { ino: site.ino("f"), start: 0, end: u64::MAX, pin: true }), 0);
+    site.volume.flush().unwrap();
+    let evicted = site.evict("");
+    assert_eq!((evicted.files, evicted.kept.len()), (0, 1), "{evicted:?}");
+}
+
+/// A program may have a file open for long before it asks for anything, which is when it becomes known.
+#[test]
+fn who_has_a_nameless_file_open_keeps_it_though_nobody_knows_him() {
+    let site = Site::new("evict-nameless", How::default());
+    let data = noise(200_000, 1);
+    fs::write(site.path("f"), &data).unwrap();
+    site.volume.flush().unwrap();
+    assert_eq!(site.evict("f").files, 1);
+    let stdin = fs::File::open(site.path("f")).unwrap();
+    let mut child = std::process::Command::new("sleep").arg("30").stdin(stdin).spawn().unwrap();
+    fs::remove_file(site.path("f")).unwrap();
+    site.volume.flush().unwrap();
+    let read = fs::read(format!("/proc/{}/fd/0", child.id())).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(read == data);
+    assert_eq!(site.count("rescued_files"), 1);
+}
+
+/// Of whom the agent sees nothing: better an error than zeros.
+#[test]
+fn who_opens_a_file_that_is_being_buried_hears_that_it_is_lost() {
+    let site = Site::new("evict-lost", How::default());
+    fs::write(site.path("f"), noise(200_000, 1)).unwrap();
+    site.volume.flush().unwrap();
+    assert_eq!(site.evict("f").files, 1);
+    // The agent does not look at the process that it is itself.
+    let (file, ino) = (fs::File::open(site.path("f")).unwrap(), site.ino("f"));
+    fs::remove_file(site.path("f")).unwrap();
+    site.volume.flush().unwrap();
+    assert!(site.gate.table.check(ino, 0, 1).is_none());
+    assert_eq!(site.ask(Ask::Hydrate { ino, start: 0, end: 1, pin: false }), libc::EIO);
+    drop(file);
+}
+
 #[test]
 fn the_cache_keeps_its_bound() {
     let site = Site::new("evict-bound", How { cache_size: Some(16 << 20), ..How::default() });
