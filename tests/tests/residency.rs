@@ -633,6 +633,8 @@ fn an_unclean_reboot_that_lost_data() {
     node.start();
     node.flush();
     node.kill_agent();
+    // With the machine.
+    node.kill_guards();
     let mut damage = node.app_without_shim("/usr/bin/python3");
     damage.arg("-c").arg(
         "import os

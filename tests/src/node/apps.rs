@@ -150,14 +150,14 @@ impl Node {
     }
 
     /// SIGKILL for these: to be called where the agent has gone, which would start them again.
-    pub(super) fn kill_guards(&self) {
+    pub fn kill_guards(&self) {
         for pid in self.guards() {
             let _ = kill(pid, Signal::SIGKILL);
         }
     }
 
-    /// SIGKILL for every process that was started on this node but its agent and that one's guards, daemons and orphans included. They are known by
-    /// this node's run directory, in their environment or among their mappings; no other node has that path.
+    /// SIGKILL for every process that was started on this node but its agent and that one's guards, daemons and orphans included.
+    /// They are known by this node's run directory, in their environment or among their mappings; no other node has that path.
     pub fn kill_apps(&self) {
         let agent = self.agent.as_ref().map(Child::id);
         let marker = self.base.path().display().to_string();
