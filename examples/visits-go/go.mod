@@ -1,3 +1,3 @@
 module storeshim.example/visits
 
-go 1.23
+go 1.19

@@ -15,6 +15,7 @@ pub mod proxy;
 pub mod s3;
 pub mod strace;
 pub mod suites;
+pub mod tls;
 pub mod tree;
 pub mod ways;
 pub mod writer;

@@ -9,7 +9,7 @@ use std::process::Command;
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Packages that hold a program of another name, as Debian has them.
-const PACKAGES: [(&str, &str); 12] = [
+const PACKAGES: [(&str, &str); 13] = [
     ("gcc", "build-essential"),
     ("musl-gcc", "musl-tools"),
     ("java", "default-jdk-headless"),
@@ -18,6 +18,7 @@ const PACKAGES: [(&str, &str); 12] = [
     ("make", "build-essential"),
     ("cc", "build-essential"),
     ("node", "nodejs"),
+    ("openssl", "openssl"),
     ("setfattr", "attr"),
     ("find", "findutils"),
     ("setsid", "util-linux"),

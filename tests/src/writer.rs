@@ -67,6 +67,32 @@ impl Writer {
     }
 }
 
+/// Rounds of: write and note each acknowledgement, lose the machine at a random moment, restore, verify all rounds of
+/// this volume. Every tenth round begins a new volume (`node`, by its number), so that both the first and the later epochs
+/// are tried. `lose` takes the machine away and brings it back, in the round of that number.
+#[track_caller]
+pub fn fsync_campaign(
+    rounds: u32,
+    mut node: impl FnMut(u32) -> Node,
+    mut lose: impl FnMut(&mut Node, u32, Writer),
+) {
+    let mut acknowledged = 0;
+    for volume in 0..rounds.div_ceil(10) {
+        let mut node = node(volume);
+        for round in 0..10.min(rounds - volume * 10) {
+            let writer = Writer::start(&node, &format!("round{round}"));
+            std::thread::sleep(Duration::from_millis(rand::random_range(20..350)));
+            lose(&mut node, volume * 10 + round, writer);
+            for earlier in 0..round {
+                verify(&node, &format!("round{earlier}"));
+            }
+            acknowledged += verify(&node, &format!("round{round}"));
+        }
+    }
+    println!("{acknowledged} acknowledged records in {rounds} rounds");
+    assert!(acknowledged > u64::from(rounds), "hardly anything was ever acknowledged: {acknowledged}");
+}
+
 /// Checks the records in the tree (without the shim) against what was acknowledged; returns how many that were.
 #[track_caller]
 pub fn verify(node: &Node, name: &str) -> u64 {

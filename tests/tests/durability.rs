@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use storeshim_tests::node::{FileStore, Node, Said, Setup};
 use storeshim_tests::programs::{compiled, scale};
 use storeshim_tests::s3::{BUCKET, S3Server};
-use storeshim_tests::writer::{Writer, verify};
+use storeshim_tests::writer::{self, Writer, verify};
 
 fn pause(range: std::ops::Range<u64>) {
     std::thread::sleep(Duration::from_millis(rand::random_range(range)));
@@ -82,27 +82,13 @@ fn point_in_time_processes() {
     point_in_time("processes");
 }
 
-/// Rounds of: write and note each acknowledgement, lose the machine at a random moment, restore, verify all rounds of
-/// this volume. Every tenth round begins a new volume, so that both the first and the later epochs are tried.
 fn fsync_campaign(mut setup_of_volume: impl FnMut(u32) -> Setup) {
-    let rounds = scale("STORESHIM_ROUNDS", 50);
-    let mut acknowledged = 0;
-    for volume in 0..rounds.div_ceil(10) {
-        let mut node = Node::started(setup_of_volume(volume));
-        for round in 0..10.min(rounds - volume * 10) {
-            let writer = Writer::start(&node, &format!("round{round}"));
-            pause(20..350);
-            node.lose();
-            drop(writer);
-            node.start();
-            for earlier in 0..round {
-                verify(&node, &format!("round{earlier}"));
-            }
-            acknowledged += verify(&node, &format!("round{round}"));
-        }
-    }
-    println!("{acknowledged} acknowledged records in {rounds} rounds");
-    assert!(acknowledged > u64::from(rounds), "hardly anything was ever acknowledged: {acknowledged}");
+    let node = |volume| Node::started(setup_of_volume(volume));
+    writer::fsync_campaign(scale("STORESHIM_ROUNDS", 50), node, |node, _, writer| {
+        node.lose();
+        drop(writer);
+        node.start();
+    });
 }
 
 #[test]

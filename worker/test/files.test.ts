@@ -231,6 +231,36 @@ test("damage is named, not shown as zeros", async () => {
   assert.match(await (await rpc(id, "readFile", "/a")).text(), /is used but not stored/);
 });
 
+test("what the agent's mount may grow to holds for the Worker, too", async () => {
+  const id = "quota";
+  const agent = await opened(id);
+  await agent.commit(1, [[keys.QUOTA, records.QuotaRecord.encode({ bytes: 1000, inodes: 4 })]]);
+  await leave(agent);
+  await put(id, "a", "x".repeat(600));
+  const refused = async (path: string, body: string | Buffer, said: RegExp) => {
+    const answer = await file(id, path, { method: "PUT", body });
+    assert.equal(answer.status, 507);
+    const { error, code } = (await answer.json()) as { error: string; code: string };
+    assert.equal(code, "EDQUOT");
+    assert.match(error, said);
+    assert.equal((await file(id, path, { method: "HEAD" })).status === 200, path === "a", "nothing of it is there");
+  };
+  await refused("b", "x".repeat(401), /1001 bytes.*1000.*quota_bytes/);
+  await refused("large", randomBytes(9 << 20), /quota_bytes/);
+  await refused("a", "x".repeat(1001), /quota_bytes/);
+  await put(id, "b", "x".repeat(400));
+  await put(id, "a", "x".repeat(600));
+  await refused("d/c", "", /5 inodes.*4.*quota_inodes/);
+  const again = await opened(id);
+  assert.deepEqual((await checkVolume(again)).packs, 0);
+  // A quota that is smaller than what is there lets nothing grow, and everything shrink.
+  await again.commit(1, [[keys.QUOTA, records.QuotaRecord.encode({ bytes: 100, inodes: null })]]);
+  await leave(again);
+  await put(id, "a", "x".repeat(500));
+  await refused("a", "x".repeat(501), /quota_bytes/);
+  assert.equal((await file(id, "b", { method: "DELETE" })).status, 204);
+});
+
 test("random changes leave what a model says, and a sound volume", async () => {
   const names = fc.constantFrom("a", "b", "d/a", "d/e/f", "d/e/g");
   const data = fc.oneof(

@@ -25,6 +25,7 @@ const SHAPES = {
   chunk: records.ChunkRecord,
   pack: records.PackRecord,
   totals: records.TotalsRecord,
+  quota: records.QuotaRecord,
 };
 
 function bytes(text: string): Uint8Array {
@@ -127,6 +128,7 @@ test("any record comes back, and any bytes are read or refused", () => {
     }),
     pack: fc.record({ size: big, live: big }),
     totals: fc.record({ nextInode: big, inodes: big, files: big, bytes: big }),
+    quota: fc.record({ bytes: fc.option(big, { nil: null }), inodes: fc.option(big, { nil: null }) }),
   };
   const key = new Uint8Array(9).fill(0x69);
   for (const [kind, arbitrary] of Object.entries(any)) {

@@ -210,7 +210,8 @@ impl ObjectStore for Faulty {
         if Self::is(&self.forbid_deletes) {
             return locations.map(|path| Err(denied(&path?))).boxed();
         }
-        self.inner.delete_stream(locations)
+        let (travel, inner) = (self.travel("DELETE".into()), Arc::clone(&self.inner));
+        futures::stream::once(travel.map(move |()| inner.delete_stream(locations))).flatten().boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {

@@ -183,7 +183,10 @@ async fn handshake(remote: &Remote) -> Result<(Source, Sink), WireError> {
         })?;
         let connector = tokio_rustls::TlsConnector::from(config);
         let tls = connector.connect(name, stream).await;
-        Box::new(tls.map_err(|error| failed("agree on encryption with the Worker at", &error))?)
+        Box::new(tls.map_err(|error| match untrusted(remote, &error) {
+            Some(refusal) => refusal,
+            None => failed("agree on encryption with the Worker at", &error),
+        })?)
     } else {
         Box::new(stream)
     };
@@ -204,6 +207,19 @@ async fn handshake(remote: &Remote) -> Result<(Source, Sink), WireError> {
         }
         Err(error) => Err(failed("open a WebSocket to the Worker at", &error)),
     }
+}
+
+/// The refusal of a certificate that nobody vouches for, if that is what is wrong.
+fn untrusted(remote: &Remote, error: &io::Error) -> Option<WireError> {
+    let why = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    matches!(why, rustls::Error::InvalidCertificate(_)).then(|| {
+        let sentence = format!(
+            "the Worker at {} shows a certificate that this machine does not trust ({why}); if an authority of your own has \
+             signed it, name a file with that authority's certificate in SSL_CERT_FILE",
+            remote.authority()
+        );
+        WireError::new(Code::Refused, sentence)
+    })
 }
 
 /// What an HTTP answer in the place of a WebSocket means.

@@ -11,6 +11,7 @@
 //! p <pack:16>                      Pack: size and live bytes
 //! g <pack:16>                      a pack without live bytes, to be deleted   (empty value)
 //! t                                Totals: what the volume holds, next inode  (every commit)
+//! q                                Quota: what it may grow to                 (when it changes)
 //! 0x00                             reserved for the engine
 //! ```
 //! Numbers in keys are big-endian, so that ranges are in their order. Values are postcard, led by one byte of
@@ -166,6 +167,15 @@ pub struct Totals {
     pub files: u64,
     /// Bytes in regular files, as their sizes say.
     pub bytes: u64,
+}
+
+/// What the volume may grow to, for whoever changes it without this agent; `None` is without limit. Absent where neither has one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// Bytes in regular files, as their sizes say.
+    pub bytes: Option<u64>,
+    /// Inodes of all kinds.
+    pub inodes: Option<u64>,
 }
 
 /// The version byte that leads every value.

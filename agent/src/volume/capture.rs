@@ -262,6 +262,25 @@ fn read(
         .try_for_each(|part| read_present(file, part.start, part.end, before, found, sink))
 }
 
+/// Captures bytes that are data from end to end.
+fn read_data(
+    file: &File,
+    start: u64,
+    end: u64,
+    before: &dyn Before,
+    found: &mut Captured,
+    sink: &mut dyn PieceSink,
+) -> Result<(), CaptureError> {
+    each_block(start, end, |block, from, to| {
+        before.in_time()?;
+        let mut bytes = vec![0u8; (to - from) as usize];
+        read_into(file, from, &mut bytes)?;
+        found.edits.push(Edit::Data { start: from, piece: sink.piece(bytes)? });
+        found.fingerprints.insert(block, None);
+        Ok(())
+    })
+}
+
 fn read_present(
     file: &File,
     start: u64,
@@ -282,14 +301,7 @@ fn read_present(
     let mut hole_from = start;
     for (from, to) in segments(file, start, end)? {
         hole(hole_from, from, found)?;
-        each_block(from, to, |block, from, to| {
-            before.in_time()?;
-            let mut bytes = vec![0u8; (to - from) as usize];
-            read_into(file, from, &mut bytes)?;
-            found.edits.push(Edit::Data { start: from, piece: sink.piece(bytes)? });
-            found.fingerprints.insert(block, None);
-            Ok(())
-        })?;
+        read_data(file, from, to, before, found, sink)?;
         hole_from = to;
     }
     hole(hole_from, end, found)

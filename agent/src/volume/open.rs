@@ -15,10 +15,10 @@ use super::residency;
 use super::restore::Restore;
 use super::status::Shared;
 use super::tree::{LOST_AND_FOUND, Tree};
-use super::{Durability, VolumeError, VolumeOptions};
+use super::{Durability, Quota, VolumeError, VolumeOptions};
 use crate::blob::Blob;
 use crate::meta::records::{self, Format, Inode, ROOT_INODE, Totals, key};
-use crate::meta::{Head, Meta};
+use crate::meta::{Batch, Head, Meta, MetaError};
 
 /// A volume whose tree may be used.
 pub struct Opened {
@@ -55,6 +55,7 @@ enum Verdict {
 
 /// What is read of every volume, in one go.
 struct Start {
+    quota: Option<records::Quota>,
     volume_id: u128,
     head: Option<Head>,
     totals: Option<Totals>,
@@ -63,17 +64,19 @@ struct Start {
 
 impl Start {
     fn read(meta: &dyn Meta) -> Result<Self> {
-        let (format, head, totals, root) = std::thread::scope(|scope| {
+        let (format, head, totals, root, quota) = std::thread::scope(|scope| {
             let head = scope.spawn(|| get(meta, &key::head()));
             let totals = scope.spawn(|| get(meta, &key::totals()));
             let root = scope.spawn(|| get(meta, &key::inode(ROOT_INODE)));
+            let quota = scope.spawn(|| get(meta, &key::quota()));
             let format: Result<Option<Format>> = get(meta, &key::format());
-            (format, joined(head), joined(totals), joined(root))
+            (format, joined(head), joined(totals), joined(root), joined(quota))
         });
         let format = format?.ok_or_else(|| {
             VolumeError::Failed("the volume has no format record; restore the backend from a copy".into())
         })?;
-        Ok(Self { volume_id: format.volume_id, head: head?, totals: totals?, root: root? })
+        let volume_id = format.volume_id;
+        Ok(Self { quota: quota?, volume_id, head: head?, totals: totals?, root: root? })
     }
 }
 
@@ -85,6 +88,22 @@ fn get<T: DeserializeOwned>(meta: &dyn Meta, key: &[u8]) -> Result<Option<T>> {
     Ok(meta.get(key)?.map(|value| records::decode(key, &value)).transpose()?)
 }
 
+/// Numbers in records that others than agents read are below this.
+const LARGEST_NUMBER: u64 = (1 << 53) - 1;
+
+/// Leaves the quota in the volume, so that it holds while no agent runs.
+fn keep_quota(meta: &dyn Meta, quota: Quota, kept: Option<records::Quota>) -> Result<()> {
+    let most = |number: Option<u64>| number.map(|most| most.min(LARGEST_NUMBER));
+    let wanted = records::Quota { bytes: most(quota.bytes), inodes: most(quota.inodes) };
+    let value = (wanted != records::Quota::default()).then_some(wanted);
+    if value == kept {
+        return Ok(());
+    }
+    let value = value.map(|value| records::encode(&value)).transpose()?;
+    let answer = meta.submit(Batch { ops: vec![(key::quota(), value)] }).recv();
+    Ok(answer.unwrap_or_else(|_| Err(MetaError::Unavailable("the metadata engine has stopped".into())))?)
+}
+
 /// Opens the volume. Blocking: where all is restored before anybody may see it, for as long as that takes.
 pub fn open(
     options: &VolumeOptions,
@@ -93,6 +112,7 @@ pub fn open(
     shared: &Shared,
 ) -> Result<Opened> {
     let start = Start::read(&**meta)?;
+    keep_quota(&**meta, options.quota, start.quota)?;
     let (volume_id, head) = (start.volume_id, start.head);
     let tree = Tree::open(&options.tree, &options.prefix, &options.neighbours.list())
         .map_err(|e| disk(&options.tree, &e))?;

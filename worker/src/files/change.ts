@@ -42,6 +42,9 @@ export async function putFile(
     at += piece.length;
     // As with pwrite(2): writing nothing behind the end does not make a file longer.
     file.inode.size = piece.length === 0 ? file.inode.size : Math.max(file.inode.size, at);
+    edit.setInode(file.number, file.inode);
+    // Now, and not only in the end: what is too large is not stored first.
+    edit.admit();
   }
   await edit.flush();
   file.inode.mtime = timeOf(Date.now());

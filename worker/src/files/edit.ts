@@ -1,5 +1,5 @@
 import { hex } from "../wire/bytes.js";
-import { ErrorCode, StoreError } from "../wire/errors.js";
+import { ErrorCode, fileError, StoreError } from "../wire/errors.js";
 import type { Operation } from "../wire/messages.js";
 import { MAX_CHUNK, nameOf, rawFrames } from "./chunks.js";
 import { cutOut } from "./extents.js";
@@ -17,6 +17,7 @@ import {
   type Inode,
   InodeRecord,
   PackRecord,
+  QuotaRecord,
   random128,
   type Totals,
   TotalsRecord,
@@ -205,8 +206,28 @@ export class Edit implements Records {
     await this.sendPack();
   }
 
+  /** Refuses what has outgrown the volume's quota; what only shrinks, or was too large before, may go on. */
+  admit(): void {
+    const value = this.files.store.meta.get(keys.QUOTA);
+    if (value === null) {
+      return;
+    }
+    const quota = QuotaRecord.decode(keys.QUOTA, value);
+    const [before, now] = [this.files.totals(), this.countTotals()];
+    for (const [what, most] of Object.entries(quota) as ["bytes" | "inodes", number | null][]) {
+      if (most !== null && now[what] > Math.max(most, before[what])) {
+        throw fileError(
+          "EDQUOT",
+          `the volume would have ${now[what]} ${what}, where its quota allows ${most}; delete files, or raise the mount's ` +
+            `quota_${what}`,
+        );
+      }
+    }
+  }
+
   /** The operations of the commit, with the volume's new head, and the packs that it leaves without live bytes. */
   finish(): { ops: Operation[]; dead: Uint8Array[] } {
+    this.admit();
     const dead = this.countReferences();
     const { meta } = this.files.store;
     const old = meta.get(keys.HEAD);

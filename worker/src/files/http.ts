@@ -12,6 +12,7 @@ const STATUSES = new Map<number, number>([
   [Errno.ENOTEMPTY, 409],
   [Errno.EFBIG, 413],
   [Errno.ENOSPC, 507],
+  [Errno.EDQUOT, 507],
   [Errno.EIO, 500],
 ]);
 

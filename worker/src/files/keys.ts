@@ -25,6 +25,8 @@ export const FORMAT = utf8("v");
 export const HEAD = utf8("h");
 /** What the volume holds. */
 export const TOTALS = utf8("t");
+/** What the volume may grow to. */
+export const QUOTA = utf8("q");
 /** Prefix of all inodes. */
 export const INODES = utf8("i");
 

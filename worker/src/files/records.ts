@@ -100,6 +100,14 @@ export interface Totals {
   bytes: number;
 }
 
+/** What the volume may grow to; `null` is without limit. */
+export interface Quota {
+  /** Bytes in regular files, as their sizes say. */
+  bytes: number | null;
+  /** Inodes of all kinds. */
+  inodes: number | null;
+}
+
 /** How one kind of record is written and read. */
 export interface RecordShape<T> {
   encode(record: T): Uint8Array;
@@ -203,6 +211,23 @@ export const PackRecord: RecordShape<Pack> = record(
 export const TotalsRecord: RecordShape<Totals> = record(
   (to, totals) => to.uint(totals.nextInode).uint(totals.inodes).uint(totals.files).uint(totals.bytes),
   (from) => ({ nextInode: from.uint(64), inodes: from.uint(64), files: from.uint(64), bytes: from.uint(64) }),
+);
+
+/** {@link Quota}. */
+export const QuotaRecord: RecordShape<Quota> = record(
+  (to, quota) => {
+    for (const most of [quota.bytes, quota.inodes]) {
+      if (most === null) {
+        to.uint(0);
+      } else {
+        to.uint(1).uint(most);
+      }
+    }
+  },
+  (from) => {
+    const most = () => (choice(from, ["none", "some"] as const) === "none" ? null : from.uint(64));
+    return { bytes: most(), inodes: most() };
+  },
 );
 
 function choice<const T extends readonly string[]>(from: RecordReader, names: T): T[number] {

@@ -21,6 +21,9 @@ const LINGER = 1_000;
 /** Bytes that a WebSocket may bring while earlier ones are not taken yet. */
 const BACKLOG = 40 << 20;
 
+/** Bytes that are read from a socket at once at least, where so many are awaited, and at most where it is not known. */
+const SCRATCH = 64 << 10;
+
 /** A TCP socket as a pipe. */
 export class SocketPipe implements Pipe {
   private readonly writer: WritableStreamDefaultWriter<Uint8Array>;
@@ -59,7 +62,7 @@ export interface Ends {
  */
 export async function serveSocket(socket: Socket, protocol: Protocol, listen: number, ends: Ends): Promise<Outcome> {
   const pipe = new SocketPipe(socket);
-  const reader = socket.readable.getReader();
+  const incoming = new Incoming(socket);
   let session: Session | null = null;
   const greet = (): Session => {
     if (session === null) {
@@ -73,7 +76,7 @@ export async function serveSocket(socket: Socket, protocol: Protocol, listen: nu
     greet();
   }
   try {
-    const first = await readFirst(reader);
+    const first = await readFirst(incoming);
     clearTimeout(later);
     const kind = detect(first);
     if (first.length === 0) {
@@ -86,23 +89,58 @@ export async function serveSocket(socket: Socket, protocol: Protocol, listen: nu
         (session as Session).end(new StoreError(ErrorCode.Protocol, "JSON was heard; dialling again to speak it"));
         return "json";
       }
-      await serveJson(pipe, reader, first, ends);
+      await serveJson(pipe, incoming, first, ends);
       return "json";
     }
-    await serveBinary(greet(), reader, first);
+    await serveBinary(greet(), incoming, first);
     return "binary";
   } finally {
     clearTimeout(later);
-    reader.cancel().catch(() => undefined);
+    incoming.cancel();
+  }
+}
+
+/**
+ * The bytes that a socket receives. Read into buffers of ours: what the stream itself gives is a few KiB at a time, which takes
+ * longer to hand over than to use.
+ */
+class Incoming {
+  private readonly reader: ReadableStreamBYOBReader;
+  private scratch = new ArrayBuffer(SCRATCH);
+
+  constructor(socket: Socket) {
+    this.reader = socket.readable.getReader({ mode: "byob" });
+  }
+
+  /** Some bytes, valid until the next call; `null` at the end. */
+  async read(): Promise<Uint8Array | null> {
+    const { value } = await this.reader.read(new Uint8Array(this.scratch));
+    if (value === undefined || value.length === 0) {
+      return null;
+    }
+    this.scratch = value.buffer as ArrayBuffer;
+    return value;
+  }
+
+  /** Bytes from the begin of `into` on, whose buffer is another one afterwards; `null` at the end. */
+  async fill(into: Uint8Array): Promise<Uint8Array | null> {
+    // Not all of it: a slow connection would seem silent meanwhile.
+    const { value } = await this.reader.readAtLeast(Math.min(into.length, SCRATCH), into);
+    return value === undefined || value.length === 0 ? null : value;
+  }
+
+  /** Ends it. */
+  cancel(): void {
+    this.reader.cancel().catch(() => undefined);
   }
 }
 
 /** Bytes enough to tell the protocol; fewer at the end of the stream. */
-async function readFirst(reader: ReadableStreamDefaultReader<Uint8Array>): Promise<Uint8Array> {
+async function readFirst(incoming: Incoming): Promise<Uint8Array> {
   let first: Uint8Array = new Uint8Array(0);
   while (detect(first) === null) {
-    const { value, done } = await reader.read().catch(() => ({ value: undefined, done: true }));
-    if (done || value === undefined) {
+    const value = await incoming.read().catch(() => null);
+    if (value === null) {
       break;
     }
     first = concat([first, value]);
@@ -110,35 +148,31 @@ async function readFirst(reader: ReadableStreamDefaultReader<Uint8Array>): Promi
   return first;
 }
 
-async function serveBinary(
-  session: Session,
-  reader: ReadableStreamDefaultReader<Uint8Array>,
-  first: Uint8Array,
-): Promise<void> {
-  let bytes: Uint8Array | undefined = first;
-  while (bytes !== undefined && session.ended === null) {
-    await session.receive(bytes);
-    const next = await Promise.race([reader.read().catch(() => null), session.over.then(() => null)]);
-    bytes = next?.value;
+async function serveBinary(session: Session, incoming: Incoming, first: Uint8Array): Promise<void> {
+  const over = session.over.then(() => null);
+  const next = async (reading: Promise<Uint8Array | null>) => await Promise.race([reading.catch(() => null), over]);
+  await session.receive(first);
+  while (session.ended === null) {
+    const lent = session.lend();
+    const bytes = await next(lent === null ? incoming.read() : incoming.fill(lent));
+    if (bytes === null) {
+      break;
+    }
+    await (lent === null ? session.receive(bytes) : session.filled(bytes));
   }
   session.eof();
 }
 
-async function serveJson(
-  pipe: Pipe,
-  reader: ReadableStreamDefaultReader<Uint8Array>,
-  first: Uint8Array,
-  ends: Ends,
-): Promise<void> {
+async function serveJson(pipe: Pipe, incoming: Incoming, first: Uint8Array, ends: Ends): Promise<void> {
   const peer = new JsonPeer((bytes) => sendPieces(pipe, bytes), ends.files);
   ends.json(peer);
   let why = "the container has closed the connection";
   try {
-    let bytes: Uint8Array | undefined = first;
-    while (bytes !== undefined) {
+    let bytes: Uint8Array | null = first;
+    while (bytes !== null) {
       ends.active();
       await peer.receive(bytes);
-      bytes = (await reader.read()).value;
+      bytes = await incoming.read();
     }
   } catch (thrown) {
     why = thrown instanceof Error ? thrown.message : String(thrown);

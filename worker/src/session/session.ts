@@ -114,9 +114,23 @@ export class Session {
 
   /** Takes bytes of the agent over; ends when there is room for more. Never throws: what is wrong ends the session. */
   async receive(bytes: Uint8Array): Promise<void> {
+    await this.takeAll(this.decoder.push(bytes));
+  }
+
+  /** Where the next bytes may be put, to be given to {@link filled}; `null` where {@link receive} takes them. */
+  lend(): Uint8Array | null {
+    return this.decoder.lend();
+  }
+
+  /** As {@link receive}, of bytes that were put where {@link lend} said. */
+  async filled(bytes: Uint8Array): Promise<void> {
+    await this.takeAll(this.decoder.filled(bytes));
+  }
+
+  private async takeAll(frames: Iterable<Frame>): Promise<void> {
     this.missed = 0;
     try {
-      for (const frame of this.decoder.push(bytes)) {
+      for (const frame of frames) {
         if (this.why !== null) {
           return;
         }

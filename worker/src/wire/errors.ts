@@ -43,6 +43,7 @@ export const Errno = {
   ENAMETOOLONG: 36,
   ENOTEMPTY: 39,
   ELOOP: 40,
+  EDQUOT: 122,
 } as const;
 
 /** A name of {@link Errno}. */

@@ -16,6 +16,9 @@ export const MAX_BODY = 1 << 20;
 /** Largest message, all its frames together. */
 export const MAX_MESSAGE = 32 << 20;
 
+/** Bytes that are worth being read in their place. */
+const LENT = 64 << 10;
+
 /** Bits of a frame's flags. */
 export const Flag = {
   /** Answers the request of this number. */
@@ -131,6 +134,24 @@ export class FrameDecoder {
           yield frame;
         }
       }
+    }
+  }
+
+  /**
+   * Where what is left of a large body may be put, instead of {@link push} copying it; to be given back by {@link filled}. `null`
+   * where nothing large is awaited.
+   */
+  lend(): Uint8Array | null {
+    return this.header !== null && this.buffer.length - this.held >= LENT ? this.buffer.subarray(this.held) : null;
+  }
+
+  /** Takes the bytes at the begin of what was lent, in whatever buffer they are now, and gives the frame that they complete. */
+  *filled(bytes: Uint8Array): Generator<Frame> {
+    this.buffer = new Uint8Array(bytes.buffer as ArrayBuffer);
+    this.held += bytes.length;
+    const frame = this.held === this.buffer.length ? this.complete(this.buffer) : null;
+    if (frame !== null) {
+      yield frame;
     }
   }
 

@@ -15,6 +15,8 @@ use super::table::{Row, Table, Target, Unit, median};
 
 /// Part of the throughput of plain writes that a commit must reach.
 const THROUGHPUT_MIN: f64 = 0.7;
+/// What an fsync may take, as a multiple of one plain write.
+const FSYNC_MAX: f64 = 1.0;
 /// Bytes that are written at once, as large as a pack.
 const PART: usize = 16 << 20;
 
@@ -96,7 +98,8 @@ fn fsync(rig: &Rig, plain: &Runtime, url: &str, name: &str, quick: bool, table: 
     let [p50, p99] = numbers(&run(&mut agent.shows(load))?)?;
     for (pct, put, fsync) in [("p50", at(50), p50), ("p99", at(99), p99)] {
         let what = format!("fsync of a 4 KiB write, {name}, {pct}");
-        table.push(Row::compared(&what, Unit::Time, put, fsync, fsync / put));
+        let row = Row::compared(&what, Unit::Time, put, fsync, fsync / put);
+        table.push(row.wants(Target::AtMost(FSYNC_MAX), Unit::Times, fsync / put));
     }
     Ok(())
 }

@@ -44,29 +44,38 @@ pub struct Rig {
     program: PathBuf,
     /// The library.
     pub shim: PathBuf,
-    release: PathBuf,
+    servers: PathBuf,
     home: PathBuf,
     run_dir: PathBuf,
 }
 
 impl Rig {
-    /// Builds everything, optimised, and makes a directory below `dir` or the target folder.
+    /// Builds everything, optimised, and makes a directory below `dir` or the target folder. Where `STORESHIM_BIN` and
+    /// `STORESHIM_SHIM` name an agent and a library, as for the tests, it is those that are measured, with the servers that
+    /// lie beside the agent if there are any.
     pub fn set_up(dir: Option<&Path>) -> Result<Self> {
         let sh = workspace::shell()?;
-        let built = build::build(&sh, true)?;
-        cmd!(sh, "cargo build --quiet --locked --release --package storeshim-tests --bins").quiet().run()?;
-        Self::with(&sh, built, dir)
+        let built = build::named(&sh, true)?;
+        let beside = built.program.parent().unwrap_or(Path::new("."));
+        let servers = if beside.join("s3mem").exists() {
+            beside.to_path_buf()
+        } else {
+            cmd!(sh, "cargo build --quiet --locked --release --package storeshim-tests --bins")
+                .quiet()
+                .run()?;
+            workspace::target()?.join("release")
+        };
+        Self::with(&sh, built, servers, dir)
     }
 
-    /// The same without servers. Where `STORESHIM_BIN` and `STORESHIM_SHIM` name an agent and a library, as for the
-    /// tests, it is those that are measured.
+    /// The same without servers.
     pub fn of_hooks(dir: Option<&Path>) -> Result<Self> {
         let sh = workspace::shell()?;
         let built = build::named(&sh, true)?;
-        Self::with(&sh, built, dir)
+        Self::with(&sh, built, workspace::target()?.join("release"), dir)
     }
 
-    fn with(sh: &Shell, built: build::Built, dir: Option<&Path>) -> Result<Self> {
+    fn with(sh: &Shell, built: build::Built, servers: PathBuf, dir: Option<&Path>) -> Result<Self> {
         let target = workspace::target()?;
         let home = dir.map_or_else(|| Ok(target.clone()), std::path::absolute)?.join("storeshim-bench");
         remove(&home)?;
@@ -86,7 +95,7 @@ impl Rig {
         } else {
             home.join("run")
         };
-        Ok(Self { program: built.program, shim: built.shim, release: target.join("release"), home, run_dir })
+        Ok(Self { program: built.program, shim: built.shim, servers, home, run_dir })
     }
 
     /// A path in the working directory.
@@ -130,14 +139,14 @@ impl Rig {
 
     /// Our client that does plain PUTs, for [`S3::endpoint`].
     pub fn plain_puts(&self) -> Command {
-        let mut command = Command::new(self.release.join("s3put"));
+        let mut command = Command::new(self.servers.join("s3put"));
         command.envs(KEYS);
         command
     }
 
     /// Our client that does plain GETs, for [`S3::endpoint`].
     pub fn plain_gets(&self) -> Command {
-        let mut command = Command::new(self.release.join("s3get"));
+        let mut command = Command::new(self.servers.join("s3get"));
         command.envs(KEYS);
         command
     }
@@ -160,7 +169,7 @@ impl Rig {
     }
 
     fn start_s3(&self, environment: &[(&str, &str)]) -> Result<S3> {
-        let mut command = Command::new(self.release.join("s3mem"));
+        let mut command = Command::new(self.servers.join("s3mem"));
         command.args(["127.0.0.1:0"]).args(KEYS.map(|(_, value)| value));
         // Its own MD5 sums would take the CPU that is measured here.
         command.env("S3MEM_FAST_ETAG", "1").envs(environment.iter().copied());

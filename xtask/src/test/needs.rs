@@ -9,7 +9,7 @@ use xshell::{Shell, cmd};
 use crate::workspace;
 
 /// A file that must be there, relative to a directory of PATH or absolute, and the Debian package that has it.
-const NEEDS: [(&str, &str); 22] = [
+const NEEDS: [(&str, &str); 23] = [
     ("sqlite3", "sqlite3"),
     ("git", "git"),
     ("/usr/bin/python3", "python3"),
@@ -25,6 +25,7 @@ const NEEDS: [(&str, &str); 22] = [
     ("node", "nodejs"),
     ("npm", "npm"),
     ("strace", "strace"),
+    ("openssl", "openssl"),
     ("musl-gcc", "musl-tools"),
     ("perl", "perl"),
     ("flock", "util-linux"),

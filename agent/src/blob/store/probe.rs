@@ -16,6 +16,9 @@ use super::error::{explain, s3_code};
 /// Concurrent creates of one object. Servers that check and then write without a lock let several win.
 const RACERS: usize = 8;
 
+/// What is written to an object that is there.
+const LATE: &[u8] = b"late";
+
 /// A probe that failed tries to remove its object for this long: the error is waited for.
 const CLEANUP: Duration = Duration::from_secs(2);
 
@@ -37,7 +40,10 @@ async fn race(store: &Arc<dyn ObjectStore>, key: &Path, shown: &str) -> Result<(
     // One write alone comes first: its error is about the backend, not about the race.
     let alone = Path::from(format!("{key}-alone"));
     create(store, &alone, Bytes::from_static(b"alone"), shown).await?;
-    let answers = join_all(bodies.iter().map(|body| put_new(store, key, body.clone()))).await;
+    // What need not come one after another goes side by side: whoever opens a volume waits for this.
+    let race = join_all(bodies.iter().map(|body| put_new(store, key, body.clone())));
+    let (removed, answers) = tokio::join!(remove(store, &alone, shown), race);
+    removed?;
     let mut winners = Vec::new();
     for (body, answer) in bodies.iter().zip(answers) {
         match answer {
@@ -46,10 +52,8 @@ async fn race(store: &Arc<dyn ObjectStore>, key: &Path, shown: &str) -> Result<(
             Err(error) => return Err(verdict(store, key, shown, &error).await),
         }
     }
-    let stored = match store.get(key).await {
-        Ok(found) => found.bytes().await,
-        Err(error) => Err(error),
-    };
+    let read = async { store.get(key).await?.bytes().await };
+    let (stored, late) = tokio::join!(read, put_new(store, key, Bytes::from_static(LATE)));
     let stored = match stored {
         Ok(stored) => stored,
         Err(error) if is_denied(&error) => {
@@ -66,6 +70,7 @@ async fn race(store: &Arc<dyn ObjectStore>, key: &Path, shown: &str) -> Result<(
     };
     match winners.as_slice() {
         [winner] if *winner == stored => {}
+        _ if stored == LATE => return Err(unsafe_store(shown, "an existing object was overwritten")),
         // A create that was sent twice (its first answer was lost) reports its own success as "exists already".
         [] if bodies.contains(&stored) => {}
         [] => return Err(unsafe_store(shown, "a racing write was lost")),
@@ -77,7 +82,7 @@ async fn race(store: &Arc<dyn ObjectStore>, key: &Path, shown: &str) -> Result<(
             ));
         }
     }
-    match put_new(store, key, Bytes::from_static(b"late")).await {
+    match late {
         Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(()),
         Ok(()) => Err(unsafe_store(shown, "an existing object was overwritten")),
         Err(error) => Err(verdict(store, key, shown, &error).await),
@@ -95,7 +100,7 @@ async fn create(
         let _ = tokio::time::timeout(CLEANUP, store.delete(key)).await;
         return Err(verdict);
     }
-    remove(store, key, shown).await
+    Ok(())
 }
 
 async fn remove(store: &Arc<dyn ObjectStore>, key: &Path, shown: &str) -> Result<(), StoreError> {

@@ -24,6 +24,8 @@ pub enum Key {
     Garbage(PackId),
     /// `t`
     Totals,
+    /// `q`
+    Quota,
 }
 
 /// Prefix of all inodes.
@@ -114,10 +116,16 @@ pub fn totals() -> Vec<u8> {
     join(b't', &[])
 }
 
+/// Key of [`super::Quota`].
+#[must_use]
+pub fn quota() -> Vec<u8> {
+    join(b'q', &[])
+}
+
 /// Whether a key is one of the volume's, not of the engine or of a local index.
 #[must_use]
 pub fn is_record(key: &[u8]) -> bool {
-    matches!(key.first(), Some(b'v' | b'h' | b'i' | b'd' | b'b' | b'c' | b'p' | b'g' | b't'))
+    matches!(key.first(), Some(b'v' | b'h' | b'i' | b'd' | b'b' | b'c' | b'p' | b'g' | b't' | b'q'))
 }
 
 /// Takes a key apart.
@@ -141,6 +149,7 @@ pub fn parse(key: &[u8]) -> Result<Key> {
         [b'p', rest @ ..] => rest.try_into().ok().map(Key::Pack),
         [b'g', rest @ ..] => rest.try_into().ok().map(Key::Garbage),
         [b't'] => Some(Key::Totals),
+        [b'q'] => Some(Key::Quota),
         _ => None,
     };
     parsed.ok_or_else(|| {
@@ -184,6 +193,7 @@ mod tests {
             (pack(&[4; 16]), Key::Pack([4; 16])),
             (garbage(&[5; 16]), Key::Garbage([5; 16])),
             (totals(), Key::Totals),
+            (quota(), Key::Quota),
         ] {
             assert_eq!(parse(&bytes).unwrap(), key);
         }
@@ -223,6 +233,7 @@ mod tests {
                     Key::Pack(id) => pack(&id),
                     Key::Garbage(id) => garbage(&id),
                     Key::Totals => totals(),
+                    Key::Quota => quota(),
                 };
                 prop_assert_eq!(&again, &bytes);
             }

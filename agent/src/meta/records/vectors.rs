@@ -8,8 +8,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    Block, Chunk, ChunkHash, Codec, Extent, FORMAT_VERSION, Format, Frame, Inode, Location, Pack, Time,
-    Totals, encode, encode_child, key,
+    Block, Chunk, ChunkHash, Codec, Extent, FORMAT_VERSION, Format, Frame, Inode, Location, Pack, Quota,
+    Time, Totals, encode, encode_child, key,
 };
 use crate::blob::pack::{Encoded, PackWriter};
 use crate::meta::Head;
@@ -133,6 +133,12 @@ fn records() -> Vec<Value> {
             &key::totals(),
             json!({ "nextInode": 1_u64 << 40, "inodes": 12, "files": 7, "bytes": 5_u64 << 40 }),
             &Totals { next_inode: 1 << 40, inodes: 12, files: 7, bytes: 5 << 40 },
+        ),
+        record(
+            "quota",
+            &key::quota(),
+            json!({ "bytes": 10_u64 << 30, "inodes": null }),
+            &Quota { bytes: Some(10 << 30), inodes: None },
         ),
         json!({ "kind": "child", "key": hex(&key::dentry(1, b"name")), "says": 258, "hex": hex(&encode_child(258)) }),
     ]

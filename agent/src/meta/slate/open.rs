@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use futures::TryStreamExt;
+use futures::{FutureExt, TryStreamExt};
 use object_store::ObjectStore;
 use slatedb::config::{
     CompactionWorkerOptions, CompactorOptions, DbReaderOptions, GarbageCollectorDirectoryOptions,
@@ -80,25 +80,23 @@ fn open_checked(store: &Store, probe: impl AsyncFnOnce() -> Result<()>) -> Resul
 
 async fn open_volume(store: &Store, probe: impl AsyncFnOnce() -> Result<()>) -> Result<Arc<dyn Meta>> {
     let ahead = Arc::new(Ahead::begin(store.objects()));
-    let existing = match ahead.has_manifests().await {
-        Ok(true) => Ok(()),
-        Ok(false) => holds_nothing(store).await,
-        Err(error) => Err(cannot_list(store, &error)),
-    };
-    if !matches!(ahead.has_manifests().await, Ok(true)) {
-        // What is wrong with the store says more than what it then does.
-        probe().await?;
-        existing?;
-        return begin_volume(store, None).await;
-    }
+    let probe = probe().boxed_local().shared();
     let begun = Mutex::new(None);
     let begin = async {
+        let listed = ahead.has_manifests().await;
+        if !matches!(listed, Ok(true)) {
+            // What is wrong with the store says more than what it then does.
+            probe.clone().await?;
+            listed.map_err(|error| cannot_list(store, &error))?;
+            holds_nothing(store).await?;
+            return begin_volume(store, None).await;
+        }
         let meta = begin_volume(store, Some(&ahead)).await?;
         *begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&meta));
         Ok(meta)
     };
     // The first error ends both: a store that refuses what the probe tries would keep the opening trying for long.
-    let error = match tokio::try_join!(probe(), begin) {
+    let error = match tokio::try_join!(probe.clone(), begin) {
         Ok(((), meta)) => return Ok(meta),
         Err(error) => error,
     };
@@ -271,7 +269,8 @@ pub(super) async fn build(store: &Store, epoch: Option<u64>) -> std::result::Res
     build_with(Arc::clone(store.objects()), Arc::new(Cache::new(CACHE_BYTES)), epoch).await
 }
 
-async fn build_with(
+/// As [`build`], over these objects and with this cache.
+pub(super) async fn build_with(
     objects: Arc<dyn ObjectStore>,
     cache: Arc<dyn DbCache>,
     epoch: Option<u64>,

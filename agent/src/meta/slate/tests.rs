@@ -1,16 +1,19 @@
 //! What is particular to SlateDB: ambiguous answers of the store, foreign prefixes, and the number of requests.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::TryStreamExt;
 use object_store::ObjectStore;
 use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use proptest::prelude::*;
 
+use super::ahead::Ahead;
 use crate::blob::faults::{Fault, Faulty};
 use crate::blob::{Store, StoreOptions};
 use crate::meta::records::{self, Format};
@@ -78,7 +81,7 @@ fn lost_answers_are_no_conflicts() {
 #[test]
 fn lost_answers_of_a_store_without_attributes_are_found_out() {
     let store = Arc::new(Faulty::default());
-    store.no_attributes.store(true, std::sync::atomic::Ordering::Relaxed);
+    store.no_attributes.store(true, Ordering::Relaxed);
     survives_on(store, |count| (count % 4 == 1).then_some(Fault::LoseAnswer));
 }
 
@@ -299,7 +302,7 @@ fn a_cold_opening(openings: u64, clean: bool) -> [usize; 3] {
     many_records(&store, openings, clean);
     let mut meta = None;
     let opening = store.round_trips("opening", &[], || {
-        meta = Some(super::open(&over(Arc::clone(&store) as Arc<dyn ObjectStore>)).unwrap());
+        meta = Some(super::open_and_probe(&over(Arc::clone(&store) as Arc<dyn ObjectStore>)).unwrap());
     });
     let meta = meta.unwrap();
     let records =
@@ -331,4 +334,142 @@ fn a_cold_opening_takes_few_round_trips() {
 fn an_opening_after_a_crash_takes_no_more() {
     let [opening, record, directory] = a_cold_opening(2, false);
     assert!(opening <= 4 && record == 0 && directory <= 2, "{opening}, {record}, {directory}");
+}
+
+/// An opening is overtaken after it has asked for what it needs: by a whole life of another agent, whose older manifests are
+/// collected or not, and which is over or goes on.
+fn overtaken(collect: bool, close: bool) {
+    let store = over(Arc::new(InMemory::new()));
+    let objects = store.objects();
+    let first = super::open(&store).unwrap();
+    put(&*first, b"k", b"first").recv().unwrap().unwrap();
+    first.close().unwrap();
+
+    let ahead = store.handle().block_on(async {
+        let ahead = Arc::new(Ahead::begin(objects));
+        assert!(ahead.has_manifests().await.unwrap());
+        // All that it asks for at first has an answer.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        ahead
+    });
+    let other = super::open(&store).unwrap();
+    put(&*other, b"k", b"other").recv().unwrap().unwrap();
+    let mut other = Some(other);
+    if close {
+        other.take().unwrap().close().unwrap();
+    }
+    let manifests = || async {
+        let mut names: Vec<_> = objects
+            .list(Some(&Path::from("meta/manifest")))
+            .map_ok(|object| object.location)
+            .try_collect()
+            .await
+            .unwrap();
+        names.sort();
+        names
+    };
+    store.handle().block_on(async {
+        let mut names = manifests().await;
+        let newest = names.pop().unwrap();
+        if collect {
+            let number: u64 = newest.filename().unwrap().split('.').next().unwrap().parse().unwrap();
+            let boundary = Path::from("meta/gc/manifest.boundary");
+            objects.put(&boundary, (number - 1).to_string().into()).await.unwrap();
+            for name in &names {
+                objects.delete(name).await.unwrap();
+            }
+        }
+        let cache = Arc::new(crate::meta::cache::Cache::new(1 << 20));
+        let db =
+            super::open::build_with(Arc::clone(&ahead) as Arc<dyn ObjectStore>, cache, None).await.unwrap();
+        ahead.end();
+        assert_eq!(
+            db.get(b"k").await.unwrap().as_deref(),
+            Some(&b"other"[..]),
+            "it has seen what came before it"
+        );
+        assert!(manifests().await.pop().unwrap() > newest, "its claim is the newest");
+        db.put(b"k", b"mine").await.unwrap();
+        db.flush().await.unwrap();
+        db.close().await.unwrap();
+    });
+    if let Some(other) = other {
+        assert!(matches!(put(&*other, b"k", b"late").recv().unwrap(), Err(MetaError::Fenced)));
+    }
+    assert_eq!(super::open(&store).unwrap().get(b"k").unwrap().as_deref(), Some(&b"mine"[..]));
+}
+
+#[test]
+fn an_opening_that_is_overtaken_by_a_closed_agent_sees_it() {
+    overtaken(false, true);
+}
+
+#[test]
+fn an_opening_that_is_overtaken_by_a_live_agent_fences_it() {
+    overtaken(false, false);
+}
+
+#[test]
+fn an_opening_that_is_overtaken_by_far_knows_it_from_the_boundary() {
+    overtaken(true, true);
+    overtaken(true, false);
+}
+
+/// Agents that open one volume again and again, over a store that is slow and answers badly: what was acknowledged is there,
+/// and nobody commits any more once somebody else's opening has returned.
+#[test]
+fn agents_that_race_for_a_volume_lose_nothing() {
+    let store = Arc::new(Faulty::default());
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    store.plan(move |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        match state >> 59 {
+            0 => Some(Fault::LoseAnswer),
+            1 => Some(Fault::Refuse),
+            n @ 2..8 => Some(Fault::Hang(Duration::from_millis(3 * n))),
+            _ => None,
+        }
+    });
+    drop(super::open(&over(Arc::clone(&store) as Arc<dyn ObjectStore>)).unwrap());
+    store.delay_ms.store(3, Ordering::Relaxed);
+    // Began and returned, of each opening; key, opening, and when it was submitted, of each commit.
+    let (openings, acknowledged) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for agent in 0..3_u8 {
+            let (store, openings, acknowledged) = (&store, &openings, &acknowledged);
+            scope.spawn(move || {
+                for opening in 0..6_u8 {
+                    let began = Instant::now();
+                    let meta = match super::open(&over(Arc::clone(store) as Arc<dyn ObjectStore>)) {
+                        Ok(meta) => meta,
+                        // Another one has claimed it meanwhile.
+                        Err(MetaError::Fenced) => continue,
+                        Err(error) => panic!("{error}"),
+                    };
+                    let times = (began, Instant::now());
+                    openings.lock().unwrap().push(times);
+                    for number in 0..4_u8 {
+                        let submitted = Instant::now();
+                        let key = [b'k', agent, opening, number];
+                        match put(&*meta, &key, b"v").recv().unwrap() {
+                            Ok(()) => acknowledged.lock().unwrap().push((key, times, submitted)),
+                            Err(MetaError::Fenced) => break,
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                }
+            });
+        }
+    });
+    store.delay_ms.store(0, Ordering::Relaxed);
+    store.behave();
+    let last = super::open(&over(Arc::clone(&store.inner) as Arc<dyn ObjectStore>)).unwrap();
+    let there = contents(&*last);
+    let (openings, acknowledged) = (openings.into_inner().unwrap(), acknowledged.into_inner().unwrap());
+    assert!(!acknowledged.is_empty());
+    for (key, (_, returned), submitted) in &acknowledged {
+        assert!(there.contains_key(key.as_slice()), "{key:?} was acknowledged and is lost");
+        let later = openings.iter().find(|(began, taken)| began > returned && taken < submitted);
+        assert!(later.is_none(), "{key:?} was committed by an agent that another one had replaced");
+    }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use storeshim_protocol::residency::PIECE as ABSENT_PIECE;
 
-use super::{Before, CaptureError, Captured, Edit, PIECE, PieceSink, each_block, read_into, segments};
+use super::{Before, CaptureError, Captured, Edit, PIECE, PieceSink, read_data, read_into, segments};
 use crate::blob::pack;
 use crate::meta::records::{BLOCK_SIZE, Block, FRAME_SIZE};
 use crate::volume::index::Pieces;
@@ -45,14 +45,7 @@ pub fn written_into(
     for gone in before.absent().iter() {
         let (start, end) = (gone.start * ABSENT_PIECE, gone.end.saturating_mul(ABSENT_PIECE).min(size));
         for (from, to) in segments(file, start, end.max(start))? {
-            each_block(from, to, |block, from, to| {
-                before.in_time()?;
-                let mut bytes = vec![0u8; (to - from) as usize];
-                read_into(file, from, &mut bytes)?;
-                found.edits.push(Edit::Data { start: from, piece: sink.piece(bytes)? });
-                found.fingerprints.insert(block, None);
-                Ok(())
-            })?;
+            read_data(file, from, to, before, &mut found, sink)?;
         }
     }
     Ok(found)

@@ -82,6 +82,21 @@ impl TreeFiles {
         }
     }
 
+    /// Asks whether the volume may grow by so much; for a quota. To be called before anything changes.
+    fn grow(&self, path: &[u8], bytes: u64, inodes: u64) -> Result<()> {
+        let (to, answer) = bounded(1);
+        self.volume.request(Ask::Grow { bytes, inodes }, Box::new(Waiting(to)));
+        match answer.recv().map_or(libc::EIO, |answer| answer.errno) {
+            0 | libc::ENOSYS => Ok(()),
+            libc::EDQUOT => Err(refused(
+                path,
+                libc::EDQUOT,
+                "does not fit the volume's quota; delete files, or raise the mount's quota_bytes or quota_inodes",
+            )),
+            errno => Err(refused(path, errno, "cannot be written")),
+        }
+    }
+
     fn tell(&self, intent: Intent<'_>) {
         self.sink.lock().unwrap_or_else(PoisonError::into_inner).intent(intent);
     }
@@ -163,6 +178,7 @@ impl TreeFiles {
             Some(stat) if stat.is_dir() => Ok(()),
             Some(_) => Err(refused(above, libc::ENOTDIR, "is not a directory")),
             None => {
+                self.grow(above, 0, 1)?;
                 self.name_changes(above, &place)?;
                 let made = make_dir(&self.tree, &place);
                 made.map_err(|error| failed(above, &error))
@@ -175,6 +191,7 @@ impl TreeFiles {
         self.parent(path, part.parents)?;
         let place = self.walk(path, true)?;
         if place.found.is_none() {
+            self.grow(path, 0, 1)?;
             self.name_changes(path, &place)?;
             let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
             let file = open(place.dir.as_fd(), &place.name, flags, part.mode).map_err(wrong)?;
@@ -183,6 +200,7 @@ impl TreeFiles {
         let end = part.offset.saturating_add(part.bytes.len() as u64);
         let (file, stat) = self.open_here(path, &place, libc::O_WRONLY, (part.offset, end))?;
         if !part.bytes.is_empty() {
+            self.grow(path, end.saturating_sub(stat.size), 0)?;
             let (ino, offset, length) = (stat.id.ino, part.offset, part.bytes.len() as u64);
             self.tell(Intent::Written { ino, offset, length });
             file.write_all_at(part.bytes, part.offset).map_err(wrong)?;
@@ -202,8 +220,13 @@ impl TreeFiles {
         self.parent(path, part.parents)?;
         let place = self.walk(path, true)?;
         let file = self.staged.file(&part.nonce).map_err(wrong)?;
+        let held = place.found.as_ref().map_or(0, |old| old.size);
+        let wanted = self.tree.stat(file.as_fd()).map_err(wrong)?.size;
         match &place.found {
             Some(old) if !old.is_file() => return Err(no_file(path, old)),
+            found => self.grow(path, wanted.saturating_sub(held), u64::from(found.is_none()))?,
+        }
+        match &place.found {
             Some(old) => {
                 own(file.as_fd(), old.uid, old.gid, old.mode & 0o7777).map_err(wrong)?;
                 // Whoever has it open goes on reading it.
