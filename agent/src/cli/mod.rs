@@ -4,6 +4,7 @@
 mod agent;
 mod doctor;
 mod flush;
+mod guard;
 mod paths;
 mod progress;
 mod run;
@@ -43,6 +44,9 @@ enum Command {
     Evict(paths::Evict),
     /// Say what the shim will see of a program, and try a mount.
     Doctor(doctor::Arguments),
+    /// The agent's process that holds what guards absent files.
+    #[command(hide = true)]
+    Guard(guard::Arguments),
 }
 
 /// Flags that stand for settings. They win over the environment, which wins over the file.
@@ -150,6 +154,7 @@ pub fn main() -> ExitCode {
         Command::Warmup(arguments) => paths::warmup(&arguments),
         Command::Evict(arguments) => paths::evict(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
+        Command::Guard(arguments) => guard::main(&arguments).map(|()| 0),
     };
     match result {
         Ok(status) => ExitCode::from(status),

@@ -135,13 +135,14 @@ fn residency(volume: &VolumeStatus) -> Vec<String> {
         return Vec::new();
     }
     let mut notes = vec![format!(
-        "on this disk: {} of {}, {} of {} files; cache {}; names {}",
+        "on this disk: {} of {}, {} of {} files; cache {}; names {}; guard: {}",
         Bytes(here.resident_bytes),
         Bytes(volume.bytes),
         here.resident_files,
         volume.files,
         Bytes(here.cache_size),
-        if here.names_complete { "complete" } else { "not complete yet" }
+        if here.names_complete { "complete" } else { "not complete yet" },
+        here.guard.words()
     )];
     let mut more = Vec::new();
     if here.asked > 0 {
@@ -199,13 +200,14 @@ system calls past libc: start these with `storeshim run --net=sud`, or their cha
             cache_size: 2 << 30,
             ..residency::Status::default()
         };
-        let first = "on this disk: 1.0 GiB of 8.0 GiB, 4 of 40 files; cache 2.0 GiB; names not complete yet";
+        let first = "on this disk: 1.0 GiB of 8.0 GiB, 4 of 40 files; cache 2.0 GiB; names not complete yet; guard: none";
         assert_eq!(remarks(&mount), [first]);
         let here = &mut mount.volume.residency;
         (here.names_complete, here.asked, here.asked_hits) = (true, 8, 7);
+        here.guard = residency::preaccess::Guarded::PreAccess;
         (here.queued_pieces, here.pinned_bytes, here.unguarded_files) = (3, 4096, 2);
         let notes = remarks(&mount);
-        assert!(notes[0].ends_with("names complete"), "{notes:?}");
+        assert!(notes[0].ends_with("names complete; guard: pre-access"), "{notes:?}");
         assert_eq!(
             notes[1],
             "8 reads asked, 87.5 % of them for what was here; 3 pieces queued; 2 files unguarded; 4.0 KiB pinned"

@@ -8,7 +8,7 @@ use storeshim_protocol::control::PREFIX_MAX;
 
 use super::units::{Size, Span};
 use super::{ConfigError, LogFormat, Placement};
-use crate::volume::{Durability, Hydrate};
+use crate::volume::{Durability, Guarding, Hydrate};
 
 /// Settings of one source. Field names are the keys of the file.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -72,6 +72,8 @@ pub struct MountLayer {
     pub quota_bytes: Option<Size>,
     /// See [`crate::volume::Quota::inodes`].
     pub quota_inodes: Option<Inodes>,
+    /// See [`super::Mount::guard`].
+    pub guard: Option<Guarding>,
 }
 
 /// Makes a checked value type out of a plain one.
@@ -290,6 +292,7 @@ impl MountLayer {
             patience,
             quota_bytes,
             quota_inodes,
+            guard,
         } = stronger;
         self.url = url;
         over(&mut self.tree, tree);
@@ -305,6 +308,7 @@ impl MountLayer {
         over(&mut self.patience, patience);
         over(&mut self.quota_bytes, quota_bytes);
         over(&mut self.quota_inodes, quota_inodes);
+        over(&mut self.guard, guard);
     }
 }
 

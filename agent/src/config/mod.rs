@@ -15,7 +15,7 @@ pub use layer::{AbsolutePath, Layer, LogLayer, LogLevel, MountLayer};
 pub use units::{Age, Bytes, Size, Span};
 
 use crate::blob::redact;
-use crate::volume::{Durability, Hydrate, Quota};
+use crate::volume::{Durability, Guarding, Hydrate, Quota};
 
 /// What is wrong with the settings: one sentence that names the place (file and line, variable or flag).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -113,6 +113,8 @@ pub struct Mount {
     pub patience: Duration,
     /// What the volume may grow to.
     pub quota: Quota,
+    /// How programs that do not ask are kept from absent files.
+    pub guard: Guarding,
 }
 
 impl Mount {
@@ -226,6 +228,7 @@ fn resolve_mount(layer: MountLayer) -> Mount {
             bytes: layer.quota_bytes.map(|size| size.0),
             inodes: layer.quota_inodes.map(|number| number.0),
         },
+        guard: layer.guard.unwrap_or_default(),
     }
 }
 

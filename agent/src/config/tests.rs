@@ -41,6 +41,7 @@ fn a_full_file_is_read() {
         patience = "5s"
         quota_bytes = "10GiB"
         quota_inodes = 1000000
+        guard = "leases"
         "#,
     )
     .unwrap();
@@ -63,6 +64,7 @@ fn a_full_file_is_read() {
         cache_size: Some(2 << 30),
         patience: Duration::from_secs(5),
         quota: Quota { bytes: Some(10 << 30), inodes: Some(1_000_000) },
+        guard: Guarding::Leases,
     };
     assert_eq!(config.mounts, [expected]);
 }

@@ -23,6 +23,7 @@ pub fn mount(prefix: &str, url: &str) -> Mount {
         hydrate: Default::default(),
         cache_size: None,
         patience: Duration::from_secs(60),
+        guard: Default::default(),
         quota: Default::default(),
     }
 }

@@ -335,6 +335,7 @@ impl OneMount {
                 cache_size: mount.cache_size,
                 patience: mount.patience,
                 quota: mount.quota,
+                guard: mount.guard,
             },
         );
         let shown = NewMount {

@@ -43,7 +43,7 @@ use self::discover::Discovery;
 pub use self::error::SessionError;
 pub use self::freeze::Freeze;
 use self::mount_table::retire_unclaimed;
-pub use self::residency::ResidencyTable;
+pub use self::residency::{ResidencyTable, ShownTable};
 use self::run_dir::RunDir;
 pub use self::run_dir::heartbeat_age;
 use self::shared::Shared;

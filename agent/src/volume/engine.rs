@@ -97,6 +97,7 @@ impl Volume {
         sink: Sink,
         journal: Arc<Journal>,
     ) -> Result<Arc<Self>, VolumeError> {
+        let guard = super::residency::preaccess::take_over(&options);
         let Opened { index, tree, head, totals, adopt, doubtful } =
             open::open(&options, &meta, &*blob, &shared)?;
         if doubtful {
@@ -161,6 +162,7 @@ impl Volume {
                 let (done, made) = bounded(1);
                 asked.send(Command::Settle(done)).is_ok() && made.recv_timeout(SETTLE).is_ok()
             }),
+            guard,
         })?;
         engine.residency = Some(Arc::clone(&residency));
         shared.set_ready();

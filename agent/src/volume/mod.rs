@@ -143,6 +143,23 @@ pub struct VolumeOptions {
     pub patience: Duration,
     /// What the volume may grow to.
     pub quota: Quota,
+    /// How programs that do not ask are kept from absent files.
+    pub guard: Guarding,
+}
+
+/// How programs without the shim are kept from files of which something is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Guarding {
+    /// By fanotify where our rights allow it, so that who opens one waits; else by leases.
+    #[default]
+    Auto,
+    /// The same, and where the kernel allows it so that who reads bytes waits as well, under whatever descriptor.
+    PreAccess,
+    /// By leases.
+    Leases,
+    /// Not at all.
+    Off,
 }
 
 /// When what is not on this disk is brought here.

@@ -206,6 +206,7 @@ impl Node {
             cache_size: None,
             patience: Duration::from_millis(800),
             quota: Quota::default(),
+            guard: Guarding::Leases,
         };
         let shared = Shared::new(Arc::new(OpenGate {
             at_thaw: Arc::clone(&self.at_thaw),

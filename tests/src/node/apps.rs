@@ -137,15 +137,38 @@ impl Node {
         App(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
     }
 
-    /// SIGKILL for every process that was started on this node, daemons and orphans included. They are known by
+    /// Processes that hold the marks on absent files for this node's agent, and for the next one.
+    pub fn guards(&self) -> Vec<Pid> {
+        let state = self.state_dir().display().to_string();
+        let is_one = |pid: &u32| {
+            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = words.split(|byte| *byte == 0).skip(1);
+            words.next() == Some(b"guard")
+                && words.next().is_some_and(|dir| dir.starts_with(state.as_bytes()))
+        };
+        pids().into_iter().filter(is_one).map(|pid| Pid::from_raw(pid.cast_signed())).collect()
+    }
+
+    /// SIGKILL for these: to be called where the agent has gone, which would start them again.
+    pub(super) fn kill_guards(&self) {
+        for pid in self.guards() {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    }
+
+    /// SIGKILL for every process that was started on this node but its agent and that one's guards, daemons and orphans included. They are known by
     /// this node's run directory, in their environment or among their mappings; no other node has that path.
     pub fn kill_apps(&self) {
         let agent = self.agent.as_ref().map(Child::id);
         let marker = self.base.path().display().to_string();
         for _ in 0..200 {
             let mut found = false;
+            let guards: Vec<u32> = self.guards().iter().map(|pid| pid.as_raw().cast_unsigned()).collect();
             for pid in pids() {
-                if Some(pid) == agent || pid == std::process::id() || !belongs(pid, &marker) {
+                if [agent, Some(std::process::id())].contains(&Some(pid))
+                    || guards.contains(&pid)
+                    || !belongs(pid, &marker)
+                {
                     continue;
                 }
                 found = true;

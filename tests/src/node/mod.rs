@@ -166,6 +166,7 @@ impl Node {
             self.kill_apps();
             self.kill_agent();
         }
+        self.kill_guards();
         if self.setup.reference {
             self.recycle();
         } else {
@@ -210,6 +211,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.kill_apps();
         self.kill_agent();
+        self.kill_guards();
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();

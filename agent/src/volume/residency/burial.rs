@@ -167,6 +167,7 @@ impl Residency {
             self.table.whole(inode, ino);
         }
         self.table.forget(ino);
+        self.marks.forget(ino);
         locked.forget();
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Takes clean pieces of files from this disk. What is dirty, on its way to the backend, or read where no hook sees it, stays.
 //! It happens inside a freeze of the gate, so that hooked writers are out and all that they did is known; a file that nobody
-//! has open is held by a lease meanwhile. It must not know why anything is to go.
+//! has open is held by a mark or a lease meanwhile. It must not know why anything is to go.
 //!
 //! Of each file, under its lock: what will be absent is written to the index, clients are told that it goes, and only then
 //! are its bytes removed. Whoever dies in between leaves bytes that count as absent: they are fetched again.
@@ -21,6 +21,7 @@ use super::lease::{self, Alone};
 use super::lru::{Offer, Run, Verdict};
 use super::openers::Openers;
 use super::own::Own;
+use super::preaccess::Kept;
 use super::{Residency, find, pin};
 use crate::volume::index::{self, Changes, Doubt, Pieces};
 use crate::volume::look::same;
@@ -87,6 +88,8 @@ pub struct Ready {
     stays: Option<Stays>,
     /// Somebody has it open, who asks before he reads.
     open: bool,
+    /// Who opens it without asking waits for the agent.
+    kept: Option<Kept>,
 }
 
 /// What became of one file.
@@ -149,12 +152,15 @@ impl Residency {
     pub fn evict_inodes(&self, inodes: &[u64]) -> Result<Vec<(u64, Gone)>, VolumeError> {
         let _one_at_a_time = self.cache.evicting.lock();
         self.begin_evicting();
-        let mut ready = Vec::new();
+        let mut placed = Vec::new();
         for inode in inodes {
             let size = self.index.seen(*inode)?.map_or(0, |seen| seen.size);
             let runs = (0..size.div_ceil(RUN * PIECE)).collect();
-            ready.extend(self.make_ready(*inode, runs)?.map(|one| (*inode, one)));
+            placed.extend(self.place(*inode, runs)?);
         }
+        let marked = Instant::now();
+        let mut ready: Vec<(u64, Ready)> =
+            placed.into_iter().map(|one| (one.found.inode, self.make_ready(one, marked))).collect();
         let mut done = BTreeMap::new();
         while let Some(outcome) = self.freeze_and_evict(&mut ready)? {
             for (inode, gone) in outcome {
@@ -171,6 +177,7 @@ impl Residency {
         if self.cache.begun.swap(true, Ordering::SeqCst) {
             return;
         }
+        self.marks.begin();
         let was_complete = self.table.is_complete();
         self.table.evictions_begin();
         if was_complete {
@@ -212,14 +219,17 @@ impl Residency {
                 by_inode.entry(offer.run.inode).or_default().push(offer.run.run);
             }
         }
-        let mut ready = Vec::new();
+        let mut placed = Vec::new();
         for (inode, mut runs) in by_inode {
             runs.sort_unstable();
-            match self.make_ready(inode, runs.clone())? {
-                Some(one) => ready.push((inode, one)),
+            match self.place(inode, runs.clone())? {
+                Some(one) => placed.push(one),
                 None => self.judge_runs(inode, &runs, &Gone::stays(Stays::Nothing, 0)),
             }
         }
+        let marked = Instant::now();
+        let mut ready: Vec<(u64, Ready)> =
+            placed.into_iter().map(|one| (one.found.inode, self.make_ready(one, marked))).collect();
         let mut done = Vec::new();
         while let Some(outcome) = self.freeze_and_evict(&mut ready)? {
             done.extend(outcome);
@@ -252,12 +262,18 @@ impl Residency {
         self.at_its_names(&kernel)
     }
 
-    /// What can be found out of a file before the gate is closed. `None`: nothing of it is in the tree.
-    fn make_ready(&self, inode: u64, runs: Vec<u64>) -> Result<Option<Ready>, VolumeError> {
+    /// The file whose runs may go, marked: who opens it from now on is waited for. `None`: nothing of it is in the tree.
+    fn place(&self, inode: u64, runs: Vec<u64>) -> Result<Option<Ready>, VolumeError> {
         let Some(found) = self.at_its_place(inode)?.filter(|found| found.stat.is_file()) else {
             return Ok(None);
         };
-        let mut ready = Ready { found, runs, stays: None, open: false };
+        let kept = self.keep_mark(&found);
+        Ok(Some(Ready { found, runs, stays: None, open: false, kept }))
+    }
+
+    /// What can be found out of a file before the gate is closed; `marked` is when all were that are.
+    fn make_ready(&self, mut ready: Ready, marked: Instant) -> Ready {
+        let since = ready.kept.as_ref().map(|_| marked);
         let ino = ready.found.stat.id.ino;
         self.unguard(ino);
         (ready.open, ready.stays) = match ready.found.open(self, libc::O_RDONLY | libc::O_NONBLOCK) {
@@ -266,18 +282,22 @@ impl Residency {
                     self.cache.unsure.met_closed(ino);
                     (false, None)
                 }
-                Alone::No => (true, self.in_use(ino, false)),
-                Alone::Unknown => (true, self.in_use(ino, true)),
+                Alone::No => (true, self.in_use(ino, false, since)),
+                Alone::Unknown => (true, self.in_use(ino, true, since)),
             },
             // Somebody else's lease, or it is gone.
             Err(_) => (false, Some(Stays::Moving)),
         };
-        Ok(Some(ready))
+        ready
     }
 
     /// Whether a file that somebody has open, or may have where no lease tells, must stay.
-    fn in_use(&self, ino: u64, no_leases: bool) -> Option<Stays> {
+    /// From `since` on nobody begins to use it unseen.
+    fn in_use(&self, ino: u64, no_leases: bool, since: Option<Instant>) -> Option<Stays> {
         let mut openers = self.cache.openers.lock();
+        if since.is_some_and(|since| openers.is_older(since)) {
+            *openers = Openers::look(self.tree.dev(), self.shared.gate());
+        }
         let openers = openers.fresh(self.tree.dev(), self.shared.gate());
         match openers.of(ino) {
             Some(of) if of.mapped => Some(Stays::Pinned),
@@ -395,11 +415,15 @@ impl Residency {
         deadline: Instant,
     ) -> Result<Gone, VolumeError> {
         let ino = one.found.stat.id.ino;
-        let alone = lease::alone(file.as_fd());
-        if matches!(alone, Alone::No) && !one.open {
+        let lease = lease::alone(file.as_fd());
+        if matches!(lease, Alone::No) && !one.open {
             // Since we have looked.
             return Ok(one.stay(Stays::Used));
         }
+        let is_alone = matches!(lease, Alone::Yes(_));
+        // Who opens a marked file is pinned or brings it again, under the lock. A lease would only hold up who takes events,
+        // for whom the holder of that lock may wait.
+        let _lease = one.kept.is_none().then_some(lease);
         let now = self.files.now();
         let state = locked.state(&self.index)?;
         if let Some(asked) = self.cache.early.take(ino) {
@@ -408,7 +432,7 @@ impl Residency {
         }
         if state.pinned {
             let asked = state.used.values().max().copied().unwrap_or(now);
-            if !matches!(alone, Alone::Yes(_)) || now.saturating_sub(asked) < pin::LEAST {
+            if !is_alone || now.saturating_sub(asked) < pin::LEAST {
                 return Ok(one.stay(Stays::Pinned));
             }
             // Nobody has it open any more.

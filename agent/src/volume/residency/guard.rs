@@ -198,6 +198,7 @@ impl Residency {
             if looked.elapsed() >= ROUND {
                 looked = Instant::now();
                 self.settle_lost();
+                self.tidy_marks();
                 self.guards.broken().into_iter().for_each(|ino| self.guard_broken(ino));
                 for (ino, inode) in self.guards.some() {
                     if self.files.try_lock(inode).is_some_and(|locked| {
@@ -219,7 +220,11 @@ impl Residency {
         // Held until the guard is known: who brings data under it finds either no lease, or whose it is.
         let Some(locked) = self.files.try_lock(inode) else { return Some(true) };
         let absent = !locked.absent(&self.index).ok()?.is_empty();
-        if !found.stat.is_file() || !absent || self.guards.inner.lock().held.contains_key(&ino) {
+        if !found.stat.is_file()
+            || !absent
+            || self.marks.has(ino)
+            || self.guards.inner.lock().held.contains_key(&ino)
+        {
             return None;
         }
         // What is open for writing cannot be executed.

@@ -13,6 +13,7 @@ use super::file::{RUN, bytes_in};
 use super::find::{Found, Inode};
 use super::own::Own;
 use super::wanted::{self, Item, Source};
+use crate::guard::fanotify::Marked;
 use crate::volume::capture;
 use crate::volume::index::{self, Changes, Doubt, Index, Pieces};
 use crate::volume::look::same;
@@ -441,6 +442,7 @@ impl Residency {
             if whole {
                 self.meter.absent_files.fetch_sub(1, Ordering::Relaxed);
                 self.table.whole(found.inode, ino);
+                self.marks.whole(found.inode, ino, found.handle.as_fd(), Marked::File);
             }
             if let (Some(uses), Some(range)) = (self.uses.get(), wanted.iter().next()) {
                 uses.used(found.inode, range.start, wanted.end());

@@ -25,6 +25,7 @@ mod openers;
 mod own;
 mod pin;
 mod populate;
+pub mod preaccess;
 mod quota;
 mod requests;
 mod room;
@@ -49,6 +50,7 @@ use self::fetch::Fetcher;
 use self::file::Files;
 use self::guard::Guards;
 use self::populate::Populating;
+use self::preaccess::{Guarded, Marks};
 use self::requests::Requests;
 use self::stage::Stage;
 use self::table::Table;
@@ -58,6 +60,7 @@ use super::status::{Mutex, Shared};
 use super::tree::Tree;
 use super::{Hydrate, VolumeError, VolumeOptions};
 use crate::blob::Blob;
+use crate::guard::Guard;
 
 /// What `storeshim status` says of what is on this disk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -80,6 +83,9 @@ pub struct Status {
     pub queued_pieces: u64,
     /// Files that a program without the shim could open before their data is here.
     pub unguarded_files: u64,
+    /// How programs without the shim are kept from absent files.
+    #[serde(default)]
+    pub guard: Guarded,
 }
 
 /// Numbers that are kept as things happen. Signed where several threads add and take away in any order.
@@ -139,6 +145,7 @@ pub struct Residency {
     pub uses: OnceLock<Arc<dyn Uses>>,
     cache: Cache,
     guards: Guards,
+    marks: Arc<Marks>,
     quota: OnceLock<quota::Keeper>,
     settle: Settle,
     stage: Stage,
@@ -170,6 +177,8 @@ pub struct Parts {
     pub files: Arc<Files>,
     /// See [`Settle`].
     pub settle: Settle,
+    /// What an agent before this one has left on guard.
+    pub guard: Option<Guard>,
 }
 
 impl Residency {
@@ -179,7 +188,7 @@ impl Residency {
     /// # Errors
     /// Where the table, the stage or a thread cannot be made, or the index cannot be read.
     pub fn start(parts: Parts) -> Result<Arc<Self>, VolumeError> {
-        let Parts { index, tree, blob, shared, options, sink, files, settle } = parts;
+        let Parts { index, tree, blob, shared, options, sink, files, settle, guard } = parts;
         let shown = shared.gate().residency().map_err(VolumeError::Failed)?;
         let threads = |e: std::io::Error| VolumeError::Failed(format!("no thread could be started: {e}"));
         let stage = Stage::open(&options.state).map_err(|e| {
@@ -198,6 +207,8 @@ impl Residency {
             }
         }
         let cache = Cache::new(&options, &files);
+        let marks = Marks::new(options.guard, options.hydrate != Hydrate::Eager, guard);
+        let table = shown.file();
         let residency = Arc::new(Self {
             table: Table::new(shown, Arc::clone(&shared)),
             fetcher: Fetcher::start(&blob, &shared).map_err(threads)?,
@@ -211,6 +222,7 @@ impl Residency {
             uses: OnceLock::new(),
             cache,
             guards: Guards::default(),
+            marks,
             quota: OnceLock::new(),
             settle,
             stage,
@@ -222,6 +234,7 @@ impl Residency {
             closed: AtomicBool::new(false),
             threads: Mutex::new(Vec::new()),
         });
+        residency.serve_marks(table);
         residency.keep_bounds()?;
         if residency.options.hydrate == Hydrate::Eager {
             residency.count()?;
@@ -267,6 +280,7 @@ impl Residency {
             let _ = thread.join();
         }
         self.end_requests();
+        self.marks.end();
     }
 
     /// Whether the volume is being closed, or has failed in a way that ends it.

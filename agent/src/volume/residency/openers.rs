@@ -66,6 +66,11 @@ impl Openers {
         self
     }
 
+    /// Whether it was made before `at`, or never.
+    pub fn is_older(&self, at: Instant) -> bool {
+        self.at.is_none_or(|made| made < at)
+    }
+
     /// How a file is used that somebody has open; `None` where that cannot be told.
     pub fn of(&self, ino: u64) -> Option<Use> {
         if self.blind { None } else { self.open.get(&ino).copied() }

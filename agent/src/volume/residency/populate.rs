@@ -12,6 +12,7 @@ use super::Residency;
 use super::file::pieces_of;
 use super::find::{self, Found};
 use super::own::Own;
+use crate::guard::fanotify::Marked;
 use crate::meta::records::Inode;
 use crate::volume::VolumeError;
 use crate::volume::dirty::Names;
@@ -178,6 +179,7 @@ impl Residency {
             let files = batch.iter().filter(|entry| entry.record.mode & libc::S_IFMT == libc::S_IFREG);
             files
                 .filter(|entry| entry.record.size > 0 && !entry.link)
+                .filter(|entry| !entry.id.is_some_and(|id| self.marks.has(id.ino)))
                 .for_each(|entry| self.guards.want(entry.inode));
         }
         let mut changes = Changes::new();
@@ -192,6 +194,7 @@ impl Residency {
             let _locked = self.files.lock(found.inode);
             self.index.apply_local(&changes)?;
             self.table.whole(found.inode, ino);
+            self.marks.whole(found.inode, ino, found.handle.as_fd(), Marked::Dir);
         }
         if !foreign.is_empty() {
             tracing::warn!(
@@ -246,6 +249,10 @@ impl Residency {
             entry.staged.clone_from(&name);
             index::set_link(&mut changes, entry.inode, dir, &entry.name);
             if entry.link {
+                // It may have lost its mark with a restart of the machine, while it had no name.
+                if let (true, Some(id), Some(_)) = (kept, entry.id, self.index.absent(entry.inode)?) {
+                    self.mark_staged(&name, id.ino, Some(entry.record.size));
+                }
                 continue;
             }
             let stat = self.tree.stat_at(self.stage.dir(), name.as_bytes()).map_err(failed)?;
@@ -263,6 +270,8 @@ impl Residency {
             index::set_unpopulated(&mut changes, entry.inode, kind == libc::S_IFDIR);
             if kind == libc::S_IFDIR || !pieces.is_empty() {
                 absent.push((entry.inode, stat.id.ino));
+                let size = (kind == libc::S_IFREG).then_some(entry.record.size);
+                self.mark_staged(&name, stat.id.ino, size);
                 if kind == libc::S_IFREG {
                     self.meter.absent_files.fetch_add(1, Ordering::Relaxed);
                 }

@@ -182,6 +182,7 @@ impl Residency {
         if is_whole && !before.is_empty() {
             self.meter.absent_files.fetch_sub(1, Ordering::Relaxed);
             self.table.whole(locked.inode(), ino);
+            self.marks.doubt(locked.inode());
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use storeshim_protocol::request::Ask;
 use super::quota::{Keeper, Told, Usage};
 use super::{Residency, Status, Uses, lease};
 use crate::session::Reply;
-use crate::volume::VolumeError;
+use crate::volume::{Guarding, VolumeError};
 
 /// Between two looks at how full the cache is, if nobody calls.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -59,7 +59,10 @@ impl Residency {
             }
         })?;
         self.spawn("guard", |own| {
-            if let Err(error) = own.guard_known() {
+            if own.options.guard == Guarding::Off {
+                return;
+            }
+            if let Err(error) = own.mark_known().and_then(|()| own.guard_known()) {
                 tracing::warn!(%error, "what was absent at the start is not guarded");
             }
             own.keep_guards(&|| own.is_closed());
@@ -155,7 +158,8 @@ impl Residency {
             resident_bytes: self.index.resident(),
             cache_size: self.cache.size(),
             pinned_bytes: self.cache.pinned.load(Ordering::Relaxed),
-            unguarded_files: absent.saturating_sub(self.guards.held()),
+            unguarded_files: absent.saturating_sub(self.guards.held() + self.marks.held()),
+            guard: self.marks.guarded(),
             ..status
         }
     }

@@ -117,6 +117,7 @@ impl Site {
             hydrate: Hydrate::OnRead,
             cache_size: how.cache_size,
             patience: Duration::from_secs(20),
+            guard: Guarding::Leases,
             quota: how.quota,
         };
         let gate = Arc::new(Gate {
