@@ -38,8 +38,8 @@ struct Facts {
     ino: u64,
     mode: u32,
     size: u64,
-    /// The blocks were asked for.
-    blocks: bool,
+    /// The blocks, where they were asked for.
+    blocks: Option<u64>,
     /// All that is below was.
     times: bool,
     links: u64,
@@ -65,7 +65,7 @@ impl Out {
                     ino: (*stat).st_ino,
                     mode: (*stat).st_mode,
                     size: (*stat).st_size as u64,
-                    blocks: true,
+                    blocks: Some((*stat).st_blocks as u64),
                     times: true,
                     links: (*stat).st_nlink as _,
                     owner: u64::from((*stat).st_uid) << 32 | u64::from((*stat).st_gid),
@@ -77,7 +77,7 @@ impl Out {
                     ino: (*stat).stx_ino,
                     mode: u32::from((*stat).stx_mode),
                     size: (*stat).stx_size,
-                    blocks: (*stat).stx_mask & k::STATX_BLOCKS != 0,
+                    blocks: Some((*stat).stx_blocks).filter(|_| (*stat).stx_mask & k::STATX_BLOCKS != 0),
                     times: !(*stat).stx_mask & k::STATX_BASIC_STATS & !k::STATX_ATIME & !k::STATX_BLOCKS == 0,
                     links: u64::from((*stat).stx_nlink),
                     owner: u64::from((*stat).stx_uid) << 32 | u64::from((*stat).stx_gid),
@@ -172,6 +172,17 @@ impl Facts {
     }
 }
 
+impl Facts {
+    /// Whether they may be those of a moment at which the agent was bringing the file, or evicting it, which is over by now:
+    /// its data seems to have been written when the inode was changed (the agent puts that time back), or all is here and
+    /// there were fewer blocks than bytes.
+    fn is_doubtful(&self, whole: bool) -> bool {
+        self.mode & k::S_IFMT == k::S_IFREG
+            && (self.changed.abs_diff(self.modified) < SECOND
+                || whole && self.blocks.is_some_and(|blocks| blocks.saturating_mul(BLOCK) < self.size))
+    }
+}
+
 /// What this process was told of the last change of inodes that were not wholly here: what the agent brings moves it, and
 /// programs (tar, say) compare it before and after they have read. It is told again for as long as all else is the same.
 ///
@@ -256,34 +267,41 @@ impl Subject {
 #[cold]
 #[inline(never)]
 pub unsafe fn correct(subject: Subject, out: Out, mut look: Act<'_, (), c_int>) -> c_int {
+    let mut before = None;
     for _ in 0..LOOKS {
         // SAFETY: as above.
         let facts = unsafe { out.facts() };
-        if !facts.may_differ() {
-            // SAFETY: as above.
-            unsafe { facts.steady(out, true) };
+        let differs = facts.may_differ();
+        let index = if differs {
+            subject.mount(facts.dev).filter(|index| residency::is_partial(*index))
+        } else {
+            None
+        };
+        if differs && index.is_none() {
             return 0;
         }
-        let Some(index) = subject.mount(facts.dev).filter(|index| residency::is_partial(*index)) else {
-            return 0;
-        };
-        if !residency::is_moving(index, facts.ino) {
+        let moving = index.filter(|index| residency::is_moving(*index, facts.ino));
+        let whole = index.is_none_or(|index| absent::is_whole(index, facts.ino));
+        // A look that was made when nothing moved any more tells whether this one was, too.
+        let now = Some((facts.tag(), facts.blocks, facts.changed));
+        if moving.is_none() && (before == now || !facts.is_doubtful(whole) || !residency::is_any_partial()) {
             // SAFETY: as above.
             unsafe {
-                match facts.mode & k::S_IFMT {
-                    k::S_IFREG => correct_blocks(index, &facts, out),
+                match (index.filter(|_| !whole), facts.mode & k::S_IFMT) {
+                    (Some(index), k::S_IFREG) => correct_blocks(index, &facts, out),
                     // What it holds may be directories, which count as its links: as many as can be told is one, by which
                     // programs know that nothing is said.
-                    k::S_IFDIR if absent::lacks_names(index) && !absent::is_whole(index, facts.ino) => {
-                        out.set_links(1)
-                    }
+                    (Some(index), k::S_IFDIR) if absent::lacks_names(index) => out.set_links(1),
                     _ => {}
                 }
-                facts.steady(out, absent::is_whole(index, facts.ino));
+                facts.steady(out, whole);
             }
             return 0;
         }
-        residency::wait_moved(index, facts.ino);
+        if let Some(index) = moving {
+            residency::wait_moved(index, facts.ino);
+        }
+        before = now;
         let done = look.run(());
         if done != 0 {
             return done;
@@ -295,7 +313,7 @@ pub unsafe fn correct(subject: Subject, out: Out, mut look: Act<'_, (), c_int>) 
 /// # Safety
 /// That of [`correct`].
 unsafe fn correct_blocks(index: usize, facts: &Facts, out: Out) {
-    if !facts.blocks || facts.size == 0 || absent::is_whole(index, facts.ino) {
+    if facts.blocks.is_none() || facts.size == 0 {
         return;
     }
     // So many where there is no hole. To fail would be worse than to miss one.

@@ -441,6 +441,35 @@ fn blocks_are_those_of_the_volume() {
     assert_eq!(stat("/lazy/blocks/large").unwrap().st_blocks, 0, "what is here has the blocks that it has");
 }
 
+/// The look was made before the bytes came, the question whether they are here after it.
+#[test]
+fn a_look_from_before_the_bytes_came_is_made_again() {
+    lazy("came", &["file"]);
+    assert_eq!(stat("/lazy/came/file").unwrap().st_blocks, 8);
+    std::fs::write(tree().join("came/file"), vec![1; 100_000]).unwrap();
+    agent().table.set_whole(tree().join("came/file").metadata().unwrap().ino());
+    let fd = open("/lazy/came/file", k::O_RDONLY);
+    let mut out = stat("/lazy/came/file").unwrap();
+    let (here, mut looks) = (out.st_blocks, 0);
+    assert!(here > 0);
+    // What stat(2) said when nothing was here.
+    out.st_blocks = 0;
+    let at = &raw mut out;
+    // SAFETY: filled, and filled again by the look.
+    let done = unsafe {
+        let mut look = |()| {
+            looks += 1;
+            (*at).st_blocks = here;
+            0
+        };
+        let subject = crate::seen::Subject::Descriptor(fd);
+        crate::seen::correct(subject, crate::seen::Out::Stat(at), crate::act::Act::new(&mut look))
+    };
+    assert_eq!((done, out.st_blocks), (0, here));
+    assert!((1..=2).contains(&looks), "{looks}");
+    sys::close(fd);
+}
+
 #[test]
 fn times_are_not_looked_at_while_the_agent_writes() {
     lazy("moving", &["file"]);

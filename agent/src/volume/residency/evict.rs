@@ -326,7 +326,8 @@ impl Residency {
         self.sink.lock().unwrap_or_else(PoisonError::into_inner).merge(fresh);
         let until = (closed + FREEZE).min(frozen.deadline());
         while let Some((inode, one)) = ready.pop() {
-            let gone = if late { Ok(one.stay(Stays::Late)) } else { self.take_away(inode, &one) };
+            let gone =
+                if late { Ok(one.stay(Stays::Late)) } else { self.take_away(inode, &one, frozen.deadline()) };
             match gone {
                 Ok(gone) => outcome.push((inode, one.runs, gone)),
                 Err(error) => {
@@ -374,8 +375,8 @@ impl Residency {
         }
     }
 
-    /// Takes the runs of a file from this disk. The gate is closed.
-    fn take_away(&self, inode: u64, one: &Ready) -> Result<Gone, VolumeError> {
+    /// Takes the runs of a file from this disk. The gate is closed, until `deadline` for sure.
+    fn take_away(&self, inode: u64, one: &Ready, deadline: Instant) -> Result<Gone, VolumeError> {
         let ino = one.found.stat.id.ino;
         if let Some(why) = one.stays {
             return Ok(one.stay(why));
@@ -386,7 +387,7 @@ impl Residency {
         // Before the lease: who brings something of the file has its lock, and must be able to open it.
         let locked = self.files.lock(inode);
         match one.found.open(self, libc::O_RDWR | libc::O_NONBLOCK) {
-            Ok(file) => self.take_from(inode, one, locked, &file),
+            Ok(file) => self.take_from(inode, one, locked, &file, deadline),
             Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => Ok(one.stay(Stays::Pinned)),
             Err(_) => Ok(one.stay(Stays::Moving)),
         }
@@ -411,6 +412,7 @@ impl Residency {
         one: &Ready,
         mut locked: Locked<'_>,
         file: &File,
+        deadline: Instant,
     ) -> Result<Gone, VolumeError> {
         let ino = one.found.stat.id.ino;
         let lease = lease::alone(file.as_fd());
@@ -435,6 +437,10 @@ impl Residency {
             }
             // Nobody has it open any more.
             state.pinned = false;
+        }
+        // Where the agent was held up, writers go on.
+        if Instant::now() > deadline {
+            return Ok(one.stay(Stays::Late));
         }
         let own = match Own::with(self, locked, ino, file.as_fd()) {
             Ok(own) => own,

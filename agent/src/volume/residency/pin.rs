@@ -61,10 +61,11 @@ impl Early {
     pub fn pin(&self, ino: u64, now: u32, open: impl FnOnce() -> Option<HashSet<u64>>) {
         let mut early = self.0.lock();
         early.insert(ino, now);
-        if early.len() > EARLY && early.len().is_power_of_two() {
-            if let Some(open) = open() {
-                early.retain(|ino, asked| now.saturating_sub(*asked) < LEAST || open.contains(ino));
-            }
+        if early.len() > EARLY
+            && early.len().is_power_of_two()
+            && let Some(open) = open()
+        {
+            early.retain(|ino, asked| now.saturating_sub(*asked) < LEAST || open.contains(ino));
         }
     }
 
