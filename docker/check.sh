@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Goes through the steps of docker/Dockerfile and of the examples' images without a container engine: puts the files of the image
 # into a directory, runs its entry point there by chroot against a volume in a directory, loses the disk, runs it again, and says
-# how large the layers are. Needs root. `check.sh PROGRAM LIBRARY` (release builds, stripped here as the image does).
+# how large the layer of storeshim is. Needs root. `check.sh PROGRAM LIBRARY` (release builds, stripped here as the image does).
 set -euo pipefail
 program=${1:?the agent, such as target/release/storeshim} library=${2:?the shim, such as target/release/libstoreshim.so}
 root=$(mktemp -d /tmp/storeshim-image-XXXXXX)

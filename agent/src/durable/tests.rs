@@ -217,12 +217,48 @@ fn a_fenced_agent_stays_fenced() {
 }
 
 #[test]
-fn a_commit_that_no_message_can_hold_is_refused() {
+fn a_record_that_no_message_can_hold_is_refused() {
     let (_, _played, meta) = opened();
-    let value = Bytes::from(vec![0; 20 << 20]);
-    let ops = vec![(b"a".to_vec(), Some(value.clone())), (b"b".to_vec(), Some(value))];
+    let ops = vec![(b"a".to_vec(), Some(Bytes::from(vec![0; 33 << 20])))];
     let answer = meta.submit(Batch { ops }).recv().unwrap();
     assert!(matches!(&answer, Err(MetaError::Refused(text)) if text.contains("does not fit")), "{answer:?}");
+}
+
+#[test]
+fn a_commit_that_no_message_can_hold_is_made_in_its_turn() {
+    runtime::with(|running| {
+        for volume in [running.dialled(), running.websocket()] {
+            let meta = volume.open().meta;
+            let one = |at: u32| (at.to_be_bytes().to_vec(), Some(Bytes::from(vec![at as u8; 1000])));
+            let many = |range: std::ops::Range<u32>| Batch { ops: range.map(one).collect() };
+            let last =
+                |number: u32| Batch { ops: vec![(b"last".to_vec(), Some(Bytes::from(number.to_string())))] };
+            let batches = [
+                last(1),
+                many(1 << 16..(1 << 16) + 35_000),
+                last(2),
+                many(1 << 24..(1 << 24) + 9_000),
+                last(3),
+            ];
+            let answers = batches.map(|batch| meta.submit(batch));
+            for answer in answers {
+                answer.recv().unwrap().unwrap();
+            }
+            drop(meta);
+            let again = volume.open().meta;
+            let mut pairs = 0;
+            again
+                .scan(b"", &mut |_, _| {
+                    pairs += 1;
+                    true
+                })
+                .unwrap();
+            assert_eq!(pairs, 35_000 + 9_000 + 2, "with the format and the last one");
+            assert_eq!(again.get(b"last").unwrap().as_deref(), Some(&b"3"[..]));
+            let some = (1_u32 << 16) + 34_999;
+            assert_eq!(again.get(&some.to_be_bytes()).unwrap().unwrap(), vec![some as u8; 1000]);
+        }
+    });
 }
 
 #[test]
