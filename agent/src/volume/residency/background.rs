@@ -2,7 +2,6 @@
 //! below those that were asked for first, then all others. And where the mount is to have everything, data too. It must not
 //! know how a directory is populated.
 
-use std::cell::Cell;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,16 +25,6 @@ const FILES: usize = 256;
 const BYTES: u64 = 16 << 20;
 /// Threads that bring everything.
 const THREADS: usize = 4;
-
-/// Longest that a part of a directory makes way for somebody who waits for something else.
-const COURTESY: Duration = Duration::from_millis(100);
-/// Between two looks at whether somebody still waits.
-const GLANCE: Duration = Duration::from_millis(2);
-
-thread_local! {
-    /// What this thread brings, nobody has asked for.
-    static UNASKED: Cell<bool> = const { Cell::new(false) };
-}
 
 /// Directories that were asked for, the last one first.
 pub struct Background {
@@ -63,7 +52,6 @@ impl Residency {
 
     /// The thread that brings names, until all are there or the volume is closed.
     pub(super) fn run_background(self: &Arc<Self>) {
-        UNASKED.set(true);
         let mut failed = HashSet::new();
         while !self.is_closed() {
             match self.bring_some_names(&mut failed) {
@@ -85,20 +73,6 @@ impl Residency {
                     self.pause(REST);
                 }
             }
-        }
-    }
-
-    /// In the thread that brings names: waits for a moment where somebody waits for something else, for both would make entries
-    /// on one stage of one disk.
-    pub(super) fn make_way(&self) {
-        let until = Instant::now() + COURTESY;
-        while UNASKED.get()
-            && self.requests_under_way()
-            && !self.populating.is_awaited()
-            && !self.is_closed()
-            && Instant::now() < until
-        {
-            std::thread::sleep(GLANCE);
         }
     }
 

@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -27,8 +27,6 @@ const BATCH: usize = 256;
 pub struct Populating {
     dirs: Mutex<HashSet<u64>>,
     ended: Condvar,
-    /// Who waits for one of them.
-    waiting: AtomicUsize,
     /// Held while entries of inodes with several names are staged and placed: who makes the second name of one must find
     /// the first in the tree, not on its way there.
     links: Mutex<()>,
@@ -41,16 +39,9 @@ impl Populating {
     fn turn(&self, dir: u64) -> Turn<'_> {
         let mut dirs = self.dirs.lock().unwrap_or_else(PoisonError::into_inner);
         while !dirs.insert(dir) {
-            self.waiting.fetch_add(1, Ordering::AcqRel);
             dirs = self.ended.wait(dirs).unwrap_or_else(PoisonError::into_inner);
-            self.waiting.fetch_sub(1, Ordering::AcqRel);
         }
         Turn(self, dir)
-    }
-
-    /// Whether somebody waits for a directory that is being populated.
-    pub(super) fn is_awaited(&self) -> bool {
-        self.waiting.load(Ordering::Acquire) > 0
     }
 }
 
@@ -160,7 +151,6 @@ impl Residency {
         }
         foreign.extend(there.into_keys());
         for batch in entries.chunks_mut(BATCH) {
-            self.make_way();
             let linked =
                 |entry: &Entry| entry.record.links > 1 && entry.record.mode & libc::S_IFMT != libc::S_IFDIR;
             let _links = batch

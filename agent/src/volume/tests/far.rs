@@ -26,26 +26,26 @@ fn filled(dirs: usize, files: usize, clean: bool) -> Arc<Far> {
     store
 }
 
+/// What SlateDB looks at by itself, also while it opens; the tests of the engine count that.
+const BACKGROUND: [&str; 5] = ["meta/manifest", "meta/gc/", "meta/compactions", "LIST", "DELETE"];
+
 /// The opening, and the first byte of a file.
 fn first_byte(store: &Arc<Far>, path: &str) -> [usize; 2] {
     let mut node = Node::stopped("far:", Hydrate::OnRead);
     node.store = Some(Arc::clone(store));
-    let opening = store.round_trips("opening", &["DELETE"], || node.start().unwrap());
-    let byte =
-        store.round_trips("first byte", &["meta/manifest", "meta/gc/", "meta/compactions", "LIST"], || {
-            drop(node.read(path, 0, 1).unwrap())
-        });
+    let opening = store.round_trips("opening", &BACKGROUND, || node.start().unwrap());
+    let byte = store.round_trips("first byte", &BACKGROUND, || drop(node.read(path, 0, 1).unwrap()));
     [opening, byte]
 }
 
 #[test]
 fn the_first_byte_is_near() {
     let [opening, byte] = first_byte(&filled(20, 200, true), "7/file-50");
-    assert!(opening <= 5 && byte <= 7, "opening {opening}, first byte {byte}");
+    assert!(opening <= 3 && byte <= 8, "opening {opening}, first byte {byte}");
 }
 
 #[test]
 fn the_first_byte_is_near_after_a_crash() {
     let [opening, byte] = first_byte(&filled(20, 200, false), "7/file-50");
-    assert!(opening <= 5 && byte <= 7, "opening {opening}, first byte {byte}");
+    assert!(opening <= 3 && byte <= 8, "opening {opening}, first byte {byte}");
 }
