@@ -92,6 +92,15 @@ pub struct Ready {
     kept: Option<Kept>,
 }
 
+/// What came of a search for what can go.
+#[derive(Clone, Copy, Debug)]
+pub struct Evicted {
+    /// Bytes that went.
+    pub bytes: u64,
+    /// Something stays only because calls were in the way: it may go in a moment.
+    pub late: bool,
+}
+
 /// What became of one file.
 #[derive(Debug, Default)]
 pub struct Gone {
@@ -108,14 +117,15 @@ impl Gone {
 }
 
 impl Residency {
-    /// Evicts until `bytes` have gone, what was used longest ago first; how many did. `mercy`: what was read lately stays.
+    /// Evicts until `bytes` have gone, what was used longest ago first. `mercy`: what was read lately stays.
     ///
     /// # Errors
     /// Where the index cannot be used.
-    pub fn evict(&self, bytes: u64, mercy: bool) -> Result<u64, VolumeError> {
+    pub fn evict(&self, bytes: u64, mercy: bool) -> Result<Evicted, VolumeError> {
         let _one_at_a_time = self.cache.evicting.lock();
         self.begin_evicting();
         let (mut gone, mut examined, mut from, mut exhausted) = (0, 0usize, None, false);
+        let mut late = false;
         let mut in_use: HashMap<u64, u64> = HashMap::new();
         while gone < bytes && self.shared.failure().is_none() {
             let known = self.cache.policy.lock().len();
@@ -136,13 +146,14 @@ impl Residency {
                 if outcome.bytes > 0 {
                     (gone, examined) = (gone + outcome.bytes, 0);
                 }
+                late |= matches!(outcome.stays, Some((Stays::Late, _)));
                 if let Some((Stays::Pinned | Stays::Unhooked | Stays::Unknown, bytes)) = outcome.stays {
                     in_use.insert(inode, bytes);
                 }
             }
         }
         self.cache.pinned.store(in_use.values().sum(), Ordering::Relaxed);
-        Ok(gone)
+        Ok(Evicted { bytes: gone, late })
     }
 
     /// Evicts what can go of some files; what became of each.

@@ -100,7 +100,7 @@ impl Residency {
             if excess > 0 {
                 // Who waits for room has no time for what may have been read lately.
                 let gone = self.evict(excess, true)?;
-                self.cache.round_ended(gone == 0);
+                self.cache.round_ended(gone.bytes == 0 && !gone.late);
             } else {
                 self.cache.round_ended(false);
             }
@@ -116,7 +116,7 @@ impl Residency {
         }
         match self.evict(lacking, false) {
             // A filesystem may take its time to say so.
-            Ok(gone) => free.saturating_add(gone) >= bytes || self.free() >= bytes,
+            Ok(gone) => free.saturating_add(gone.bytes) >= bytes || self.free() >= bytes,
             Err(error) => {
                 tracing::warn!(%error, "this disk is full, and nothing can be evicted");
                 false
