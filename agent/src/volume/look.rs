@@ -371,11 +371,31 @@ impl<'a> Look<'a> {
         self.in_time()?;
         let mut dirty = dirty.clone();
         dirty.untold |= self.missed.remove(&inode);
-        let Some((tree, path)) = self.place_of(inode)? else {
-            self.missed.insert(inode);
-            return Ok(false);
+        let mut changed = match self.path_of(inode)? {
+            Some(path) => self.look_at(inode, (self.cx.tree, &path), &dirty, sink)?,
+            None => {
+                self.missed.insert(inode);
+                false
+            }
         };
-        match self.look_path(inode, (tree, &path), &dirty, sink) {
+        // What has lost its last name here is not lost while another one is to come, or is on its way.
+        if self.missed.contains(&inode)
+            && let Some((kept, name)) = self.kept(inode)?
+        {
+            self.missed.remove(&inode);
+            changed = self.look_at(inode, (kept, &name), &dirty, sink)?;
+        }
+        Ok(changed)
+    }
+
+    fn look_at(
+        &mut self,
+        inode: u64,
+        place: (&Tree, &[u8]),
+        dirty: &DirtyInode,
+        sink: &mut dyn PieceSink,
+    ) -> Result<bool> {
+        match self.look_path(inode, place, dirty, sink) {
             Err(CaptureError::Io(e)) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {
                 self.missed.insert(inode);
                 Ok(false)

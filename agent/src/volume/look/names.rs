@@ -233,9 +233,14 @@ impl Look<'_> {
 impl<'a> Look<'a> {
     /// Where an inode is to be found: below the root by its path, or among those whose remaining names are not here yet.
     pub(super) fn place_of(&mut self, inode: u64) -> Result<Option<(&'a Tree, Vec<u8>)>> {
-        if let Some(path) = self.path_of(inode)? {
-            return Ok(Some((self.cx.tree, path)));
+        match self.path_of(inode)? {
+            Some(path) => Ok(Some((self.cx.tree, path))),
+            None => self.kept(inode),
         }
+    }
+
+    /// Whether it stands among those whose remaining names are not here yet, or just come.
+    pub(super) fn kept(&self, inode: u64) -> Result<Option<(&'a Tree, Vec<u8>)>> {
         if self.cx.index.names_complete()? {
             return Ok(None);
         }

@@ -58,7 +58,7 @@ impl Residency {
                 Ok(true) => {}
                 Ok(false) => match self.index.names_complete() {
                     Ok(true) => {
-                        self.table.names_are_complete();
+                        self.names_are_complete();
                         return;
                     }
                     // They are gone, or they cannot be made now.
@@ -144,6 +144,14 @@ impl Residency {
         brought
     }
 
+    fn names_are_complete(&self) {
+        let _links = self.populating.links();
+        if let Err(error) = self.stage.release_all(&self.options.state) {
+            tracing::warn!(%error, "files that were kept for names to come take room until the next start");
+        }
+        self.table.names_are_complete();
+    }
+
     fn bring_all_names(&self) -> Result<(), VolumeError> {
         let mut failed = HashSet::new();
         loop {
@@ -151,7 +159,7 @@ impl Residency {
                 Ok(true) => {}
                 Ok(false) => {
                     if self.index.names_complete()? {
-                        self.table.names_are_complete();
+                        self.names_are_complete();
                     }
                     return Ok(());
                 }

@@ -28,7 +28,8 @@ pub struct Populating {
     dirs: Mutex<HashSet<u64>>,
     ended: Condvar,
     /// Held while entries of inodes with several names are staged and placed: who makes the second name of one must find
-    /// the first in the tree, not on its way there.
+    /// the first in the tree, not on its way there. And who keeps such an inode for a name that is to come keeps it until that
+    /// has come.
     links: Mutex<()>,
 }
 
@@ -36,6 +37,11 @@ pub struct Populating {
 struct Turn<'a>(&'a Populating, u64);
 
 impl Populating {
+    /// While this is held no inode with several names is on its way to one of them.
+    pub(super) fn links(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn turn(&self, dir: u64) -> Turn<'_> {
         let mut dirs = self.dirs.lock().unwrap_or_else(PoisonError::into_inner);
         while !dirs.insert(dir) {
@@ -153,10 +159,7 @@ impl Residency {
         for batch in entries.chunks_mut(BATCH) {
             let linked =
                 |entry: &Entry| entry.record.links > 1 && entry.record.mode & libc::S_IFMT != libc::S_IFDIR;
-            let _links = batch
-                .iter()
-                .any(linked)
-                .then(|| self.populating.links.lock().unwrap_or_else(PoisonError::into_inner));
+            let _links = batch.iter().any(linked).then(|| self.populating.links());
             let placed = self
                 .stage_all(batch, found.inode)
                 .and_then(|()| self.place_all(batch, found, &fd, &mut foreign));
@@ -165,6 +168,7 @@ impl Residency {
                 self.stage.clear(&entry.staged, entry.record.mode & libc::S_IFMT == libc::S_IFDIR);
             }
             placed?;
+            batch.iter().filter(|entry| entry.link).for_each(|entry| self.stage.release(entry.inode));
             // Now they have names, by which programs without the shim may open them.
             let files = batch.iter().filter(|entry| entry.record.mode & libc::S_IFMT == libc::S_IFREG);
             files
@@ -223,11 +227,15 @@ impl Residency {
                 (Some(_), true) => self.find_inode(entry.inode)?,
                 _ => None,
             };
-            let kept = elsewhere.is_none() && entry.record.links > 1 && self.take_kept(entry.inode, &name);
+            let kept = elsewhere.is_none()
+                && entry.record.links > 1
+                && self.stage.link_kept(entry.inode, &name).is_ok();
             if kept {
                 entry.link = true;
                 entry.id = old.map(|seen| seen.id);
             } else if let Some(first) = elsewhere {
+                // Should it lose its other names before it has this one, a cut finds it there.
+                self.stage.keep(first.handle.as_fd(), entry.inode).map_err(failed)?;
                 self.stage.link_handle(first.handle.as_fd(), &name).map_err(failed)?;
                 (entry.link, entry.id) = (true, Some(first.stat.id));
             } else if let Some(first) = staged.get(&entry.inode) {
@@ -274,12 +282,6 @@ impl Residency {
         self.index.apply_local(&changes)?;
         absent.into_iter().for_each(|(inode, ino)| self.table.absent(inode, ino));
         Ok(())
-    }
-
-    /// Brings a file to the stage that had lost its names in the tree before this one came; whether there was one.
-    fn take_kept(&self, inode: u64, name: &str) -> bool {
-        let kept = inode.to_string();
-        nix::fcntl::renameat(self.stage.kept(), kept.as_str(), self.stage.dir(), name).is_ok()
     }
 
     /// Gives staged entries their names, and notes what stat(2) says of them then.

@@ -1,12 +1,12 @@
 //! Requests of clients, each on a thread of its own while it lasts: a client waits for one answer at a time, and one that
 //! waits for the backend holds up nobody else. It must not know how a request travels.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use nix::fcntl::AtFlags;
 use storeshim_protocol::request::{Answer, Ask};
 use storeshim_protocol::residency::PIECE;
 
@@ -214,21 +214,13 @@ impl Residency {
     /// A file whose last name in the tree goes may have another one in a directory that is not populated yet: its data is
     /// kept for that.
     fn keep_for_later(&self, found: &Inode) -> Result<(), VolumeError> {
+        let _links = self.populating.links();
         let names = self.index.links(found.inode)?.len() as u64;
         let Some(record) = self.index.inode(found.inode)? else { return Ok(()) };
-        if u64::from(record.links) > names {
-            let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&found.handle));
-            let kept = nix::unistd::linkat(
-                nix::fcntl::AT_FDCWD,
-                link.as_str(),
-                self.stage.kept(),
-                found.inode.to_string().as_str(),
-                AtFlags::AT_SYMLINK_FOLLOW,
-            );
-            if let Err(error) = kept.or_else(|e| if e == nix::errno::Errno::EEXIST { Ok(()) } else { Err(e) })
-            {
-                tracing::warn!(%error, inode = found.inode, "a file that has another name cannot be kept for it");
-            }
+        if u64::from(record.links) > names
+            && let Err(error) = self.stage.keep(found.handle.as_fd(), found.inode)
+        {
+            tracing::warn!(%error, inode = found.inode, "a file that has another name cannot be kept for it");
         }
         Ok(())
     }

@@ -91,10 +91,41 @@ impl Stage {
         self.dir.as_fd()
     }
 
-    /// The directory of files that have lost their names in the tree and have another one that is not there yet, each by its
-    /// volume inode.
-    pub fn kept(&self) -> BorrowedFd<'_> {
-        self.kept.as_fd()
+    /// Keeps a file that loses its names in the tree, or has one there only, for another name of it that is not there yet: by
+    /// its volume inode, see [`Tree::set_kept`].
+    ///
+    /// # Errors
+    /// Those of linkat(2).
+    pub fn keep(&self, handle: BorrowedFd<'_>, inode: u64) -> io::Result<()> {
+        match link_handle(handle, self.kept.as_fd(), &inode.to_string()) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Another name here for a file that is kept.
+    ///
+    /// # Errors
+    /// Those of linkat(2).
+    pub fn link_kept(&self, inode: u64, name: &str) -> io::Result<()> {
+        Ok(linkat(&self.kept, inode.to_string().as_str(), &self.dir, name, AtFlags::empty())?)
+    }
+
+    /// Keeps it no longer: it has its name.
+    pub fn release(&self, inode: u64) {
+        // Most are not kept.
+        let _ = unlinkat(&self.kept, inode.to_string().as_str(), UnlinkatFlags::NoRemoveDir);
+    }
+
+    /// Keeps nothing any more: all names are there.
+    ///
+    /// # Errors
+    /// Those of the system calls.
+    pub fn release_all(&self, state: &Path) -> io::Result<()> {
+        for entry in std::fs::read_dir(state.join("kept"))? {
+            std::fs::remove_file(entry?.path())?;
+        }
+        Ok(())
     }
 
     /// Makes an inode as `record` says, with its attributes and without data.
@@ -139,8 +170,7 @@ impl Stage {
     /// # Errors
     /// Those of linkat(2).
     pub fn link_handle(&self, handle: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-        let link = format!("/proc/self/fd/{}", handle.as_raw_fd());
-        Ok(linkat(nix::fcntl::AT_FDCWD, link.as_str(), &self.dir, name, AtFlags::AT_SYMLINK_FOLLOW)?)
+        link_handle(handle, self.dir.as_fd(), name)
     }
 
     /// Gives an entry its name in the tree; an error of kind `AlreadyExists` where somebody has taken that.
@@ -185,4 +215,9 @@ impl Stage {
         // It is removed at the next start, if not now.
         let _ = unlinkat(&self.dir, name, flags);
     }
+}
+
+fn link_handle(handle: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let link = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    Ok(linkat(nix::fcntl::AT_FDCWD, link.as_str(), dir, name, AtFlags::AT_SYMLINK_FOLLOW)?)
 }
