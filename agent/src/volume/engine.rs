@@ -134,6 +134,7 @@ impl Volume {
             files: Arc::default(),
             residency: None,
             suspects,
+            released: Suspects::new(),
             journal,
             troubled: Vec::new(),
             seq: head.map_or(0, |h| h.seq),
@@ -293,6 +294,8 @@ struct Engine {
     /// There as soon as anything can be absent.
     residency: Option<Arc<Residency>>,
     suspects: Suspects,
+    /// Those that the last cut has let go.
+    released: Suspects,
     journal: Arc<Journal>,
     /// What could not be read: no barrier succeeds until they can.
     troubled: Vec<Trouble>,
@@ -476,9 +479,12 @@ impl Engine {
             Ok(cut) => cut,
             Err(error) => return Err((error, waiters)),
         };
-        if let Err(error) = index.set_suspects(&suspects, &self.suspects) {
-            return Err((error, waiters));
-        }
+        // Those that were let go are looked at once more, by the next cut: until then an agent to come is to know them, too.
+        let mut kept = std::mem::take(&mut self.released);
+        kept.extend(&suspects);
+        self.released = suspects.into_iter().filter(|(ino, _)| !self.suspects.contains_key(ino)).collect();
+        let mut still = self.released.clone();
+        still.extend(&self.suspects);
         let trouble = std::mem::take(&mut look.trouble);
         let first = trouble.first().map(|t| VolumeError::Failed(t.why.clone()));
         self.troubled = trouble;
@@ -488,9 +494,12 @@ impl Engine {
         }
         *self.shared.trouble.lock() = trouble.as_ref().map(ToString::to_string);
         match plan::plan(&index, look, &mut chunks) {
-            Ok(plan) => self.commit(plan, &mut chunks, waiters, trouble, bytes, since, at).map(|()| more),
-            Err(error) => Err((error, waiters)),
+            Ok(plan) => self.commit(plan, &mut chunks, waiters, trouble, bytes, since, at)?,
+            Err(error) => return Err((error, waiters)),
         }
+        // Once the index has what was found of them.
+        index.set_suspects(&kept, &still).map_err(|error| (error, Vec::new()))?;
+        Ok(more)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of a cut, once")]

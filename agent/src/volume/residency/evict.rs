@@ -395,10 +395,8 @@ impl Residency {
         if !self.is_clean(ino, inode)? {
             return Ok(one.stay(Stays::Dirty));
         }
-        // Before the lease: who brings something of the file has its lock, and must be able to open it.
-        let locked = self.files.lock(inode);
         match one.found.open(self, libc::O_RDWR | libc::O_NONBLOCK) {
-            Ok(file) => self.take_from(inode, one, locked, &file, deadline),
+            Ok(file) => self.take_from(inode, one, &file, deadline),
             Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => Ok(one.stay(Stays::Pinned)),
             Err(_) => Ok(one.stay(Stays::Moving)),
         }
@@ -421,7 +419,6 @@ impl Residency {
         &self,
         inode: u64,
         one: &Ready,
-        mut locked: Locked<'_>,
         file: &File,
         deadline: Instant,
     ) -> Result<Gone, VolumeError> {
@@ -435,6 +432,7 @@ impl Residency {
         // Who opens a marked file is pinned or brings it again, under the lock. A lease would only hold up who takes events,
         // for whom the holder of that lock may wait.
         let _lease = one.kept.is_none().then_some(lease);
+        let mut locked = self.files.lock(inode);
         let now = self.files.now();
         let state = locked.state(&self.index)?;
         if let Some(asked) = self.cache.early.take(ino) {
