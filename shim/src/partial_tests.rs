@@ -516,7 +516,7 @@ fn what_goes_before_a_cut_begins_is_asked_for_after_all() {
         return;
     }
     let (path, ino) = cold("cut-late", 1_000_000);
-    let fd = open(&path, k::O_RDWR);
+    let (fd, frozen) = (open(&path, k::O_RDWR), &run().control.mounts[1].frozen);
     let cuts: [&(dyn Fn() -> i32 + Sync); 3] = [
         // SAFETY: a descriptor.
         &|| unsafe { hooks::my_ftruncate(fd, 500_000) },
@@ -526,20 +526,15 @@ fn what_goes_before_a_cut_begins_is_asked_for_after_all() {
     ];
     for (cut, size) in cuts.into_iter().zip([500_000, 400_000, 0]) {
         agent().hydrate(ino, 0, u64::MAX, false);
-        agent().asked();
-        let mount = &run().control.mounts[1];
-        mount.frozen.store(1, Ordering::SeqCst);
-        let done = std::thread::scope(|scope| {
+        frozen.store(1, Ordering::SeqCst);
+        std::thread::scope(|scope| {
             let done = scope.spawn(cut);
-            // It has looked, found all of it here, and waits for the gate.
+            // It has found all of it here, and waits for the gate.
             std::thread::sleep(std::time::Duration::from_millis(100));
-            assert_eq!(agent().asked(), []);
             agent().evict(ino, 3);
-            mount.frozen.store(0, Ordering::SeqCst);
-            sys::futex_wake(&mount.frozen);
-            done.join().unwrap()
+            frozen.store(0, Ordering::SeqCst);
+            assert_eq!((done.join().unwrap(), agent().asked()), (0, vec![Ask::Resize { ino, size }]));
         });
-        assert_eq!((done, agent().asked()), (0, vec![Ask::Resize { ino, size }]));
     }
 }
 

@@ -76,6 +76,11 @@ impl Unsettled {
             && !inner.troubled.contains(&ino)
             && !inner.commits.iter().any(|(_, inodes)| inodes.contains(&inode))
     }
+
+    /// Whether a cut that is under way was told of an inode, by kernel inode number.
+    pub fn is_being_cut(&self, ino: u64) -> bool {
+        self.inner.lock().cutting.contains(&ino)
+    }
 }
 
 #[cfg(test)]

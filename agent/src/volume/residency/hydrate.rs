@@ -3,6 +3,7 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use crate::guard::fanotify::Marked;
 use crate::volume::capture;
 use crate::volume::index::{self, Changes, Doubt, Index, Pieces};
 use crate::volume::look::same;
-use crate::volume::{Hydrate, VolumeError};
+use crate::volume::{DirtySet, Hydrate, VolumeError};
 
 /// Files up to this size come as a whole, in bytes.
 pub const SMALL: u64 = 4 << 20;
@@ -430,7 +431,8 @@ impl Residency {
         let locked = own.end(&mut changes)?;
         self.index.apply_local(&changes)?;
         drop(opened);
-        if has_writers() {
+        // Who wrote and has closed it has told before he wrote. That is only in memory.
+        if has_writers() || leased.is_none() && self.is_told(ino) {
             self.doubt(found.inode)?;
         }
         if let Some(whole) = came {
@@ -450,6 +452,15 @@ impl Residency {
         }
         drop(locked);
         written
+    }
+
+    /// Whether somebody has told that a file changes, and no cut has looked at that yet.
+    fn is_told(&self, ino: u64) -> bool {
+        let mut fresh = DirtySet::default();
+        self.shared.gate().drain(&mut fresh);
+        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        sink.merge(fresh);
+        sink.inodes.contains_key(&ino) || self.shared.unsettled.is_being_cut(ino)
     }
 
     /// Has the next look at an inode compare its data, whatever its times say. Its lock is held.
