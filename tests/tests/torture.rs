@@ -125,7 +125,7 @@ fn torture(chaos: Chaos, program: &PathBuf, seconds: u32, setup: fn(String) -> S
     );
     assert!(chaos.faults || failed == 0, "{failed} failed although the backend was well");
     println!("{evictions} evictions, {kills} kills, {} faults", proxy.faults().done.load(Relaxed));
-    assert!(evictions >= 5, "hardly anything was evicted: {evictions}");
+    assert!(evictions >= 2, "hardly anything was evicted: {evictions}");
 
     let verify = |node: &Node| node.run_to_end(work(node, program, &["verify".into()]), LONG);
     verify(&node).succeeded();
