@@ -86,6 +86,14 @@ pub trait Meta: Send + Sync {
     /// the moment on at which its submission is answered.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
 
+    /// The values of many keys, in their order, each as by [`Meta::get`]: side by side where that is of use.
+    ///
+    /// # Errors
+    /// As [`Meta::get`], of any of them.
+    fn get_many(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>> {
+        keys.iter().map(|key| self.get(key)).collect()
+    }
+
     /// Calls `each` with every pair whose key starts with `prefix`, in key order, until it returns `false`.
     fn scan(&self, prefix: &[u8], each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<()>;
 

@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use crossbeam::channel::{Receiver, bounded};
+use futures::{StreamExt, TryStreamExt};
 use slatedb::config::{DurabilityLevel, ReadOptions, ScanOptions};
 use slatedb::{CloseReason, Db, ErrorKind};
 use tokio::sync::mpsc;
@@ -36,6 +37,8 @@ pub use self::open::{open, open_and_probe};
 const MARKER: &[u8] = super::RESERVED;
 /// A read that the backend does not answer within this is `Unavailable`.
 const READ_PATIENCE: Duration = Duration::from_secs(60);
+/// Records that are read side by side for one caller, of which there may be dozens.
+const GETS: usize = 8;
 /// A page of a scan ends after this many pairs or bytes.
 const PAGE_PAIRS: usize = 1024;
 const PAGE_BYTES: usize = 1 << 20;
@@ -141,6 +144,21 @@ impl Meta for SlateMeta {
             return Ok(None);
         }
         self.shared.read(async |db| db.get_with_options(key, &read_options()).await)
+    }
+
+    fn get_many(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>> {
+        self.shared.read(async |db| {
+            let reads = keys.iter().map(|key| {
+                let db = &db;
+                async move {
+                    if key == MARKER {
+                        return Ok(None);
+                    }
+                    db.get_with_options(key, &read_options()).await
+                }
+            });
+            futures::stream::iter(reads).buffered(GETS).try_collect().await
+        })
     }
 
     fn scan(&self, prefix: &[u8], each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<()> {

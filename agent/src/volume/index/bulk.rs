@@ -11,6 +11,8 @@ use crate::meta::records::{self, BLOCK_SIZE, Block, ChunkHash, PackId, key};
 
 /// Reads of the backend under way at once.
 const PARALLEL: usize = 32;
+/// Single records that one of them asks for together, at most.
+const TOGETHER: usize = 64;
 /// From so many wanted records among 256 neighbours on, these are scanned.
 const FEW: usize = 3;
 /// From so many among 65,536 neighbours on, these are.
@@ -193,15 +195,19 @@ impl Index {
         if let [task] = tasks {
             return self.step(task, until);
         }
+        let (gets, others): (Vec<&Task>, Vec<&Task>) =
+            tasks.iter().partition(|task| matches!(task, Task::Get(_)));
+        let together = gets.len().div_ceil(PARALLEL).clamp(1, TOGETHER);
+        let jobs: Vec<&[&Task]> = others.chunks(1).chain(gets.chunks(together)).collect();
         let next = AtomicUsize::new(0);
         std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..PARALLEL.min(tasks.len()))
+            let workers: Vec<_> = (0..PARALLEL.min(jobs.len()))
                 .map(|_| {
                     scope.spawn(|| {
-                        while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                            if let Err(error) = self.step(task, until) {
+                        while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                            if let Err(error) = self.work(job, until) {
                                 // The others need not begin what is left.
-                                next.store(tasks.len(), Ordering::Relaxed);
+                                next.store(jobs.len(), Ordering::Relaxed);
                                 return Err(error);
                             }
                         }
@@ -214,6 +220,16 @@ impl Index {
                 worker.join().unwrap_or_else(|_| died())
             })
         })
+    }
+
+    /// Does one task, or several that are single records.
+    fn work(&self, job: &[&Task], until: Until) -> Result<()> {
+        if let [task] = job {
+            return self.step(task, until);
+        }
+        let key = |task: &&Task| if let Task::Get(key) = task { Some(key.clone()) } else { None };
+        let keys: Vec<Vec<u8>> = job.iter().filter_map(key).collect();
+        self.look_up_many(&keys, until)
     }
 
     fn step(&self, task: &Task, until: Until) -> Result<()> {

@@ -164,6 +164,22 @@ impl Index {
         Ok(self.records.get(key)?.map(|value| value.to_vec()))
     }
 
+    /// Has many records here.
+    pub(super) fn look_up_many(&self, keys: &[Vec<u8>], until: Until) -> Result<()> {
+        let mut wanted = Vec::new();
+        for key in keys {
+            if self.records.get(key)?.is_none() && !self.knows(key)? {
+                wanted.push(key.clone());
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let values = self.ask(until, |meta| meta.get_many(&wanted))?;
+        let values = values.into_iter().map(|value| value.map(|value| value.to_vec()));
+        self.take_in(&wanted.into_iter().zip(values).collect::<Vec<_>>(), None)
+    }
+
     /// Has all records under `prefix` here. See [`Index::has_range`].
     pub(super) fn load_range(&self, prefix: &[u8], until: Until) -> Result<()> {
         if self.has_range(prefix)? {
