@@ -173,18 +173,20 @@ impl Supervisor {
 
     /// What needs no agent: its own accesses, bytes that are here, and the opening by programs that ask before they read.
     fn may_pass(&self, access: &Access) -> bool {
-        let (table, control) = {
+        let (table, control, orphan) = {
             let inner = self.inner();
             if inner.is_agent(access.pid) {
                 return true;
             }
-            (inner.table.clone(), inner.control)
+            (inner.table.clone(), inner.control, inner.agent.is_none())
+        };
+        let is_here = |start, end| {
+            table.is_some_and(|table| !access.is_dir && table.check(access.ino, start, end).is_some())
         };
         match access.range {
-            None => self.is_client(access.pid, control),
-            Some((start, end)) => {
-                table.is_some_and(|table| !access.is_dir && table.check(access.ino, start, end).is_some())
-            }
+            // A mark may outlive what was absent for a moment, and without an agent nothing goes.
+            None => self.is_client(access.pid, control) || orphan && is_here(0, u64::MAX),
+            Some((start, end)) => is_here(start, end),
         }
     }
 

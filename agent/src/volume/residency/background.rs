@@ -3,6 +3,7 @@
 //! know how a directory is populated.
 
 use std::collections::{HashSet, VecDeque};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,7 +11,9 @@ use std::time::{Duration, Instant};
 use super::Residency;
 use super::find::Found;
 use super::hydrate::Job;
-use crate::volume::index::{Absent, Pieces};
+use super::own::Own;
+use super::stage::Stage;
+use crate::volume::index::{Absent, Changes, Pieces};
 use crate::volume::status::Mutex;
 use crate::volume::{Progress, VolumeError};
 
@@ -146,10 +149,26 @@ impl Residency {
 
     fn names_are_complete(&self) {
         let _links = self.populating.links();
-        if let Err(error) = self.stage.release_all(&self.options.state) {
+        let kept = Stage::all_kept(&self.options.state).map_err(|e| VolumeError::Failed(e.to_string()));
+        let released = kept.and_then(|kept| kept.into_iter().try_for_each(|inode| self.release(inode)));
+        if let Err(error) = released {
             tracing::warn!(%error, "files that were kept for names to come take room until the next start");
         }
         self.table.names_are_complete();
+    }
+
+    /// Keeps a file no longer; that it has a name less is no change.
+    fn release(&self, inode: u64) -> Result<(), VolumeError> {
+        let Some(found) = self.at_its_place(inode)? else {
+            self.stage.release(inode);
+            return Ok(());
+        };
+        let failed = |e: std::io::Error| VolumeError::Failed(e.to_string());
+        let own = Own::begin(self, inode, found.stat.id.ino, found.handle.as_fd()).map_err(failed)?;
+        self.stage.release(inode);
+        let mut changes = Changes::new();
+        let _locked = own.end(&mut changes)?;
+        self.index.apply_local(&changes)
     }
 
     fn bring_all_names(&self) -> Result<(), VolumeError> {

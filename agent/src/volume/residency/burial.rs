@@ -110,6 +110,7 @@ impl Residency {
             None => self.forget_locked(&mut locked, ino, &absent)?,
         }
         locked.state(&self.index)?.absent = Pieces::default();
+        self.stage.release(inode);
         Ok(())
     }
 

@@ -168,7 +168,6 @@ impl Residency {
                 self.stage.clear(&entry.staged, entry.record.mode & libc::S_IFMT == libc::S_IFDIR);
             }
             placed?;
-            batch.iter().filter(|entry| entry.link).for_each(|entry| self.stage.release(entry.inode));
             // Now they have names, by which programs without the shim may open them.
             let files = batch.iter().filter(|entry| entry.record.mode & libc::S_IFMT == libc::S_IFREG);
             files
@@ -223,18 +222,15 @@ impl Residency {
             let name = self.stage.name();
             let kind = entry.record.mode & libc::S_IFMT;
             let old = self.index.seen(entry.inode)?;
-            let elsewhere = match (&old, entry.record.links > 1 && kind != libc::S_IFDIR) {
-                (Some(_), true) => self.find_inode(entry.inode)?,
-                _ => None,
+            let elsewhere = match &old {
+                Some(_) if kind == libc::S_IFDIR => None,
+                Some(_) if entry.record.links > 1 => self.find_inode(entry.inode)?,
+                // A cut has seen that its other names are gone.
+                Some(_) => self.at_its_place(entry.inode)?,
+                None => None,
             };
-            let kept = elsewhere.is_none()
-                && entry.record.links > 1
-                && self.stage.link_kept(entry.inode, &name).is_ok();
-            if kept {
-                entry.link = true;
-                entry.id = old.map(|seen| seen.id);
-            } else if let Some(first) = elsewhere {
-                // Should it lose its other names before it has this one, a cut finds it there.
+            if let Some(first) = elsewhere {
+                // Should it lose its other names before it has all of them, a cut finds it there.
                 self.stage.keep(first.handle.as_fd(), entry.inode).map_err(failed)?;
                 self.stage.link_handle(first.handle.as_fd(), &name).map_err(failed)?;
                 (entry.link, entry.id) = (true, Some(first.stat.id));
@@ -243,12 +239,17 @@ impl Residency {
                 entry.link = true;
             } else {
                 self.stage.make(&self.tree, &name, &entry.record).map_err(failed)?;
+                if entry.record.links > 1 && kind != libc::S_IFDIR {
+                    // What stands there otherwise is of an agent that died before the index knew it.
+                    self.stage.release(entry.inode);
+                    self.stage.keep_staged(&name, entry.inode).map_err(failed)?;
+                }
             }
             entry.staged.clone_from(&name);
             index::set_link(&mut changes, entry.inode, dir, &entry.name);
             if entry.link {
                 // It may have lost its mark with a restart of the machine, while it had no name.
-                if let (true, Some(id), Some(_)) = (kept, entry.id, self.index.absent(entry.inode)?) {
+                if let (Some(id), Some(_)) = (entry.id, self.index.absent(entry.inode)?) {
                     self.mark_staged(&name, id.ino, Some(entry.record.size));
                 }
                 continue;
@@ -319,6 +320,9 @@ impl Residency {
             self.index.apply_local(&changes)?;
             placed.map_err(failed)?;
         }
+        for entry in batch.iter() {
+            self.release_named(entry)?;
+        }
         let mut changes = Changes::new();
         for entry in batch.iter() {
             // Their move has changed the last of their times.
@@ -336,6 +340,18 @@ impl Residency {
             }
         }
         self.index.apply_local(&changes)
+    }
+
+    /// What has all its names in the tree is kept for none.
+    fn release_named(&self, entry: &Entry) -> Result<()> {
+        let several = entry.record.links > 1 && entry.record.mode & libc::S_IFMT != libc::S_IFDIR;
+        if several
+            && let Some(record) = self.index.inode(entry.inode)?
+            && self.index.links(entry.inode)?.len() as u64 >= u64::from(record.links)
+        {
+            self.stage.release(entry.inode);
+        }
+        Ok(())
     }
 
     fn cannot_populate(&self, dir: u64, error: &std::io::Error) -> VolumeError {

@@ -91,41 +91,49 @@ impl Stage {
         self.dir.as_fd()
     }
 
-    /// Keeps a file that loses its names in the tree, or has one there only, for another name of it that is not there yet: by
-    /// its volume inode, see [`Tree::set_kept`].
+    /// Keeps a file for names of it that are not in the tree yet, whatever becomes of those that are: by its volume inode, see
+    /// [`Tree::set_kept`].
     ///
     /// # Errors
     /// Those of linkat(2).
     pub fn keep(&self, handle: BorrowedFd<'_>, inode: u64) -> io::Result<()> {
-        match link_handle(handle, self.kept.as_fd(), &inode.to_string()) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        let name = inode.to_string();
+        match link_handle(handle, self.kept.as_fd(), &name) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                let there = nix::sys::stat::fstatat(&self.kept, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                if there.st_ino == nix::sys::stat::fstat(handle)?.st_ino {
+                    return Ok(());
+                }
+                // Of an agent that died before the index knew it.
+                self.release(inode);
+                link_handle(handle, self.kept.as_fd(), &name)
+            }
             other => other,
         }
     }
 
-    /// Another name here for a file that is kept.
+    /// The same of a file that is on the stage.
     ///
     /// # Errors
     /// Those of linkat(2).
-    pub fn link_kept(&self, inode: u64, name: &str) -> io::Result<()> {
-        Ok(linkat(&self.kept, inode.to_string().as_str(), &self.dir, name, AtFlags::empty())?)
+    pub fn keep_staged(&self, name: &str, inode: u64) -> io::Result<()> {
+        Ok(linkat(&self.dir, name, &self.kept, inode.to_string().as_str(), AtFlags::empty())?)
     }
 
-    /// Keeps it no longer: it has its name.
+    /// Keeps it no longer: it has its names, or is gone.
     pub fn release(&self, inode: u64) {
         // Most are not kept.
         let _ = unlinkat(&self.kept, inode.to_string().as_str(), UnlinkatFlags::NoRemoveDir);
     }
 
-    /// Keeps nothing any more: all names are there.
+    /// The volume inodes of what is kept.
     ///
     /// # Errors
     /// Those of the system calls.
-    pub fn release_all(&self, state: &Path) -> io::Result<()> {
-        for entry in std::fs::read_dir(state.join("kept"))? {
-            std::fs::remove_file(entry?.path())?;
-        }
-        Ok(())
+    pub fn all_kept(state: &Path) -> io::Result<Vec<u64>> {
+        let names = std::fs::read_dir(state.join("kept"))?.map(|entry| Ok(entry?.file_name()));
+        let inodes = names.map(|name: io::Result<_>| Ok(name?.to_str().and_then(|name| name.parse().ok())));
+        inodes.filter_map(Result::transpose).collect()
     }
 
     /// Makes an inode as `record` says, with its attributes and without data.
