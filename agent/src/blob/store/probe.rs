@@ -16,34 +16,32 @@ use super::error::{explain, s3_code};
 /// Concurrent creates of one object. Servers that check and then write without a lock let several win.
 const RACERS: usize = 8;
 
-/// What is written to an object that is there.
-const LATE: &[u8] = b"late";
-
 /// A probe that failed tries to remove its object for this long: the error is waited for.
 const CLEANUP: Duration = Duration::from_secs(2);
 
 /// Probes `store`; `shown` names it in errors.
 pub(super) async fn probe(store: &Arc<dyn ObjectStore>, shown: &str) -> Result<(), StoreError> {
     let key = Path::from(format!("probe/{:032x}", rand::random::<u128>()));
-    let result = race(store, &key, shown).await;
-    // Also after a failure: the object may be there although its answer was lost.
-    if let Err(error) = result {
-        let _ = tokio::time::timeout(CLEANUP, store.delete(&key)).await;
+    let alone = Path::from(format!("{key}-alone"));
+    // Also after a failure: the objects may be there although an answer was lost.
+    if let Err(error) = race(store, &key, &alone, shown).await {
+        let cleanup = async { tokio::join!(store.delete(&key), store.delete(&alone)) };
+        let _ = tokio::time::timeout(CLEANUP, cleanup).await;
         return Err(error);
     }
-    remove(store, &key, shown).await
+    let (one, other) = tokio::join!(remove(store, &key, shown), remove(store, &alone, shown));
+    one.and(other)
 }
 
-async fn race(store: &Arc<dyn ObjectStore>, key: &Path, shown: &str) -> Result<(), StoreError> {
+async fn race(store: &Arc<dyn ObjectStore>, key: &Path, alone: &Path, shown: &str) -> Result<(), StoreError> {
     let bodies: Vec<Bytes> =
         (0..RACERS).map(|_| Bytes::from(format!("{:032x}", rand::random::<u128>()))).collect();
     // One write alone comes first: its error is about the backend, not about the race.
-    let alone = Path::from(format!("{key}-alone"));
-    create(store, &alone, Bytes::from_static(b"alone"), shown).await?;
+    if let Err(error) = put_new(store, alone, Bytes::from_static(b"alone")).await {
+        return Err(verdict(store, alone, shown, &error).await);
+    }
     // What need not come one after another goes side by side: whoever opens a volume waits for this.
-    let race = join_all(bodies.iter().map(|body| put_new(store, key, body.clone())));
-    let (removed, answers) = tokio::join!(remove(store, &alone, shown), race);
-    removed?;
+    let answers = join_all(bodies.iter().map(|body| put_new(store, key, body.clone()))).await;
     let mut winners = Vec::new();
     for (body, answer) in bodies.iter().zip(answers) {
         match answer {
@@ -52,8 +50,15 @@ async fn race(store: &Arc<dyn ObjectStore>, key: &Path, shown: &str) -> Result<(
             Err(error) => return Err(verdict(store, key, shown, &error).await),
         }
     }
+    if winners.len() > 1 {
+        let many = format!("{} of {RACERS} racing writes of one object succeeded", winners.len());
+        return Err(unsafe_store(shown, &many));
+    }
     let read = async { store.get(key).await?.bytes().await };
-    let (stored, late) = tokio::join!(read, put_new(store, key, Bytes::from_static(LATE)));
+    let (stored, late) = tokio::join!(read, put_new(store, key, Bytes::from_static(b"late")));
+    if late.is_ok() {
+        return Err(unsafe_store(shown, "an existing object was overwritten"));
+    }
     let stored = match stored {
         Ok(stored) => stored,
         Err(error) if is_denied(&error) => {
@@ -70,37 +75,15 @@ async fn race(store: &Arc<dyn ObjectStore>, key: &Path, shown: &str) -> Result<(
     };
     match winners.as_slice() {
         [winner] if *winner == stored => {}
-        _ if stored == LATE => return Err(unsafe_store(shown, "an existing object was overwritten")),
         // A create that was sent twice (its first answer was lost) reports its own success as "exists already".
         [] if bodies.contains(&stored) => {}
         [] => return Err(unsafe_store(shown, "a racing write was lost")),
-        [_] => return Err(unsafe_store(shown, "a later write replaced an earlier one")),
-        _ => {
-            return Err(unsafe_store(
-                shown,
-                &format!("{} of {RACERS} racing writes of one object succeeded", winners.len()),
-            ));
-        }
+        _ => return Err(unsafe_store(shown, "a later write replaced an earlier one")),
     }
     match late {
-        Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(()),
-        Ok(()) => Err(unsafe_store(shown, "an existing object was overwritten")),
+        Ok(()) | Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(()),
         Err(error) => Err(verdict(store, key, shown, &error).await),
     }
-}
-
-async fn create(
-    store: &Arc<dyn ObjectStore>,
-    key: &Path,
-    body: Bytes,
-    shown: &str,
-) -> Result<(), StoreError> {
-    if let Err(error) = put_new(store, key, body).await {
-        let verdict = verdict(store, key, shown, &error).await;
-        let _ = tokio::time::timeout(CLEANUP, store.delete(key)).await;
-        return Err(verdict);
-    }
-    Ok(())
 }
 
 async fn remove(store: &Arc<dyn ObjectStore>, key: &Path, shown: &str) -> Result<(), StoreError> {
