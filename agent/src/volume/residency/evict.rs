@@ -293,7 +293,14 @@ impl Residency {
                     self.cache.unsure.met_closed(ino);
                     (false, None)
                 }
-                Alone::No => (true, self.in_use(ino, false, since)),
+                Alone::No => match self.in_use(ino, false, since) {
+                    // Who had it open a moment ago, the agent itself perhaps, is gone by now.
+                    Some(Stays::Unknown) if is_alone_soon(&file) => {
+                        self.cache.unsure.met_closed(ino);
+                        (false, None)
+                    }
+                    stays => (true, stays),
+                },
                 Alone::Unknown => (true, self.in_use(ino, true, since)),
             },
             // Somebody else's lease, or it is gone.
@@ -515,6 +522,14 @@ impl Residency {
         // What could not be removed counts as absent all the same, and is fetched again.
         Ok(Gone { bytes, stays: solid.then_some((Stays::Solid, bytes)) })
     }
+}
+
+/// Whether a file is in nobody's hands any more in some milliseconds.
+fn is_alone_soon(file: &File) -> bool {
+    (0..10).any(|_| {
+        std::thread::sleep(Duration::from_millis(2));
+        matches!(lease::alone(file.as_fd()), Alone::Yes(_))
+    })
 }
 
 impl Ready {
