@@ -8,28 +8,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use storeshim_tests::node::{Node, Setup, find};
+use storeshim_tests::contents::CONTENTS;
+use storeshim_tests::node::{Node, Setup};
 use storeshim_tests::programs::{Language, built, crate_dir, require};
 use storeshim_tests::s3::S3Server;
 
 const LONG: Duration = Duration::from_secs(120);
-
-/// Bytes that do not compress and are another file's for another name.
-const MAKE: &str = "
-import mmap, os, random, sys
-def content(name, size):
-    return random.Random(name).randbytes(size)
-def make(name, size):
-    os.makedirs(os.path.dirname(name) or '.', exist_ok=True)
-    with open(name, 'wb') as f:
-        f.write(content(name, size))
-def same(name, data, wanted):
-    first = next((i for i, (a, b) in enumerate(zip(data, wanted)) if a != b), None)
-    assert data == wanted, (name, len(data), data.count(0), first)
-def right(name, size):
-    with open(name, 'rb') as f:
-        same(name, f.read(), content(name, size))
-";
 
 /// A node whose volume has what `fill` makes, opened on an empty disk, with all names there; `None` where absent files cannot be
 /// marked on this machine.
@@ -39,11 +23,11 @@ fn cold(setup: Setup, fill: &str) -> Option<Node> {
     }
     require("python3");
     let mut node = Node::started(setup.lazy());
-    node.python(&format!("{MAKE}\n{fill}"));
+    node.python(&format!("{CONTENTS}\n{fill}"));
     node.flush();
     node.lose();
     node.start();
-    node.await_status("all names", |status| find(status, "names_complete").is_some_and(|yes| yes == true));
+    node.await_names();
     if !["open", "pre-access"].iter().any(|guard| node.status_of("guard") == *guard) {
         eprintln!("skipped: absent files cannot be marked here (it takes CAP_SYS_ADMIN)");
         return None;
@@ -54,7 +38,7 @@ fn cold(setup: Setup, fill: &str) -> Option<Node> {
 /// Python in the tree, and no shim.
 fn unhooked(node: &Node, program: &str) -> Command {
     let mut command = node.app_without_shim("/usr/bin/python3");
-    command.arg("-c").arg(format!("import os\nos.chdir(os.environ['STORAGE'])\n{MAKE}\n{program}"));
+    command.arg("-c").arg(format!("import os\nos.chdir(os.environ['STORAGE'])\n{CONTENTS}\n{program}"));
     command
 }
 
@@ -117,7 +101,7 @@ assert subprocess.run(['./echo', 'it', 'runs'], check=True, capture_output=True)
     let mut direct = node.app_without_shim(static_c);
     direct.arg(node.tree().join("direct"));
     let said = node.run_to_end(direct, LONG).succeeded();
-    let expected = node.python(&format!("{MAKE}\nprint(sum(content('direct', 1 << 20)))"));
+    let expected = node.python(&format!("{CONTENTS}\nprint(sum(content('direct', 1 << 20)))"));
     assert_eq!(said, expected);
     let asked = counter(&node, "guarded_accesses");
     assert!(asked > 0, "{:#}", node.status());
@@ -158,7 +142,7 @@ fn a_descriptor_that_is_handed_on_is_guarded() {
         eprintln!("skipped: bytes cannot be marked here (it takes Linux 6.14)");
         return;
     }
-    let expected = node.python(&format!("{MAKE}\nprint(sum(content('f', 9 << 20)))"));
+    let expected = node.python(&format!("{CONTENTS}\nprint(sum(content('f', 9 << 20)))"));
     let program = built(Language::StaticC, &crate_dir().join("programs/direct_read.c"));
     assert_eq!(node.sh(&format!("exec {} <f", program.display())), expected);
 }
@@ -214,7 +198,7 @@ fn many_readers_at_once() {
     let program = "order = list(range(24))\nrandom.shuffle(order)\nfor i in order: right(f'f{i}', 400000)";
     let readers: Vec<_> =
         (0..8).map(|_| unhooked(&node, program).stderr(Stdio::piped()).spawn().unwrap()).collect();
-    node.python(&format!("{MAKE}\n{program}"));
+    node.python(&format!("{CONTENTS}\n{program}"));
     for reader in readers {
         let output = reader.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

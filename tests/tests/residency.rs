@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use storeshim_tests::contents::CONTENTS;
 use storeshim_tests::node::{FileStore, Node, Setup, find};
 use storeshim_tests::programs::{Language, built, compiled, crate_dir, require, scale};
 use storeshim_tests::proxy::Proxy;
@@ -28,32 +29,15 @@ fn filled(setup: Setup, fill: &str) -> Option<Node> {
     }
     require("python3");
     let node = Node::started(setup.lazy());
-    node.python(&format!("{MAKE}\n{fill}"));
+    node.python(&format!("{CONTENTS}\n{fill}"));
     node.flush();
     Some(node)
 }
 
-/// Bytes that do not compress and are another file's for another name.
-const MAKE: &str = "
-import hashlib, os, random
-def content(name, size):
-    return random.Random(name).randbytes(size)
-def make(name, size):
-    os.makedirs(os.path.dirname(name) or '.', exist_ok=True)
-    with open(name, 'wb') as f:
-        f.write(content(name, size))
-def right(name, size):
-    with open(name, 'rb') as f:
-        data = f.read()
-    pairs = enumerate(zip(data, content(name, size)))
-    first = next((i for i, (a, b) in pairs if a != b), None)
-    assert data == content(name, size), (name, len(data), data.count(0), first)
-";
-
-/// Runs Python in the volume, with what [`MAKE`] defines.
+/// Runs Python in the volume, with what [`CONTENTS`] defines.
 #[track_caller]
 fn python(node: &Node, program: &str) -> String {
-    node.python(&format!("{MAKE}\n{program}"))
+    node.python(&format!("{CONTENTS}\n{program}"))
 }
 
 /// The machine is lost, and the volume is opened on an empty one.
@@ -66,11 +50,6 @@ fn sent(server: &S3Server) -> u64 {
     server.counters().bytes_out.load(Relaxed)
 }
 
-#[track_caller]
-fn await_names(node: &mut Node) {
-    node.await_status("all names", |status| find(status, "names_complete").is_some_and(|yes| yes == true));
-}
-
 /// A mount is ready when the volume's root is read; reading some costs some.
 #[test]
 fn a_cold_mount_fetches_what_is_touched() {
@@ -80,7 +59,7 @@ fn a_cold_mount_fetches_what_is_touched() {
     node.lose();
     let before = sent(&server);
     node.start();
-    await_names(&mut node);
+    node.await_names();
     assert_eq!(node.sh("ls | wc -l; ls d3 | wc -l; stat -c %s big d3/f13"), "11\n20\n50331648\n50000\n");
     let opened = sent(&server) - before;
     assert!(opened < 4 * MIB, "{opened} bytes came for names alone");
@@ -122,7 +101,7 @@ fn a_read_that_cannot_be_served_fails_and_later_succeeds() {
         return;
     };
     begin_cold(&mut node);
-    await_names(&mut node);
+    node.await_names();
     // In a directory of its own: what lies beside a file that is read may be brought, too.
     python(&node, "right('apart/here', 300000)");
     server.knobs().internal_error_pct.store(100, Relaxed);
@@ -281,7 +260,7 @@ out = os.environ['OUTSIDE']
 open(out + '/mapped', 'w').close()
 while not os.path.exists(out + '/check'): time.sleep(0.01)
 assert m[:] == content('m', 5 << 20)";
-    command.arg("-c").arg(format!("{MAKE}{hold}"));
+    command.arg("-c").arg(format!("{CONTENTS}{hold}"));
     let mut app = node.spawn(command);
     let deadline = Instant::now() + LONG;
     while !node.outside().join("mapped").exists() {
@@ -373,7 +352,7 @@ fn agents_killed_while_files_come() {
     begin_cold(&mut node);
     let read = |program: &str| {
         let mut command = node.app("/usr/bin/python3");
-        command.arg("-c").arg(format!("{MAKE}\nos.chdir(os.environ['STORAGE'])\n{program}"));
+        command.arg("-c").arg(format!("{CONTENTS}\nos.chdir(os.environ['STORAGE'])\n{program}"));
         node.spawn(command)
     };
     let mut whole = read("right('big', 40 << 20)");
@@ -414,7 +393,7 @@ fn a_static_program_reads_what_is_right() {
     };
     let expected = read();
     begin_cold(&mut node);
-    await_names(&mut node);
+    node.await_names();
     node.await_status("guards", |status| find(status, "unguarded_files").is_some_and(|files| files == 0));
     let read = || {
         let mut command = Command::new(&program);

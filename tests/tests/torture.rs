@@ -77,7 +77,8 @@ fn torture(chaos: Chaos, program: &PathBuf, seconds: u32, setup: fn(String) -> S
 
     let end = Instant::now() + Duration::from_secs(u64::from(seconds));
     let (mut evictions, mut kills) = (0, 0);
-    while Instant::now() < end {
+    // On a busy machine an eviction takes its time: the apps may have ended before the last of these.
+    while Instant::now() < end || evictions < 5 && Instant::now() < end + LONG {
         for app in &mut apps {
             if let Some(status) = app.ended().filter(|status| !status.success()) {
                 // Says what it saw.
@@ -125,7 +126,7 @@ fn torture(chaos: Chaos, program: &PathBuf, seconds: u32, setup: fn(String) -> S
     );
     assert!(chaos.faults || failed == 0, "{failed} failed although the backend was well");
     println!("{evictions} evictions, {kills} kills, {} faults", proxy.faults().done.load(Relaxed));
-    assert!(evictions >= 2, "hardly anything was evicted: {evictions}");
+    assert!(evictions >= 5, "hardly anything was evicted: {evictions}");
 
     let verify = |node: &Node| node.run_to_end(work(node, program, &["verify".into()]), LONG);
     verify(&node).succeeded();

@@ -196,6 +196,14 @@ impl Node {
         }
     }
 
+    /// Waits until all names of the volume are in the tree.
+    #[track_caller]
+    pub fn await_names(&mut self) {
+        self.await_status("all names", |status| {
+            find(status, "names_complete").is_some_and(|complete| complete == true)
+        });
+    }
+
     /// `storeshim flush`, which must succeed.
     #[track_caller]
     pub fn flush(&self) {

@@ -16,7 +16,7 @@ pub struct Arguments {
 
 pub fn main(arguments: &Arguments) -> Result<()> {
     let sh = workspace::shell()?;
-    let built = build::build(&sh, true)?;
+    let built = build::named(&sh, true)?;
     let mut show = cmd!(
         sh,
         "cargo test --quiet --locked --workspace --test shows -- --ignored --exact --nocapture residency"

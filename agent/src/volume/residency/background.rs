@@ -12,7 +12,6 @@ use super::Residency;
 use super::find::Found;
 use super::hydrate::Job;
 use super::own::Own;
-use super::stage::Stage;
 use crate::volume::index::{Absent, Changes, Pieces};
 use crate::volume::status::Mutex;
 use crate::volume::{Progress, VolumeError};
@@ -149,12 +148,21 @@ impl Residency {
 
     fn names_are_complete(&self) {
         let _links = self.populating.links();
-        let kept = Stage::all_kept(&self.options.state).map_err(|e| VolumeError::Failed(e.to_string()));
-        let released = kept.and_then(|kept| kept.into_iter().try_for_each(|inode| self.release(inode)));
+        let released = self.release_all();
         if let Err(error) = released {
             tracing::warn!(%error, "files that were kept for names to come take room until the next start");
         }
         self.table.names_are_complete();
+    }
+
+    /// Keeps no file any longer.
+    fn release_all(&self) -> Result<(), VolumeError> {
+        let failed = |e: std::io::Error| VolumeError::Failed(e.to_string());
+        let Some(kept) = self.tree.kept() else { return Ok(()) };
+        let names = kept.list(kept.root()).map_err(failed)?;
+        // Each is called by the number of its inode.
+        let mut inodes = names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok());
+        inodes.try_for_each(|inode| self.release(inode))
     }
 
     /// Keeps a file no longer; that it has a name less is no change.

@@ -126,16 +126,6 @@ impl Stage {
         let _ = unlinkat(&self.kept, inode.to_string().as_str(), UnlinkatFlags::NoRemoveDir);
     }
 
-    /// The volume inodes of what is kept.
-    ///
-    /// # Errors
-    /// Those of the system calls.
-    pub fn all_kept(state: &Path) -> io::Result<Vec<u64>> {
-        let names = std::fs::read_dir(state.join("kept"))?.map(|entry| Ok(entry?.file_name()));
-        let inodes = names.map(|name: io::Result<_>| Ok(name?.to_str().and_then(|name| name.parse().ok())));
-        inodes.filter_map(Result::transpose).collect()
-    }
-
     /// Makes an inode as `record` says, with its attributes and without data.
     ///
     /// # Errors
