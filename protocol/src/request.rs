@@ -55,8 +55,8 @@ pub enum Ask {
         start: u64,
         /// One past the last byte; `u64::MAX` for the end of the file.
         end: u64,
-        /// They stay for as long as anybody has the file open or mapped: it will be read where no hook sees it.
-        pin: bool,
+        /// Whether they stay.
+        pin: Pin,
     },
     /// Bytes of a file will be read soon: answer at once, and bring them.
     Hint {
@@ -109,6 +109,33 @@ pub enum Ask {
     },
 }
 
+/// Whether bytes that are asked for stay here: who asks may read them where no hook sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pin {
+    /// They may go at any time.
+    No,
+    /// While anybody has the file open or mapped. Who asks has.
+    Open,
+    /// The same, and for some seconds at least: who asks opens the file by its name only then.
+    Soon,
+}
+
+impl Pin {
+    /// For who has the file open.
+    #[must_use]
+    pub const fn open_if(stays: bool) -> Self {
+        if stays { Self::Open } else { Self::No }
+    }
+
+    const fn bits(self) -> u64 {
+        match self {
+            Self::No => 0,
+            Self::Open => 1,
+            Self::Soon => 2,
+        }
+    }
+}
+
 /// A thread's request area.
 #[repr(C)]
 pub struct RequestCell {
@@ -147,39 +174,37 @@ const HINT: u8 = 10;
 
 impl Request {
     fn encode(self) -> (u64, [u64; 3]) {
-        let (kind, flag, body) = match self.ask {
-            Ask::Barrier { ino } => (BARRIER, false, [ino, 0, 0]),
-            Ask::Populate { ino } => (POPULATE, false, [ino, 0, 0]),
-            Ask::Hydrate { ino, start, end, pin } => (HYDRATE, pin, [ino, start, end]),
-            Ask::Hint { ino, start, end } => (HINT, false, [ino, start, end]),
-            Ask::Resize { ino, size } => (RESIZE, false, [ino, size, 0]),
-            Ask::Unlink { ino } => (UNLINK, false, [ino, 0, 0]),
-            Ask::Seek { ino, start, hole } => (SEEK, hole, [ino, start, 0]),
-            Ask::Blocks { ino } => (BLOCKS, false, [ino, 0, 0]),
-            Ask::Room { bytes } => (ROOM, false, [bytes, 0, 0]),
-            Ask::Grow { bytes, inodes } => (GROW, false, [bytes, inodes, 0]),
+        let (kind, flags, body) = match self.ask {
+            Ask::Barrier { ino } => (BARRIER, 0, [ino, 0, 0]),
+            Ask::Populate { ino } => (POPULATE, 0, [ino, 0, 0]),
+            Ask::Hydrate { ino, start, end, pin } => (HYDRATE, pin.bits(), [ino, start, end]),
+            Ask::Hint { ino, start, end } => (HINT, 0, [ino, start, end]),
+            Ask::Resize { ino, size } => (RESIZE, 0, [ino, size, 0]),
+            Ask::Unlink { ino } => (UNLINK, 0, [ino, 0, 0]),
+            Ask::Seek { ino, start, hole } => (SEEK, u64::from(hole), [ino, start, 0]),
+            Ask::Blocks { ino } => (BLOCKS, 0, [ino, 0, 0]),
+            Ask::Room { bytes } => (ROOM, 0, [bytes, 0, 0]),
+            Ask::Grow { bytes, inodes } => (GROW, 0, [bytes, inodes, 0]),
         };
-        (u64::from(kind) | u64::from(self.mount) << 8 | u64::from(flag) << 16, body)
+        (u64::from(kind) | u64::from(self.mount) << 8 | flags << 16, body)
     }
 
     fn decode(head: u64, body: [u64; 3]) -> Result<Self, ()> {
         let [first, second, third] = body;
-        let flag = match head >> 16 {
-            0 => false,
-            1 => true,
-            _ => return Err(()),
-        };
-        let ask = match (head as u8, flag) {
-            (BARRIER, false) => Ask::Barrier { ino: first },
-            (POPULATE, false) => Ask::Populate { ino: first },
-            (HYDRATE, pin) => Ask::Hydrate { ino: first, start: second, end: third, pin },
-            (HINT, false) => Ask::Hint { ino: first, start: second, end: third },
-            (RESIZE, false) => Ask::Resize { ino: first, size: second },
-            (UNLINK, false) => Ask::Unlink { ino: first },
-            (SEEK, hole) => Ask::Seek { ino: first, start: second, hole },
-            (BLOCKS, false) => Ask::Blocks { ino: first },
-            (ROOM, false) => Ask::Room { bytes: first },
-            (GROW, false) => Ask::Grow { bytes: first, inodes: second },
+        let ask = match (head as u8, head >> 16) {
+            (BARRIER, 0) => Ask::Barrier { ino: first },
+            (POPULATE, 0) => Ask::Populate { ino: first },
+            (HYDRATE, flags) => {
+                let pin = [Pin::No, Pin::Open, Pin::Soon].into_iter().find(|pin| pin.bits() == flags);
+                Ask::Hydrate { ino: first, start: second, end: third, pin: pin.ok_or(())? }
+            }
+            (HINT, 0) => Ask::Hint { ino: first, start: second, end: third },
+            (RESIZE, 0) => Ask::Resize { ino: first, size: second },
+            (UNLINK, 0) => Ask::Unlink { ino: first },
+            (SEEK, flags @ (0 | 1)) => Ask::Seek { ino: first, start: second, hole: flags == 1 },
+            (BLOCKS, 0) => Ask::Blocks { ino: first },
+            (ROOM, 0) => Ask::Room { bytes: first },
+            (GROW, 0) => Ask::Grow { bytes: first, inodes: second },
             _ => return Err(()),
         };
         Ok(Self { mount: (head >> 8) as u8, ask })
@@ -298,8 +323,9 @@ mod tests {
         let asks = [
             Ask::Barrier { ino },
             Ask::Populate { ino },
-            Ask::Hydrate { ino, start, end, pin: true },
-            Ask::Hydrate { ino, start, end, pin: false },
+            Ask::Hydrate { ino, start, end, pin: Pin::Open },
+            Ask::Hydrate { ino, start, end, pin: Pin::Soon },
+            Ask::Hydrate { ino, start, end, pin: Pin::No },
             Ask::Hint { ino, start, end },
             Ask::Resize { ino, size: 7 },
             Ask::Unlink { ino },
@@ -377,7 +403,14 @@ mod tests {
     fn an_unknown_request_is_pending_but_does_not_decode() {
         let cell = RequestCell::new();
         let _ = cell.post(barrier(0));
-        for head in [77, 0, 1 << 16 | u64::from(BARRIER), 2 << 16 | u64::from(HYDRATE), u64::MAX] {
+        for head in [
+            77,
+            0,
+            1 << 16 | u64::from(BARRIER),
+            3 << 16 | u64::from(HYDRATE),
+            2 << 16 | u64::from(SEEK),
+            u64::MAX,
+        ] {
             cell.head.store(head, Ordering::Relaxed);
             assert_eq!(cell.pending().unwrap().1, Err(()));
         }

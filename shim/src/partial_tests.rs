@@ -10,7 +10,7 @@ use std::sync::{Mutex, OnceLock};
 
 use storeshim_protocol::control::{FLAG_COMPLETE, FLAG_NAMES, FLAG_QUOTA_NEAR};
 use storeshim_protocol::names;
-use storeshim_protocol::request::{Answer, Ask};
+use storeshim_protocol::request::{Answer, Ask, Pin};
 use storeshim_protocol::residency::{PIECE, Residency, places_of};
 
 use crate::attach;
@@ -95,10 +95,10 @@ impl Agent {
         }
     }
 
-    fn hydrate(&self, ino: u64, start: u64, end: u64, pin: bool) {
+    fn hydrate(&self, ino: u64, start: u64, end: u64, pin: Pin) {
         let mut files = self.files.lock().unwrap();
         let Some(file) = files.get_mut(&ino) else { return };
-        file.pinned |= pin;
+        file.pinned |= pin != Pin::No;
         let target = std::fs::File::options().write(true).open(&file.path).unwrap();
         for piece in 0..file.here.len() {
             let at = piece as u64 * PIECE;
@@ -115,7 +115,7 @@ impl Agent {
     }
 
     fn resize(&self, ino: u64, size: u64) {
-        self.hydrate(ino, size.saturating_sub(1), size, false);
+        self.hydrate(ino, size.saturating_sub(1), size, Pin::No);
         let mut files = self.files.lock().unwrap();
         let file = files.get_mut(&ino).unwrap();
         let target = std::fs::File::options().write(true).open(&file.path).unwrap();
@@ -214,7 +214,7 @@ fn only_what_is_read_is_brought_and_once() {
     assert_eq!(pread(fd, 100, PIECE - 50).unwrap(), bytes[PIECE as usize - 50..PIECE as usize + 50]);
     assert_eq!(pread(fd, 100, 5).unwrap(), bytes[5..105]);
     let asked = agent().asked();
-    let ask = |start, end| Ask::Hydrate { ino, start, end, pin: false };
+    let ask = |start, end| Ask::Hydrate { ino, start, end, pin: Pin::No };
     assert_eq!(asked, [ask(5, 105), ask(PIECE - 50, PIECE + 50)]);
     // At the position, over several pieces, to the end and beyond.
     assert_eq!(read(fd, 300_000), bytes[..300_000]);
@@ -525,7 +525,7 @@ fn what_goes_before_a_cut_begins_is_asked_for_after_all() {
         &|| open(&path, k::O_WRONLY | k::O_TRUNC).min(0),
     ];
     for (cut, size) in cuts.into_iter().zip([500_000, 400_000, 0]) {
-        agent().hydrate(ino, 0, u64::MAX, false);
+        agent().hydrate(ino, 0, u64::MAX, Pin::No);
         frozen.store(1, Ordering::SeqCst);
         std::thread::scope(|scope| {
             let done = scope.spawn(cut);
@@ -665,7 +665,7 @@ fn what_went_while_a_complete_mount_was_read_is_read_again() {
         return;
     }
     let (path, ino) = cold("complete", 1000);
-    agent().hydrate(ino, 0, 1000, false);
+    agent().hydrate(ino, 0, 1000, Pin::No);
     let flags = &run().control.mounts[1].flags;
     flags.fetch_or(FLAG_COMPLETE, Ordering::SeqCst);
     let fd = open(&path, k::O_RDONLY);

@@ -9,6 +9,8 @@
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use storeshim_protocol::request::Pin;
+
 use crate::act::Act;
 use crate::fds::{self, File};
 use crate::hook::answer;
@@ -421,7 +423,7 @@ fn brought(call: &Read, file: &File, start: u64, end: u64, pin: bool) -> Result<
             Errno::of(errno::EAGAIN)
         });
     }
-    residency::bring(file.mount, file.ino, start, end, pin)
+    residency::bring(file.mount, file.ino, start, end, Pin::open_if(pin))
 }
 
 /// What a read at the descriptor's position has read, `got` bytes of which it is not sure that they were here: they are
@@ -438,7 +440,7 @@ fn settled(call: &Read, start: Option<u64>, got: usize) -> Answer {
     let mut places = [start.unwrap_or(likely), likely].into_iter();
     if start.is_some_and(|start| start != likely) {
         // Somebody else moved it, before or after.
-        residency::bring(file.mount, file.ino, 0, END, true)?;
+        residency::bring(file.mount, file.ino, 0, END, Pin::Open)?;
         places
             .find(|at| may_be(call.fd, vectors, got, *at))
             .map_or(UNCLEAR, |at| once_more(call, &file, vectors, got, at))

@@ -6,7 +6,7 @@ use core::ffi::c_int;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use storeshim_protocol::control::FLAG_COMPLETE;
-use storeshim_protocol::request::Ask;
+use storeshim_protocol::request::{Ask, Pin};
 use storeshim_protocol::residency::{Residency, Stamp};
 use storeshim_protocol::{MAX_MOUNTS, names};
 
@@ -94,20 +94,25 @@ pub fn hint(index: usize, ino: u64, start: u64, end: u64) {
     }
 }
 
-/// Sees to it that the bytes `start..end` of a file of a mount that is partial are here, and stay here where `pin` is set:
-/// until nobody has the file open or mapped any more. Never to be called inside the gate.
+/// Sees to it that the bytes `start..end` of a file of a mount that is partial are here, and stay here as `pin` says. Never to be
+/// called inside the gate.
 ///
 /// Errors: those of [`ask::request`].
 #[inline(never)]
-pub fn bring(index: usize, ino: u64, start: u64, end: u64, pin: bool) -> Result<Held, Errno> {
+pub fn bring(index: usize, ino: u64, start: u64, end: u64, pin: Pin) -> Result<Held, Errno> {
     let table = table(index);
-    let known = if pin { None } else { table.and_then(|table| table.check(ino, start, end)) };
+    let known = match pin {
+        Pin::No => table.and_then(|table| table.check(ino, start, end)),
+        Pin::Open | Pin::Soon => None,
+    };
     let stamp = match known {
         Some(stamp) => Some(stamp),
         None => {
             // Before the question: what goes after the answer is noticed.
             let stamp = table.map(|table| table.stamp(ino));
-            ask::request(index, Ask::Hydrate { ino, start, end, pin: pin || stamp.is_none() })?;
+            // Nothing tells without a table that they have gone.
+            let pin = if pin == Pin::No && stamp.is_none() { Pin::Open } else { pin };
+            ask::request(index, Ask::Hydrate { ino, start, end, pin })?;
             stamp
         }
     };
@@ -120,7 +125,7 @@ pub fn bring(index: usize, ino: u64, start: u64, end: u64, pin: bool) -> Result<
 /// Errors: as [`bring`].
 pub fn pin(fd: c_int, start: u64, end: u64) -> Result<(), Errno> {
     match lacking(fd) {
-        Some(file) => bring(file.mount, file.ino, start, end, true).map(|_| ()),
+        Some(file) => bring(file.mount, file.ino, start, end, Pin::Open).map(|_| ()),
         None => Ok(()),
     }
 }
@@ -133,7 +138,7 @@ pub fn keep(fd: c_int, flags: u32) -> Result<(), Errno> {
     let reads = flags & k::O_ACCMODE != k::O_WRONLY;
     let end_only = !reads && flags & k::O_APPEND != 0;
     let start = if end_only { sys::fstat(fd).map_or(0, |stat| stat.st_size as u64) } else { 0 };
-    bring(file.mount, file.ino, start, END, reads).map(|_| ())
+    bring(file.mount, file.ino, start, END, Pin::open_if(reads)).map(|_| ())
 }
 
 /// The same for a file that is to be opened by its name, all of it, wherever links lead.
@@ -153,7 +158,7 @@ pub fn pin_place(place: Place) -> Result<(), Errno> {
     let is_descriptor = unsafe { *place.path } == 0;
     let own = place.mount.filter(|_| is_descriptor || !table.shares_device);
     match own.or_else(|| place::mount_at(place.dirfd, place.path)).filter(|index| may_lack(*index)) {
-        Some(index) => bring(index, stat.st_ino, 0, END, true).map(|_| ()),
+        Some(index) => bring(index, stat.st_ino, 0, END, Pin::Soon).map(|_| ()),
         None => Ok(()),
     }
 }

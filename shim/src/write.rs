@@ -5,7 +5,7 @@ use core::ffi::c_int;
 
 use storeshim_protocol::Intent;
 use storeshim_protocol::control::FLAG_QUOTA_NEAR;
-use storeshim_protocol::request::Ask;
+use storeshim_protocol::request::{Ask, Pin};
 
 use crate::act::Act;
 use crate::fds::File;
@@ -140,7 +140,7 @@ fn touched(fd: c_int, file: &File, needs: Needs) -> Result<(Held, Option<u64>), 
     };
     // More than is brought at a time stays until it has been changed.
     let pin = end.saturating_sub(start) > PINNED;
-    Ok((residency::bring(file.mount, file.ino, start, end, pin)?, at))
+    Ok((residency::bring(file.mount, file.ino, start, end, Pin::open_if(pin))?, at))
 }
 
 /// Bytes of one change that need not be held while they are brought.

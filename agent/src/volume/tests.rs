@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use storeshim_protocol::request::Ask;
+use storeshim_protocol::request::{Ask, Pin};
 use storeshim_protocol::{Intent, MountState, OpenFlags};
 
 use super::*;

@@ -2,6 +2,8 @@
 
 use core::ffi::c_int;
 
+use storeshim_protocol::request::Pin;
+
 use crate::act::Act;
 use crate::fds::{self, File};
 use crate::gate;
@@ -48,7 +50,7 @@ impl Copy {
         loop {
             let n = (self.n - done).min(if gated { SLICE } else { PART });
             let start = self.at();
-            let held = residency::bring(mount, ino, start, start.saturating_add(n as u64), pin);
+            let held = residency::bring(mount, ino, start, start.saturating_add(n as u64), Pin::open_if(pin));
             let mut once = || match held {
                 Ok(held) if held.still() && self.at() == start => act.run(n),
                 Ok(_) => GONE,

@@ -3,6 +3,7 @@
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use storeshim_protocol::request::Pin;
 use storeshim_protocol::{Intent, OpenFlags};
 
 use crate::hook::{MAP_FAILED, fail, hook, real};
@@ -65,7 +66,7 @@ hook! {
             let mut mounts = table.mounts().filter(|(index, entry)| entry.dev == dev && residency::is_partial(*index));
             let end = offset.saturating_add(new as u64);
             if let Some(errno) =
-                mounts.find_map(|(index, _)| residency::bring(index, ino, offset, end, true).err())
+                mounts.find_map(|(index, _)| residency::bring(index, ino, offset, end, Pin::Open).err())
             {
                 set_errno(errno);
                 return MAP_FAILED;

@@ -15,7 +15,7 @@ use std::sync::{Arc, PoisonError};
 use crossbeam::channel::{Sender, bounded};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
 use storeshim_protocol::Intent;
-use storeshim_protocol::request::{Answer, Ask};
+use storeshim_protocol::request::{Answer, Ask, Pin};
 
 use self::staged::Staged;
 use self::walk::{Place, failed, open, refused, walk};
@@ -134,7 +134,7 @@ impl TreeFiles {
         }
         let (start, end) = (bytes.0, bytes.1.min(stat.size));
         if start < end {
-            self.ask(path, Ask::Hydrate { ino: stat.id.ino, start, end, pin: true })?;
+            self.ask(path, Ask::Hydrate { ino: stat.id.ino, start, end, pin: Pin::Open })?;
         }
         Ok((File::from(file), stat))
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
+use storeshim_protocol::request::Pin;
 use storeshim_protocol::residency::PIECE;
 
 use super::Residency;
@@ -262,7 +263,7 @@ impl Residency {
                 match work {
                     Work::Run(job) => jobs.push(job),
                     // Said where it failed.
-                    Work::Hint(ino, start, end) => _ = self.hydrate(ino, start, end, false),
+                    Work::Hint(ino, start, end) => _ = self.hydrate(ino, start, end, Pin::No),
                     Work::Siblings(dir, after) => _ = self.bring_siblings(dir, after),
                 }
                 jobs.len() < TOGETHER

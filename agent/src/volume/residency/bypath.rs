@@ -6,6 +6,7 @@ use std::path::{Component, Path};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::channel::{Receiver, bounded};
+use storeshim_protocol::request::Pin;
 
 use super::Residency;
 use super::evict::Gone;
@@ -95,7 +96,7 @@ impl Residency {
             if watch.called_off() {
                 continue;
             }
-            let one = match self.hydrate(ino, 0, u64::MAX, false) {
+            let one = match self.hydrate(ino, 0, u64::MAX, Pin::No) {
                 Ok(()) => Warmed { files: 1, bytes: size, ..Warmed::default() },
                 Err(error) => Warmed { failed: 1, why: Some(error.to_string()), ..Warmed::default() },
             };

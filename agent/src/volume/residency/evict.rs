@@ -13,6 +13,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use storeshim_protocol::request::Pin;
 use storeshim_protocol::residency::PIECE;
 
 use super::cache::{forget_cached, is_cached};
@@ -22,7 +23,7 @@ use super::lru::{Offer, Run, Verdict};
 use super::openers::Openers;
 use super::own::Own;
 use super::preaccess::Kept;
-use super::{Residency, find, pin};
+use super::{Residency, find};
 use crate::volume::index::{self, Changes, Doubt, Pieces};
 use crate::volume::look::same;
 use crate::volume::tree::check;
@@ -198,8 +199,8 @@ impl Residency {
     }
 
     /// What is asked to stay may be of a file that only the next cut will know.
-    pub(super) fn pin_early(&self, ino: u64) {
-        self.cache.early.pin(ino, self.files.now(), || {
+    pub(super) fn pin_early(&self, ino: u64, pin: Pin) {
+        self.cache.early.pin(ino, pin, self.files.now(), || {
             let openers = Openers::look(self.tree.dev(), self.shared.gate());
             (!openers.is_blind()).then(|| openers.all().collect())
         });
@@ -436,23 +437,21 @@ impl Residency {
             return Ok(one.stay(Stays::Used));
         }
         let is_alone = matches!(lease, Alone::Yes(_));
+        // Who has pinned it since that look is known by when he did.
+        let is_closed =
+            is_alone || matches!(lease, Alone::Unknown) && self.cache.openers.lock().is_closed(ino);
         // Who opens a marked file is pinned or brings it again, under the lock. A lease would only hold up who takes events,
         // for whom the holder of that lock may wait.
         let _lease = one.kept.is_none().then_some(lease);
         let mut locked = self.files.lock(inode);
         let now = self.files.now();
         let state = locked.state(&self.index)?;
-        if let Some(asked) = self.cache.early.take(ino) {
-            state.pinned = true;
-            state.used.entry(0).and_modify(|last| *last = asked.max(*last)).or_insert(asked);
-        }
-        if state.pinned {
-            let asked = state.used.values().max().copied().unwrap_or(now);
-            if !is_alone || now.saturating_sub(asked) < pin::LEAST {
+        state.pin(self.cache.early.take(ino));
+        if let Some(pinned) = state.pinned {
+            if !is_closed || !pinned.is_over(now, is_alone) {
                 return Ok(one.stay(Stays::Pinned));
             }
-            // Nobody has it open any more.
-            state.pinned = false;
+            state.pinned = None;
         }
         // Where the agent was held up, writers go on.
         if Instant::now() > deadline {

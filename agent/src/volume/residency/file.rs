@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use storeshim_protocol::residency::PIECE;
 
+use super::pin::Pinned;
 use crate::volume::VolumeError;
 use crate::volume::dirty::{DirtySet, Names};
 use crate::volume::index::{Index, Pieces};
@@ -26,8 +27,15 @@ pub struct State {
     pub absent: Pieces,
     /// When the runs of [`RUN`] pieces were last asked for, by their number; see [`Files::now`].
     pub used: BTreeMap<u64, u32>,
-    /// It stays whole until nobody has it open or mapped.
-    pub pinned: bool,
+    /// What is here of it stays, and for how long.
+    pub pinned: Option<Pinned>,
+}
+
+impl State {
+    /// What is here stays for `pin` as well.
+    pub fn pin(&mut self, pin: Option<Pinned>) {
+        self.pinned = Pinned::both(self.pinned, pin);
+    }
 }
 
 /// The states of the files that were touched, by volume inode. See the module.

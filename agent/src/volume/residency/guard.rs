@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
-use storeshim_protocol::request::{Answer, Ask};
+use storeshim_protocol::request::{Answer, Ask, Pin};
 
 use super::{Residency, lease, openers};
 use crate::session::Reply;
@@ -282,7 +282,7 @@ impl Residency {
                 guard.broken = Some((since, true));
             }
             let reply = Whole { residency: Arc::downgrade(self), ino };
-            self.request(Ask::Hydrate { ino, start: 0, end: u64::MAX, pin: true }, Box::new(reply));
+            self.request(Ask::Hydrate { ino, start: 0, end: u64::MAX, pin: Pin::Open }, Box::new(reply));
         }
     }
 }

@@ -7,12 +7,14 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use storeshim_protocol::request::Pin;
 use storeshim_protocol::residency::PIECE;
 
 use super::Residency;
 use super::file::{RUN, bytes_in};
 use super::find::{Found, Inode};
 use super::own::Own;
+use super::pin::Pinned;
 use super::wanted::{self, Item, Source};
 use crate::guard::fanotify::Marked;
 use crate::volume::capture;
@@ -78,10 +80,10 @@ impl Residency {
     ///
     /// # Errors
     /// Where they could not be fetched for as long as patience goes, are damaged, or this disk does not take them.
-    pub fn hydrate(&self, ino: u64, start: u64, end: u64, pin: bool) -> Result<()> {
+    pub fn hydrate(&self, ino: u64, start: u64, end: u64, pin: Pin) -> Result<()> {
         self.meter.asked.fetch_add(1, Ordering::Relaxed);
-        if pin {
-            self.pin_early(ino);
+        if pin != Pin::No {
+            self.pin_early(ino, pin);
         }
         let losses = self.table.losses();
         let found = match self.find(ino)? {
@@ -110,7 +112,7 @@ impl Residency {
     }
 
     /// Notes that a range was asked for, shows what is here of the file, and returns what is not.
-    fn ask(&self, found: &Inode, range: &std::ops::Range<u64>, pin: bool) -> Result<Pieces> {
+    fn ask(&self, found: &Inode, range: &std::ops::Range<u64>, pin: Pin) -> Result<Pieces> {
         let now = self.files.now();
         let mut locked = self.files.lock(found.inode);
         let size = self.tree.stat(found.handle.as_fd()).map_or(found.stat.size, |stat| stat.size);
@@ -124,7 +126,8 @@ impl Residency {
             self.keep_absent(&mut locked, found.stat.id.ino, &before, rest)?;
         }
         let state = locked.state(&self.index)?;
-        state.pinned |= pin | self.cache.early.take(found.stat.id.ino).is_some();
+        state.pin(Pinned::by(pin, now));
+        state.pin(self.cache.early.take(found.stat.id.ino));
         for run in range.start / RUN..range.end.div_ceil(RUN).min(range.start / RUN + SPAN) {
             state.used.insert(run, now);
         }
@@ -456,6 +459,7 @@ impl Residency {
 
     /// Whether somebody has told that a file changes, and no cut has looked at that yet.
     fn is_told(&self, ino: u64) -> bool {
+        // Not into the sink itself, which is locked below the rings by who drains them otherwise.
         let mut fresh = DirtySet::default();
         self.shared.gate().drain(&mut fresh);
         let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);

@@ -76,6 +76,11 @@ impl Openers {
         if self.blind { None } else { self.open.get(&ino).copied() }
     }
 
+    /// Whether nobody had a file open, for all that can be told.
+    pub fn is_closed(&self, ino: u64) -> bool {
+        !self.blind && self.at.is_some() && !self.open.contains_key(&ino)
+    }
+
     /// Kernel inode numbers of the files that somebody has open or mapped, as far as can be told.
     pub fn all(&self) -> impl Iterator<Item = u64> + '_ {
         self.open.keys().copied()

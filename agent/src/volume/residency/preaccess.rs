@@ -12,11 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use serde::{Deserialize, Serialize};
-use storeshim_protocol::request::{Answer, Ask};
+use storeshim_protocol::request::{Answer, Ask, Pin};
 use storeshim_protocol::residency::PIECE;
 
 use super::Residency;
 use super::find::Inode;
+use super::pin::Pinned;
 use crate::guard::fanotify::Marked;
 use crate::guard::{self, Access, Guard};
 use crate::meta::records::ROOT_INODE;
@@ -403,7 +404,8 @@ impl Residency {
         if size <= self.whole_most() || !self.marks.inner.lock().bytes.contains(&ino) {
             return Ok(false);
         }
-        self.files.lock(kernel.inode).state(&self.index)?.pinned = true;
+        let pinned = Pinned::by(Pin::Open, self.files.now());
+        self.files.lock(kernel.inode).state(&self.index)?.pin(pinned);
         Ok(true)
     }
 
@@ -442,8 +444,8 @@ impl Served {
         let ask = if self.access.is_dir {
             Ask::Populate { ino }
         } else {
-            // Who opens it is not seen by eviction yet.
-            Ask::Hydrate { ino, start, end, pin: self.access.range.is_none() }
+            // Who opens it waits within open(2), and counts as having it open where there are leases.
+            Ask::Hydrate { ino, start, end, pin: Pin::open_if(self.access.range.is_none()) }
         };
         residency.request(ask, Box::new(self));
     }

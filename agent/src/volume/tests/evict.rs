@@ -158,7 +158,7 @@ impl Site {
     }
 
     fn bring(&self, name: &str) {
-        let ask = Ask::Hydrate { ino: self.ino(name), start: 0, end: u64::MAX, pin: false };
+        let ask = Ask::Hydrate { ino: self.ino(name), start: 0, end: u64::MAX, pin: Pin::No };
         assert_eq!(self.ask(ask), 0);
     }
 
@@ -180,7 +180,7 @@ impl Site {
             }
             let stamp = self.gate.table.check(ino, start, end).unwrap_or_else(|| {
                 let stamp = self.gate.table.stamp(ino);
-                assert_eq!(self.ask(Ask::Hydrate { ino, start, end, pin: false }), 0);
+                assert_eq!(self.ask(Ask::Hydrate { ino, start, end, pin: Pin::No }), 0);
                 stamp
             });
             file.read_exact_at(bytes, start).unwrap();
@@ -298,7 +298,10 @@ fn what_is_pinned_or_open_without_the_shim_stays() {
         fs::write(site.path(name), noise(200_000, 1)).unwrap();
     }
     site.volume.flush().unwrap();
-    assert_eq!(site.ask(Ask::Hydrate { ino: site.ino("pinned"), start: 0, end: u64::MAX, pin: true }), 0);
+    assert_eq!(
+        site.ask(Ask::Hydrate { ino: site.ino("pinned"), start: 0, end: u64::MAX, pin: Pin::Soon }),
+        0
+    );
     let stdin = fs::File::open(site.path("open")).unwrap();
     let mut child = std::process::Command::new("sleep").arg("30").stdin(stdin).spawn().unwrap();
     let evicted = site.evict("");
@@ -309,13 +312,31 @@ fn what_is_pinned_or_open_without_the_shim_stays() {
     assert_eq!(site.evict("open").files, 1, "nobody has it open any more");
 }
 
+/// Who reads a file through stdio or maps it has it open when he says so: what he has closed may go at once, or a cache would be
+/// as large as what is read in some seconds.
+#[test]
+fn what_was_pinned_by_who_had_it_open_goes_once_it_is_closed() {
+    let site = Site::new("evict-closed", How::default());
+    fs::write(site.path("f"), noise(200_000, 1)).unwrap();
+    site.volume.flush().unwrap();
+    let stdin = fs::File::open(site.path("f")).unwrap();
+    assert_eq!(site.ask(Ask::Hydrate { ino: site.ino("f"), start: 0, end: u64::MAX, pin: Pin::Open }), 0);
+    let mut child = std::process::Command::new("sleep").arg("30").stdin(stdin).spawn().unwrap();
+    let evicted = site.evict("f");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!((evicted.files, evicted.kept.len()), (0, 1), "{evicted:?}");
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(site.evict("f").files, 1);
+}
+
 /// Who asks for a file to stay may do so before the cut that first knows it.
 #[test]
 fn what_was_pinned_before_a_cut_knew_it_stays() {
     let site = Site::new("evict-pinned-early", How::default());
     fs::write(site.path("f"), noise(200_000, 1)).unwrap();
     site.gate.complete.store(false, Ordering::SeqCst);
-    assert_eq!(site.ask(Ask::Hydrate { ino: site.ino("f"), start: 0, end: u64::MAX, pin: true }), 0);
+    assert_eq!(site.ask(Ask::Hydrate { ino: site.ino("f"), start: 0, end: u64::MAX, pin: Pin::Soon }), 0);
     site.volume.flush().unwrap();
     let evicted = site.evict("");
     assert_eq!((evicted.files, evicted.kept.len()), (0, 1), "{evicted:?}");
@@ -352,7 +373,7 @@ fn who_opens_a_file_that_is_being_buried_hears_that_it_is_lost() {
     fs::remove_file(site.path("f")).unwrap();
     site.volume.flush().unwrap();
     assert!(site.gate.table.check(ino, 0, 1).is_none());
-    assert_eq!(site.ask(Ask::Hydrate { ino, start: 0, end: 1, pin: false }), libc::EIO);
+    assert_eq!(site.ask(Ask::Hydrate { ino, start: 0, end: 1, pin: Pin::No }), libc::EIO);
     drop(file);
 }
 

@@ -65,7 +65,7 @@ impl Node {
                 Some(stamp) => stamp,
                 None => {
                     let stamp = self.table.stamp(ino);
-                    match self.ask(Ask::Hydrate { ino, start, end, pin: false }).errno {
+                    match self.ask(Ask::Hydrate { ino, start, end, pin: Pin::No }).errno {
                         0 => stamp,
                         errno => return Err(errno),
                     }
@@ -212,7 +212,7 @@ fn changes_of_files_that_are_partly_here_are_committed_and_nothing_else() {
     // In the middle, told; at the end, told; attributes alone; all that without reading the rest.
     for (at, bytes) in [(6 << 20, vec![1; 10]), (12 << 20, vec![2; 1000])] {
         assert_eq!(
-            there.ask(Ask::Hydrate { ino, start: at, end: at + bytes.len() as u64, pin: false }).errno,
+            there.ask(Ask::Hydrate { ino, start: at, end: at + bytes.len() as u64, pin: Pin::No }).errno,
             0
         );
         there.tell(Intent::Written { ino, offset: at, length: bytes.len() as u64 });
@@ -299,7 +299,7 @@ fn what_was_written_by_a_name_that_goes_is_committed_for_one_that_is_not_here_ye
     };
     let write = |name: &str, file: &fs::File| {
         let ino = file.metadata().unwrap().ino();
-        assert_eq!(there.ask(Ask::Hydrate { ino, start: 0, end: 10, pin: false }).errno, 0, "{name}");
+        assert_eq!(there.ask(Ask::Hydrate { ino, start: 0, end: 10, pin: Pin::No }).errno, 0, "{name}");
         there.tell(Intent::Written { ino, offset: 0, length: 10 });
         file.write_all_at(b"0123456789", 0).unwrap();
     };
@@ -337,7 +337,7 @@ fn who_has_a_file_open_when_its_name_goes_reads_on() {
     file.read_exact_at(&mut read, 0).unwrap();
     assert!(read == noise(1, 12 << 20));
     assert_eq!(there.barrier(), 0);
-    assert_eq!(there.ask(Ask::Hydrate { ino, start: 0, end: u64::MAX, pin: false }).errno, 0);
+    assert_eq!(there.ask(Ask::Hydrate { ino, start: 0, end: u64::MAX, pin: Pin::No }).errno, 0);
 }
 
 #[test]
@@ -477,7 +477,7 @@ fn take(node: &mut Node, model: &mut Model, step: Step) {
             let ino = node.ino(&name(f));
             if !is_new && node.table.check(ino, at.into(), end as u64).is_none() {
                 assert_eq!(
-                    node.ask(Ask::Hydrate { ino, start: at.into(), end: end as u64, pin: false }).errno,
+                    node.ask(Ask::Hydrate { ino, start: at.into(), end: end as u64, pin: Pin::No }).errno,
                     0
                 );
             }
