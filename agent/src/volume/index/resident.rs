@@ -92,6 +92,14 @@ impl Index {
         (self.resident.blocks.load(Ordering::Relaxed) * BLOCK).max(0) as u64
     }
 
+    /// Bytes that a file takes of this disk, as of the last look at it; 0 where it is not in the tree.
+    ///
+    /// # Errors
+    /// Where the index cannot be read.
+    pub fn taken(&self, inode: u64) -> Result<u64> {
+        Ok(self.seen(inode)?.map_or(0, |seen| seen.blocks.saturating_mul(BLOCK as u64)))
+    }
+
     /// Up to `most` inodes of regular files with something on this disk, and the bytes that they take: the first ones with
     /// numbers from `first` on.
     ///
@@ -146,5 +154,6 @@ mod tests {
         assert_eq!(index.resident(), 512 * (2999 * 8 + 2));
         assert_eq!(index.resident_from(6, 2).unwrap(), [(6, 4096), (8, 4096)]);
         assert_eq!(index.resident_from(2999, 9).unwrap(), [(9999, 1024)]);
+        assert_eq!((index.taken(9999).unwrap(), index.taken(9998).unwrap()), (1024, 0));
     }
 }

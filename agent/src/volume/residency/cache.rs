@@ -11,6 +11,7 @@ use storeshim_protocol::residency::PIECE;
 
 use super::Residency;
 use super::file::{Files, RUN};
+use super::in_use::InUse;
 use super::lru::{Policy, Run};
 use super::openers::Openers;
 use super::pin::{Early, Unsure};
@@ -60,8 +61,8 @@ pub struct Cache {
     pub evicting: Mutex<()>,
     /// Bytes that were fetched and are not in the index's sum yet.
     coming: AtomicU64,
-    /// Bytes of files that could not go when they were offered last, because they are in use where no hook sees it.
-    pub pinned: AtomicU64,
+    /// What could not go when it was offered last.
+    pub in_use: InUse,
     waiting: AtomicU64,
     rounds: StdMutex<Rounds>,
     changed: Condvar,
@@ -106,7 +107,7 @@ impl Cache {
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64),
             evicting: Mutex::default(),
             coming: AtomicU64::new(0),
-            pinned: AtomicU64::new(0),
+            in_use: InUse::default(),
             waiting: AtomicU64::new(0),
             rounds: StdMutex::default(),
             changed: Condvar::new(),

@@ -5,7 +5,7 @@
 //! Of each file, under its lock: what will be absent is written to the index, clients are told that it goes, and only then
 //! are its bytes removed. Whoever dies in between leaves bytes that count as absent: they are fetched again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
@@ -16,15 +16,14 @@ use std::time::{Duration, Instant};
 use storeshim_protocol::request::Pin;
 use storeshim_protocol::residency::PIECE;
 
-use super::cache::{forget_cached, is_cached};
+use super::Residency;
 use super::file::{Locked, RUN, bytes_in, pieces_of};
 use super::lease::{self, Alone};
 use super::lru::{Offer, Run, Verdict};
 use super::openers::Openers;
 use super::own::Own;
-use super::preaccess::Kept;
-use super::{Residency, find};
-use crate::volume::index::{self, Changes, Doubt, Pieces};
+use super::ready::Ready;
+use crate::volume::index::{self, Changes, Doubt};
 use crate::volume::look::same;
 use crate::volume::tree::check;
 use crate::volume::{DirtySet, VolumeError};
@@ -80,19 +79,6 @@ impl Stays {
     }
 }
 
-/// A file of which something may go.
-pub struct Ready {
-    found: find::Inode,
-    /// Which of its runs.
-    runs: Vec<u64>,
-    /// Why it does not go, if it does not.
-    stays: Option<Stays>,
-    /// Somebody has it open, who asks before he reads.
-    open: bool,
-    /// Who opens it without asking waits for the agent.
-    kept: Option<Kept>,
-}
-
 /// What came of a search for what can go.
 #[derive(Clone, Copy, Debug)]
 pub struct Evicted {
@@ -112,7 +98,8 @@ pub struct Gone {
 }
 
 impl Gone {
-    fn stays(why: Stays, bytes: u64) -> Self {
+    /// All of it stays.
+    pub fn stays(why: Stays, bytes: u64) -> Self {
         Self { bytes: 0, stays: Some((why, bytes)) }
     }
 }
@@ -127,7 +114,6 @@ impl Residency {
         self.begin_evicting();
         let (mut gone, mut examined, mut from, mut exhausted) = (0, 0usize, None, false);
         let mut late = false;
-        let mut in_use: HashMap<u64, u64> = HashMap::new();
         while gone < bytes && self.shared.failure().is_none() {
             let known = self.cache.policy.lock().len();
             // Twice round: what was tried in the first round goes in the second.
@@ -143,17 +129,13 @@ impl Residency {
                 continue;
             }
             examined += offers.len();
-            for (inode, outcome) in self.evict_offers(&offers, mercy)? {
+            for outcome in self.evict_offers(&offers, mercy)? {
                 if outcome.bytes > 0 {
                     (gone, examined) = (gone + outcome.bytes, 0);
                 }
                 late |= matches!(outcome.stays, Some((Stays::Late, _)));
-                if let Some((Stays::Pinned | Stays::Unhooked | Stays::Unknown, bytes)) = outcome.stays {
-                    in_use.insert(inode, bytes);
-                }
             }
         }
-        self.cache.pinned.store(in_use.values().sum(), Ordering::Relaxed);
         Ok(Evicted { bytes: gone, late })
     }
 
@@ -224,16 +206,29 @@ impl Residency {
         offers
     }
 
-    fn evict_offers(&self, offers: &[Offer], mercy: bool) -> Result<Vec<(u64, Gone)>, VolumeError> {
-        let mut by_inode: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-        for offer in offers {
-            if !mercy || self.may_go(offer)? {
-                by_inode.entry(offer.run.inode).or_default().push(offer.run.run);
+    fn evict_offers(&self, offers: &[Offer], mercy: bool) -> Result<Vec<Gone>, VolumeError> {
+        let mut by_inode: BTreeMap<u64, Vec<&Offer>> = BTreeMap::new();
+        offers.iter().for_each(|offer| by_inode.entry(offer.run.inode).or_default().push(offer));
+        let (mut placed, mut done) = (Vec::new(), Vec::new());
+        for (inode, offers) in by_inode {
+            let all = || offers.iter().map(|offer| offer.run.run).collect::<Vec<u64>>();
+            // Before anything that is dear, and before the kernel is told to forget what somebody reads.
+            if self.is_held(inode) {
+                let bytes = offers.iter().map(|offer| offer.bytes).sum();
+                done.push(Gone::stays(Stays::Pinned, bytes));
+                self.judge_runs(inode, &all(), &Gone::stays(Stays::Pinned, bytes));
+                continue;
             }
-        }
-        let mut placed = Vec::new();
-        for (inode, mut runs) in by_inode {
+            let mut runs = Vec::new();
+            for offer in &offers {
+                if !mercy || self.may_go(offer)? {
+                    runs.push(offer.run.run);
+                }
+            }
             runs.sort_unstable();
+            if runs.is_empty() {
+                continue;
+            }
             match self.place(inode, runs.clone())? {
                 Some(one) => placed.push(one),
                 None => self.judge_runs(inode, &runs, &Gone::stays(Stays::Nothing, 0)),
@@ -242,90 +237,16 @@ impl Residency {
         let marked = Instant::now();
         let mut ready: Vec<(u64, Ready)> =
             placed.into_iter().map(|one| (one.found.inode, self.make_ready(one, marked))).collect();
-        let mut done = Vec::new();
+        // Nobody need wait at the gate for those of which it is known.
+        for (inode, one) in ready.extract_if(.., |(_, one)| one.stays.is_some()) {
+            let gone = one.stays.map_or_else(Gone::default, |why| one.stay(why));
+            self.judge_runs(inode, &one.runs, &gone);
+            done.push(gone);
+        }
         while let Some(outcome) = self.freeze_and_evict(&mut ready)? {
-            done.extend(outcome);
+            done.extend(outcome.into_iter().map(|(_, gone)| gone));
         }
         Ok(done)
-    }
-
-    /// Whether a run was not read since it was offered last.
-    fn may_go(&self, offer: &Offer) -> Result<bool, VolumeError> {
-        let Run { inode, run } = offer.run;
-        let Some(found) = self.at_its_place(inode)? else { return Ok(true) };
-        let Ok(file) = found.open(self, libc::O_RDONLY | libc::O_NONBLOCK) else { return Ok(true) };
-        let (start, len) = (run * RUN * PIECE, RUN * PIECE);
-        let end = found.stat.size.min(start + len);
-        if !is_cached(&file, start, end.saturating_sub(start)) {
-            return Ok(true);
-        }
-        forget_cached(file.as_fd(), start, len);
-        let verdict = if offer.tried { Verdict::Used } else { Verdict::Tried };
-        self.cache.policy.lock().judge(offer.run, verdict, end.saturating_sub(start));
-        Ok(false)
-    }
-
-    /// The inode in the tree, where the last cut saw it.
-    pub(super) fn at_its_place(&self, inode: u64) -> Result<Option<find::Inode>, VolumeError> {
-        let Some(seen) = self.index.seen(inode)? else { return Ok(None) };
-        let Some(kernel) = self.index.kernel(seen.id.ino)?.filter(|kernel| kernel.inode == inode) else {
-            return Ok(None);
-        };
-        self.at_its_names(&kernel)
-    }
-
-    /// The file whose runs may go, marked: who opens it from now on is waited for. `None`: nothing of it is in the tree.
-    fn place(&self, inode: u64, runs: Vec<u64>) -> Result<Option<Ready>, VolumeError> {
-        let Some(found) = self.at_its_place(inode)?.filter(|found| found.stat.is_file()) else {
-            return Ok(None);
-        };
-        let kept = self.keep_mark(&found);
-        Ok(Some(Ready { found, runs, stays: None, open: false, kept }))
-    }
-
-    /// What can be found out of a file before the gate is closed; `marked` is when all were that are.
-    fn make_ready(&self, mut ready: Ready, marked: Instant) -> Ready {
-        let since = ready.kept.as_ref().map(|_| marked);
-        let ino = ready.found.stat.id.ino;
-        self.unguard(ino);
-        (ready.open, ready.stays) = match ready.found.open(self, libc::O_RDONLY | libc::O_NONBLOCK) {
-            Ok(file) => match lease::alone(file.as_fd()) {
-                Alone::Yes(_) => {
-                    self.cache.unsure.met_closed(ino);
-                    (false, None)
-                }
-                Alone::No => match self.in_use(ino, false, since) {
-                    // Who had it open a moment ago, the agent itself perhaps, is gone by now.
-                    Some(Stays::Unknown) if is_alone_soon(&file) => {
-                        self.cache.unsure.met_closed(ino);
-                        (false, None)
-                    }
-                    stays => (true, stays),
-                },
-                Alone::Unknown => (true, self.in_use(ino, true, since)),
-            },
-            // Somebody else's lease, or it is gone.
-            Err(_) => (false, Some(Stays::Moving)),
-        };
-        ready
-    }
-
-    /// Whether a file that somebody has open, or may have where no lease tells, must stay.
-    /// From `since` on nobody begins to use it unseen.
-    fn in_use(&self, ino: u64, no_leases: bool, since: Option<Instant>) -> Option<Stays> {
-        let mut openers = self.cache.openers.lock();
-        if since.is_some_and(|since| openers.is_older(since)) {
-            *openers = Openers::look(self.tree.dev(), self.shared.gate());
-        }
-        let openers = openers.fresh(self.tree.dev(), self.shared.gate());
-        match openers.of(ino) {
-            Some(of) if of.mapped => Some(Stays::Pinned),
-            Some(of) if of.unhooked => Some(Stays::Unhooked),
-            Some(_) if self.cache.unsure.may_be_pinned(ino) => Some(Stays::Pinned),
-            Some(_) => None,
-            None if no_leases && !openers.is_blind() => None,
-            None => Some(Stays::Unknown),
-        }
     }
 
     /// Closes the gate once and takes away as much of `ready` as there is time for; what became of it. `None` at the end.
@@ -381,14 +302,14 @@ impl Residency {
         let mut policy = self.cache.policy.lock();
         runs.iter().for_each(|run| policy.judge(Run { inode, run: *run }, verdict, bytes));
         drop(policy);
+        let used = matches!(gone.stays, Some((Stays::Pinned | Stays::Unhooked | Stays::Unknown, _)));
+        self.cache.in_use.judge(inode, used);
         if gone.bytes > 0 {
             self.shared.count("evictions", 1);
             self.shared.count("evicted_bytes", gone.bytes);
         }
         match gone.stays {
-            Some((Stays::Pinned | Stays::Unhooked | Stays::Unknown, _)) => {
-                self.shared.count("evict_skipped_open", 1);
-            }
+            _ if used => self.shared.count("evict_skipped_open", 1),
             Some((Stays::Dirty, _)) => self.shared.count("evict_skipped_dirty", 1),
             _ => {}
         }
@@ -520,32 +441,6 @@ impl Residency {
         drop(locked);
         // What could not be removed counts as absent all the same, and is fetched again.
         Ok(Gone { bytes, stays: solid.then_some((Stays::Solid, bytes)) })
-    }
-}
-
-/// Whether a file is in nobody's hands any more in some milliseconds.
-fn is_alone_soon(file: &File) -> bool {
-    (0..10).any(|_| {
-        std::thread::sleep(Duration::from_millis(2));
-        matches!(lease::alone(file.as_fd()), Alone::Yes(_))
-    })
-}
-
-impl Ready {
-    fn stay(&self, why: Stays) -> Gone {
-        let size = self.found.stat.size;
-        let bytes = bytes_in(&self.pieces(pieces_of(size).end(), &Pieces::default()), size);
-        Gone::stays(why, bytes)
-    }
-
-    /// The pieces of the runs of a file of `all` pieces, without `absent`.
-    fn pieces(&self, all: u64, absent: &Pieces) -> Pieces {
-        let mut pieces = Pieces::default();
-        for run in &self.runs {
-            pieces.add((run * RUN).min(all)..((run + 1) * RUN).min(all));
-        }
-        absent.iter().for_each(|range| pieces.remove(range));
-        pieces
     }
 }
 

@@ -102,6 +102,7 @@ impl Residency {
                 let gone = self.evict(excess, true)?;
                 self.cache.round_ended(gone.bytes == 0 && !gone.late);
             } else {
+                self.look_who_is_in_use();
                 self.cache.round_ended(false);
             }
         }
@@ -157,7 +158,7 @@ impl Residency {
         Status {
             resident_bytes: self.index.resident(),
             cache_size: self.cache.size(),
-            pinned_bytes: self.cache.pinned.load(Ordering::Relaxed),
+            pinned_bytes: self.bytes_in_use(),
             unguarded_files: absent.saturating_sub(self.guards.held() + self.marks.held()),
             guard: self.marks.guarded(),
             ..status
