@@ -537,6 +537,31 @@ fn eager_and_on_open() {
     });
 }
 
+/// What comes of saying nothing: where programs without the shim find the tree they find all of it, elsewhere nothing waits.
+#[test]
+fn by_itself_an_identity_mount_has_everything_and_a_translated_one_begins_at_once() {
+    for (setup, whole) in [(Setup::identity as fn(String) -> Setup, true), (Setup::translated, false)] {
+        let server = S3Server::start();
+        let Some(mut node) = filled(
+            setup(format!("s3://{BUCKET}/volume")).with_s3(&server.endpoint()),
+            "make('d/f', 3 << 20)",
+        ) else {
+            return;
+        };
+        node.lose();
+        node.setup().set("hydrate", "auto");
+        node.start();
+        assert_eq!(node.residency("resident_bytes") >= 3 * MIB, whole);
+        python(&node, "right('d/f', 3 << 20)");
+        // Not all of it would fit, so nothing waits for it.
+        node.lose();
+        node.setup().set("cache_size", "2MiB");
+        node.start();
+        assert!(node.residency("resident_bytes") < MIB);
+        python(&node, "right('d/f', 3 << 20)");
+    }
+}
+
 /// A backend whose connections break while files come.
 #[test]
 fn broken_connections_while_files_come() {

@@ -156,25 +156,21 @@ fn long(default: u32) -> u32 {
 }
 
 #[test]
-#[ignore = "still finds an error now and then (docs/residency.md): run it with --run-ignored all"]
 fn never_zeros() {
     torture(Chaos { kills: false, faults: false }, &compiled("torture"), long(6), Setup::identity);
 }
 
 #[test]
-#[ignore = "still finds an error now and then (docs/residency.md): run it with --run-ignored all"]
 fn never_zeros_while_the_backend_fails() {
     torture(Chaos { kills: false, faults: true }, &compiled("torture"), long(6), Setup::translated);
 }
 
 #[test]
-#[ignore = "still finds an error now and then (docs/residency.md): run it with --run-ignored all"]
 fn never_zeros_while_agents_die() {
     torture(Chaos { kills: true, faults: true }, &compiled("torture"), long(10), Setup::identity);
 }
 
 #[test]
-#[ignore = "still finds an error now and then (docs/residency.md): run it with --run-ignored all"]
 fn never_zeros_on_musl() {
     let program = built(Language::MuslC, &crate_dir().join("programs/torture.c"));
     torture(Chaos { kills: true, faults: false }, &program, long(5), Setup::translated);

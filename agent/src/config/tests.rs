@@ -81,6 +81,7 @@ fn defaults_are_what_the_reference_says() {
     assert_eq!((mount.max_lag, mount.audit_interval), (Duration::from_secs(1), Duration::from_secs(30)));
     assert_eq!((mount.dirty_limit, mount.request_timeout), (1 << 30, Duration::ZERO));
     assert_eq!((mount.upload_parallelism, &mount.tree), (8, &None));
+    assert_eq!((mount.hydrate, mount.guard, mount.cache_size), (Hydrate::Auto, Guarding::Auto, None));
 }
 
 #[test]

@@ -324,6 +324,7 @@ impl OneMount {
             VolumeOptions {
                 tree: place.tree.clone(),
                 prefix: mount.prefix.clone().into(),
+                identity: place.identity,
                 neighbours: neighbours.clone(),
                 state: place.volume.clone(),
                 durability: mount.durability,

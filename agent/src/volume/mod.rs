@@ -120,6 +120,8 @@ pub struct VolumeOptions {
     pub tree: PathBuf,
     /// Logical prefix under which apps see it.
     pub prefix: PathBuf,
+    /// The tree is at the prefix: programs without the shim find it, too.
+    pub identity: bool,
     /// The mounts of the same agent, this one among them.
     pub neighbours: Arc<Neighbours>,
     /// Directory of the index and other state of this mount; must exist, private to the agent.
@@ -166,8 +168,11 @@ pub enum Guarding {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Hydrate {
-    /// Everything, before the mount is ready: also for programs that no hook sees.
+    /// `on-read` in the translated placement; in identity placement, where programs without the shim find the tree as well and
+    /// cannot be kept from all that is absent, `eager` while the volume fits into the cache.
     #[default]
+    Auto,
+    /// Everything, before the mount is ready: also for programs that no hook sees.
     Eager,
     /// A directory when it is first touched, a file piece by piece when it is first read; names also in the background.
     OnRead,

@@ -38,6 +38,27 @@ struct OpenGate {
     table: AnonymousTable,
 }
 
+/// Settings for tests, to be changed where it matters.
+pub(super) fn options() -> VolumeOptions {
+    VolumeOptions {
+        tree: PathBuf::new(),
+        prefix: "/storage".into(),
+        identity: false,
+        neighbours: Arc::default(),
+        state: PathBuf::new(),
+        durability: Durability::Remote,
+        max_lag: Duration::from_millis(50),
+        dirty_limit: 1 << 30,
+        audit_interval: Duration::from_secs(3600),
+        upload_parallelism: 2,
+        hydrate: Hydrate::OnRead,
+        cache_size: None,
+        patience: Duration::from_secs(20),
+        guard: Guarding::Leases,
+        quota: Quota::default(),
+    }
+}
+
 /// A gate for tests of parts that only need to have one.
 pub(super) fn idle_gate() -> Arc<dyn Gatekeeper> {
     Arc::new(OpenGate::default())
@@ -194,19 +215,11 @@ impl Node {
         let meta = crate::meta::open(&store)?;
         let options = VolumeOptions {
             tree: self.tree(),
-            prefix: "/storage".into(),
-            neighbours: Arc::default(),
             state: self.dir.path().join("state"),
             durability: self.durability,
-            max_lag: Duration::from_millis(50),
-            dirty_limit: 1 << 30,
-            audit_interval: Duration::from_secs(3600),
-            upload_parallelism: 2,
             hydrate: self.hydrate,
-            cache_size: None,
             patience: Duration::from_millis(800),
-            quota: Quota::default(),
-            guard: Guarding::Leases,
+            ..options()
         };
         let shared = Shared::new(Arc::new(OpenGate {
             at_thaw: Arc::clone(&self.at_thaw),

@@ -25,6 +25,7 @@ mod lru;
 mod openers;
 mod own;
 mod pin;
+mod policy;
 mod populate;
 pub mod preaccess;
 mod quota;
@@ -190,7 +191,7 @@ impl Residency {
     /// # Errors
     /// Where the table, the stage or a thread cannot be made, or the index cannot be read.
     pub fn start(parts: Parts) -> Result<Arc<Self>, VolumeError> {
-        let Parts { index, tree, blob, shared, options, sink, files, settle, guard } = parts;
+        let Parts { index, tree, blob, shared, mut options, sink, files, settle, guard } = parts;
         let shown = shared.gate().residency().map_err(VolumeError::Failed)?;
         let threads = |e: std::io::Error| VolumeError::Failed(format!("no thread could be started: {e}"));
         let stage = Stage::open(&options.state).map_err(|e| {
@@ -209,6 +210,8 @@ impl Residency {
             }
         }
         let cache = Cache::new(&options, &files);
+        let bytes = shared.bytes.load(Ordering::Relaxed).max(0) as u64;
+        options.hydrate = policy::decide(&options, bytes, cache.size());
         let marks = Marks::new(options.guard, options.hydrate != Hydrate::Eager, guard);
         let table = shown.file();
         let residency = Arc::new(Self {

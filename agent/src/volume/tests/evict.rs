@@ -106,19 +106,10 @@ impl Site {
         let meta = crate::meta::open(&store).unwrap();
         let options = VolumeOptions {
             tree: tree.clone(),
-            prefix: "/storage".into(),
-            neighbours: Arc::default(),
             state: dir.path().join("state"),
-            durability: Durability::Remote,
-            max_lag: Duration::from_millis(50),
-            dirty_limit: 1 << 30,
-            audit_interval: Duration::from_secs(3600),
-            upload_parallelism: 2,
-            hydrate: Hydrate::OnRead,
             cache_size: how.cache_size,
-            patience: Duration::from_secs(20),
-            guard: Guarding::Leases,
             quota: how.quota,
+            ..options()
         };
         let gate = Arc::new(Gate {
             table: Arc::new(ResidencyTable::anonymous().unwrap()),
