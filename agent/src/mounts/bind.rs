@@ -94,8 +94,8 @@ impl SessionPort for Sessions {
         Box::new(Sessions::freeze(self, mount, sink))
     }
 
-    fn drain(&self, mount: usize, sink: &mut dyn IntentSink) {
-        Sessions::drain(self, mount, sink);
+    fn drain(&self, mount: usize) -> bool {
+        Sessions::drain(self, mount)
     }
 
     fn list(&self) -> Vec<SessionInfo> {

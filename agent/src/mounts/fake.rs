@@ -104,7 +104,9 @@ impl SessionPort for FakeSessions {
         Box::new(Thawed)
     }
 
-    fn drain(&self, _: usize, _: &mut dyn IntentSink) {}
+    fn drain(&self, _: usize) -> bool {
+        true
+    }
 
     fn list(&self) -> Vec<SessionInfo> {
         self.attached.lock().unwrap().clone()

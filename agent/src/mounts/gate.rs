@@ -24,8 +24,8 @@ impl Gatekeeper for MountGate {
         self.sessions.freeze(self.index, sink)
     }
 
-    fn drain(&self, sink: &mut dyn IntentSink) {
-        self.sessions.drain(self.index, sink);
+    fn drain(&self) -> bool {
+        self.sessions.drain(self.index)
     }
 
     fn attached(&self) -> Vec<u32> {

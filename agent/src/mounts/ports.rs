@@ -62,7 +62,7 @@ pub trait SessionPort: Send + Sync {
     /// See [`Gatekeeper::freeze`].
     fn freeze<'a>(&'a self, mount: usize, sink: &mut dyn IntentSink) -> Box<dyn Frozen + 'a>;
     /// See [`Gatekeeper::drain`].
-    fn drain(&self, mount: usize, sink: &mut dyn IntentSink);
+    fn drain(&self, mount: usize) -> bool;
     /// The attached processes.
     fn list(&self) -> Vec<SessionInfo>;
     /// Stops serving. Clients wait for the next agent.

@@ -103,6 +103,11 @@ impl Outboxes {
         self.boxes.get_mut(mount).map(|place| *place = Some(outbox)).is_some()
     }
 
+    /// Whether nothing is kept for the sink of a mount.
+    pub(super) fn told_all(&self, mount: usize) -> bool {
+        self.kept.get(mount).is_none_or(|kept| kept.0.is_empty())
+    }
+
     /// Locks every sink that is free and tells it what was kept. `passed` stands for its mount's own sink.
     pub(super) fn open<'a>(&'a mut self, mut passed: Option<(usize, &'a mut dyn IntentSink)>) -> Feed<'a> {
         let mut targets: [Target<'a>; MAX_MOUNTS] = std::array::from_fn(|_| Target::Keep);
@@ -212,8 +217,9 @@ mod tests {
         feed.look_everywhere("because");
         drop(feed);
         drop(busy);
-        assert!(sink.lock().unwrap().inodes.is_empty());
+        assert!(sink.lock().unwrap().inodes.is_empty() && !boxes.told_all(1));
         drop(boxes.open(None));
+        assert!(boxes.told_all(1));
         let told = sink.lock().unwrap();
         assert_eq!(told.inodes, [7]);
         assert_eq!(told.names, [(2, b"x".to_vec())]);

@@ -255,9 +255,12 @@ impl Sessions {
         freeze::freeze(&self.shared, mount, Some(sink))
     }
 
-    /// Drains all rings now, this mount's intents into `sink`.
-    pub fn drain(&self, mount: usize, sink: &mut dyn IntentSink) {
-        self.shared.table().drain(&self.shared.run.control, Some((mount, sink)));
+    /// Drains all rings now into the mounts' own sinks. `false` where this mount's was busy: what is kept for it is told to the
+    /// next freeze, or when it is free. (Never into a sink of the caller's: a freeze meanwhile would miss what only that has.)
+    pub fn drain(&self, mount: usize) -> bool {
+        let mut table = self.shared.table();
+        table.drain(&self.shared.run.control, None);
+        table.told_all(mount)
     }
 
     /// The attached processes.

@@ -105,6 +105,11 @@ impl Table {
         }
     }
 
+    /// Whether nothing is kept for the sink of a mount.
+    pub(super) fn told_all(&self, mount: usize) -> bool {
+        self.outboxes.told_all(mount)
+    }
+
     /// Names the threads inside `mount`'s gate.
     pub(super) fn tell_stragglers<'a>(&'a mut self, mount: usize, passed: Passed<'a>) {
         let mut feed = self.outboxes.open(passed);

@@ -54,8 +54,9 @@ pub trait Gatekeeper: Send + Sync {
     /// Closes the gate of this mount: returns when no hooked mutating call is inside (stragglers named to `sink`)
     /// and every ring has been drained into `sink`. The gate opens when the guard is dropped.
     fn freeze<'a>(&'a self, sink: &mut dyn IntentSink) -> Box<dyn Frozen + 'a>;
-    /// Drains the rings now, without a freeze.
-    fn drain(&self, sink: &mut dyn IntentSink);
+    /// Drains the rings now, without a freeze, into the sink that the mount has. `false` where that was busy: it is told later,
+    /// or the next freeze is.
+    fn drain(&self) -> bool;
     /// Process ids of the attached programs, each in its own pid namespace.
     fn attached(&self) -> Vec<u32>;
     /// Shows clients the mount's state.

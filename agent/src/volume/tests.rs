@@ -94,7 +94,9 @@ impl Gatekeeper for OpenGate {
         }
         Box::new(Open(Arc::clone(&self.at_thaw)))
     }
-    fn drain(&self, _: &mut dyn IntentSink) {}
+    fn drain(&self) -> bool {
+        true
+    }
     fn attached(&self) -> Vec<u32> {
         Vec::new()
     }

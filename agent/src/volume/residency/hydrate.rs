@@ -20,7 +20,7 @@ use crate::guard::fanotify::Marked;
 use crate::volume::capture;
 use crate::volume::index::{self, Changes, Doubt, Index, Pieces};
 use crate::volume::look::same;
-use crate::volume::{DirtySet, Hydrate, VolumeError};
+use crate::volume::{Hydrate, VolumeError};
 
 /// Files up to this size come as a whole, in bytes.
 pub const SMALL: u64 = 4 << 20;
@@ -32,6 +32,9 @@ const SPAN: u64 = 2 * RUN;
 const SIDE_BY_SIDE: usize = 4;
 /// How often data is looked for anew that the volume has meanwhile elsewhere, and a file that moves about.
 const TRIES: u32 = 20;
+/// How often the rings are drained until nothing waits for a busy sink, and the pause before the next time.
+const DRAINS: u32 = 10;
+const BUSY: Duration = Duration::from_micros(100);
 /// Between two looks for a file that moves about.
 const MOVES: Duration = Duration::from_millis(5);
 
@@ -459,12 +462,15 @@ impl Residency {
 
     /// Whether somebody has told that a file changes, and no cut has looked at that yet.
     fn is_told(&self, ino: u64) -> bool {
-        // Not into the sink itself, which is locked below the rings by who drains them otherwise.
-        let mut fresh = DirtySet::default();
-        self.shared.gate().drain(&mut fresh);
-        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
-        sink.merge(fresh);
-        sink.inodes.contains_key(&ino) || self.shared.unsettled.is_being_cut(ino)
+        let told_all = (0..DRAINS).any(|_| {
+            self.shared.gate().drain() || {
+                std::thread::sleep(BUSY);
+                false
+            }
+        });
+        let sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
+        // Where it cannot be told now, it may be.
+        !told_all || sink.inodes.contains_key(&ino) || self.shared.unsettled.is_being_cut(ino)
     }
 
     /// Has the next look at an inode compare its data, whatever its times say. Its lock is held.

@@ -35,7 +35,9 @@ impl Gatekeeper for Gate {
     fn freeze<'a>(&'a self, _: &mut dyn IntentSink) -> Box<dyn Frozen + 'a> {
         Box::new(Closed(self.writers.write().unwrap()))
     }
-    fn drain(&self, _: &mut dyn IntentSink) {}
+    fn drain(&self) -> bool {
+        true
+    }
     fn attached(&self) -> Vec<u32> {
         Vec::new()
     }
