@@ -54,6 +54,15 @@ pub enum Edit {
     },
 }
 
+impl Edit {
+    /// Its first byte.
+    pub fn start(&self) -> u64 {
+        match self {
+            Self::Data { start, .. } | Self::Hole { start, .. } => *start,
+        }
+    }
+}
+
 /// Where captured bytes go. In a freeze they are kept in memory (nothing must take long); outside they are stored
 /// at once, so that memory stays bounded however large the change is.
 pub trait PieceSink {

@@ -224,9 +224,14 @@ impl<'a> Cutter<'a, '_> {
             self.shared.count("missed_changes", missed.len() as u64);
             for (ino, name) in missed.iter().take(10) {
                 let name = String::from_utf8_lossy(name);
+                let what = match look.known(*ino)? {
+                    Some(inode) if name.is_empty() => look.difference(inode)?,
+                    _ => "a name".into(),
+                };
                 tracing::warn!(
                     ino,
                     %name,
+                    %what,
                     "the audit found a change that no intent had told: by a program without the shim, or by system calls \
                      of its own in a hooked one (ask `storeshim doctor PROGRAM`; `storeshim run --net=sud` catches them)"
                 );

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::{Look, Result, Todo, VolumeError, join};
 use crate::meta::records::{Inode, ROOT_INODE};
+use crate::volume::capture::Edit;
 use crate::volume::dirty::Names;
 use crate::volume::tree::Tree;
 
@@ -19,6 +20,31 @@ impl Look<'_> {
         }
         // Not by its times: the agent moves the last one of them itself, and whoever changed nothing else did no harm.
         Ok(!self.is_as_recorded(inode, &looked.inode)?)
+    }
+
+    /// What a look has found of an inode that its record does not say, for people who look for the cause.
+    pub fn difference(&self, inode: u64) -> std::result::Result<String, VolumeError> {
+        let (Some(looked), Some(record)) = (self.inodes.get(&inode), self.cx.index.inode(inode)?) else {
+            return Ok("all of it".into());
+        };
+        let found = &looked.inode;
+        let mut what = Vec::new();
+        if let Some(start) = looked.edits.iter().map(Edit::start).min() {
+            what.push(format!("data from byte {start} on, in {} parts", looked.edits.len()));
+        }
+        if found.size != record.size {
+            what.push(format!("its size ({} was {})", found.size, record.size));
+        }
+        if found.mtime != record.mtime {
+            what.push(format!("its time of modification ({:?} was {:?})", found.mtime, record.mtime));
+        }
+        if (found.mode, found.uid, found.gid) != (record.mode, record.uid, record.gid) {
+            what.push("its mode or owner".into());
+        }
+        if found.xattrs != record.xattrs {
+            what.push("its attributes".into());
+        }
+        Ok(if what.is_empty() { "nothing that is recorded".into() } else { what.join(", ") })
     }
 
     /// Whether an inode's record says what a look has found, but for the number of its names.

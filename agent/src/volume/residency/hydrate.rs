@@ -437,8 +437,10 @@ impl Residency {
         let locked = own.end(&mut changes)?;
         self.index.apply_local(&changes)?;
         drop(opened);
-        // Who wrote and has closed it has told before he wrote. That is only in memory.
-        if has_writers() || leased.is_none() && self.is_told(ino) {
+        // Who wrote and has closed it has told before he wrote. That is only in memory. A lease that still stands has kept
+        // everybody out; one that was given up meanwhile let somebody in while the times were put back.
+        let kept_out = leased.is_some() && self.leased(ino).is_some();
+        if has_writers() || !kept_out && self.is_told(ino) {
             self.doubt(found.inode)?;
         }
         if let Some(whole) = came {
