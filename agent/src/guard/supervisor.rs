@@ -169,6 +169,26 @@ impl Supervisor {
         let pending = Pending { access: Some(access), sent: false, _file: file.into() };
         inner.pending.insert(id, pending);
         inner.send();
+        drop(inner);
+        self.pass_orphans();
+    }
+
+    /// Lets through what waits for an agent that has gone since, and needs none: to be called whenever something may have begun to
+    /// wait while there was one.
+    fn pass_orphans(&self) {
+        let waiting: Vec<Access> = {
+            let inner = self.inner();
+            if inner.agent.is_some() {
+                return;
+            }
+            inner.waiting().collect()
+        };
+        for access in waiting.into_iter().filter(|access| self.may_pass(access)) {
+            let mut inner = self.inner();
+            if inner.pending.get(&access.id).and_then(|pending| pending.access) == Some(access) {
+                self.finish(&mut inner, access.id, 0);
+            }
+        }
     }
 
     /// What needs no agent: its own accesses, bytes that are here, and the opening by programs that ask before they read.
@@ -281,6 +301,8 @@ impl Supervisor {
         let unknown: Vec<RawFd> =
             inner.pending.iter().filter(|(_, pending)| pending.access.is_none()).map(|(id, _)| *id).collect();
         unknown.into_iter().for_each(|id| self.finish(&mut inner, id, libc::EIO));
+        drop(inner);
+        self.pass_orphans();
     }
 
     fn obey(&self, message: ToGuard, fd: Option<OwnedFd>) -> Result<(), Ended> {
@@ -383,6 +405,39 @@ fn mapped_at(maps: &[u8], ino: u64, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Who opens a file while the agent is dying is told to it and never answered. A file whose mark has only outlived what was
+    /// absent needs no agent.
+    #[test]
+    fn what_is_here_is_let_through_when_the_agent_dies_before_it_answers() {
+        let Ok(group) = Group::new() else {
+            eprintln!("skipped: no fanotify here (it takes CAP_SYS_ADMIN)");
+            return;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let own: OwnedFd = File::open(dir.path()).unwrap().into();
+        let listener = Listener::bind(own.as_fd(), "s").unwrap();
+        let _agent = super::super::wire::connect(own.as_fd(), "s").unwrap();
+        let socket = Arc::new(listener.accept().unwrap());
+        let table = crate::session::ResidencyTable::anonymous().unwrap();
+        table.set_absent(8);
+        let supervisor = Supervisor { group, inner: Mutex::default(), room: Condvar::new(), most: 8 };
+        {
+            let mut inner = supervisor.inner();
+            inner.table = Some(Arc::new(ShownTable::of_file(&table.file()).unwrap()));
+            inner.agent = Some(Agent { socket, pid: 1 });
+            for ino in [7, 8] {
+                let file: OwnedFd = File::open(dir.path()).unwrap().into();
+                let access = Access { id: file.as_raw_fd(), ino, is_dir: false, range: None, pid: 0 };
+                inner.pending.insert(access.id, Pending { access: Some(access), sent: true, _file: file });
+            }
+        }
+        supervisor.pass_orphans();
+        assert_eq!(supervisor.inner().pending.len(), 2, "the agent may answer");
+        supervisor.agent_gone();
+        let waiting: Vec<u64> = supervisor.inner().waiting().map(|access| access.ino).collect();
+        assert_eq!(waiting, [8]);
+    }
 
     #[test]
     fn a_client_has_the_control_page_mapped() {
