@@ -277,6 +277,17 @@ test("packs of an agent that died before its commit are collected in a later epo
   assert.deepEqual(await next.getPack(named, 0, 5), utf8("named"));
 });
 
+test("what nobody needs is collected by the object's alarm, also when it was killed meanwhile", async () => {
+  const id = fresh();
+  const count = async () => ((await (await runtime.fetch(`/test/${id}/count`)).json()) as { packs: number }).packs;
+  await (await opened(id)).putPack(randomBytes(16), utf8("orphan"));
+  await opened(id);
+  assert.equal(await count(), 1);
+  await runtime.kill();
+  await runtime.run();
+  await until("the alarm", async () => (await count()) === 0);
+});
+
 test("packs over HTTP", async () => {
   const id = fresh();
   const agent = await opened(id);

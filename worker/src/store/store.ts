@@ -14,10 +14,12 @@ export interface StoreOptions {
   bucket?: R2Bucket | undefined;
   /** Largest pack that is kept in the Durable Object although there is a bucket, in bytes; 1 MiB unless told. */
   rowsUpTo?: number;
+  /** Collecting is due this long after there may be something to collect, in milliseconds; a minute unless told. */
+  collectAfter?: number;
 }
 
-/** Collecting is tried again after this, in milliseconds, where it failed. */
-const RETRY = 60_000;
+/** See {@link StoreOptions.collectAfter}. */
+const COLLECT_AFTER = 60_000;
 
 /**
  * A volume in the storage of one Durable Object: sequencer and packs. Usable in any Durable Object with SQLite storage;
@@ -28,6 +30,7 @@ export class VolumeStore {
   readonly meta: Sequencer;
   /** The packs. */
   readonly blobs: BlobStore;
+  private readonly collectAfter: number;
 
   constructor(
     state: Pick<DurableObjectState, "storage" | "id">,
@@ -35,6 +38,7 @@ export class VolumeStore {
     /** Asks for {@link collect} to be called at a time (milliseconds since 1970). */
     private readonly wake: (at: number) => void,
   ) {
+    this.collectAfter = options.collectAfter ?? COLLECT_AFTER;
     prepare(state.storage);
     const blobs: BlobOptions = {
       bucket: options.bucket,
@@ -51,7 +55,7 @@ export class VolumeStore {
     const before = this.meta.current.epoch;
     const opened = this.meta.open(nonce, held, holder);
     if (opened.epoch !== before) {
-      this.wake(Date.now() + RETRY);
+      this.wake(Date.now() + this.collectAfter);
     }
     return opened;
   }
@@ -71,7 +75,7 @@ export class VolumeStore {
   deletePack(epoch: number, pack: Uint8Array): void {
     this.meta.require(epoch);
     this.blobs.delete(pack);
-    this.wake(Date.now() + RETRY);
+    this.wake(Date.now() + this.collectAfter);
   }
 
   /** Deletes what nothing refers to any more. Asks to be called again where something is left. */
@@ -85,7 +89,7 @@ export class VolumeStore {
       }
     } catch (thrown) {
       console.warn(`storeshim: collecting garbage failed and is tried again: ${String(thrown)}`);
-      this.wake(Date.now() + RETRY);
+      this.wake(Date.now() + this.collectAfter);
     }
   }
 }
