@@ -268,6 +268,29 @@ fn the_worker_keeps_within_the_quota() {
     assert!(status == 507 && said.contains("quota_inodes"), "{status} {said}");
 }
 
+/// More data than the object stores: it is said, and nothing that was kept is lost. A commit that has begun keeps waiting for room;
+/// an agent that is started again begins with what is there, without the files that were deleted meanwhile.
+#[test]
+fn a_full_object_is_said_and_goes_on() {
+    let Some(runtime) = runtime() else { return };
+    let mut node = Node::started(websocket(&runtime.authority(), "one"));
+    node.sh("echo kept > kept; sync kept; head -c 120000000 /dev/urandom > first; sync first");
+    // The objects of the tests store 200 MB.
+    node.sh("head -c 100000000 /dev/urandom > second");
+    node.await_status("that it is full", |status| {
+        let trouble = find(status, "backend_error").and_then(|text| text.as_str());
+        trouble.is_some_and(|text| text.contains("189 MB") && text.contains("bind an R2 bucket"))
+    });
+    node.sh("rm first second");
+    node.kill_agent();
+    node.start();
+    node.flush();
+    node.sh("echo on > on; sync on");
+    node.lose();
+    node.start();
+    assert_eq!(node.sh("cat kept on; ls").trim(), "kept\non\nkept\non");
+}
+
 /// More metadata to commit at once than goes as one message: nothing is wedged by it, nothing lost.
 #[test]
 fn a_commit_larger_than_a_message_is_made() {

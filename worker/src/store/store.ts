@@ -1,6 +1,7 @@
 import { packKey } from "../files/keys.js";
 import type { Commit } from "../wire/messages.js";
 import { type BlobOptions, BlobStore } from "./blobs.js";
+import { Room } from "./limits.js";
 import { Rows } from "./rows.js";
 import { prepare } from "./schema.js";
 import { Sequencer } from "./sequencer.js";
@@ -14,6 +15,8 @@ export interface StoreOptions {
   bucket?: R2Bucket | undefined;
   /** Largest pack that is kept in the Durable Object although there is a bucket, in bytes; 1 MiB unless told. */
   rowsUpTo?: number;
+  /** What the object can store, in bytes; what the platform allows unless told. */
+  capacity?: number;
   /** Collecting is due this long after there may be something to collect, in milliseconds; a minute unless told. */
   collectAfter?: number;
 }
@@ -46,8 +49,9 @@ export class VolumeStore {
       rowsUpTo: options.rowsUpTo ?? ROWS_UP_TO,
     };
     const rows = new Rows(state.storage.sql);
-    this.meta = new Sequencer(state.storage, rows);
-    this.blobs = new BlobStore(state.storage, rows, blobs);
+    const room = new Room(() => state.storage.sql.databaseSize, options.capacity);
+    this.meta = new Sequencer(state.storage, rows, room);
+    this.blobs = new BlobStore(state.storage, rows, room, blobs);
   }
 
   /** Opens the volume; see {@link Sequencer.open}. */

@@ -72,6 +72,7 @@ export class DialedVolume extends DurableObject<Env> {
         token: env.STORESHIM_TOKEN,
         rowsUpTo: 100_000,
         collectAfter: 2_000,
+        capacity: 200_000_000,
         session: { heartbeat: 1_000, maxBytes: 4 << 20 },
       },
       {
