@@ -268,6 +268,29 @@ fn the_worker_keeps_within_the_quota() {
     assert!(status == 507 && said.contains("quota_inodes"), "{status} {said}");
 }
 
+/// More data than the object stores: it is said, and nothing that was kept is lost. A commit that has begun keeps waiting for room;
+/// an agent that is started again begins with what is there, without the files that were deleted meanwhile.
+#[test]
+fn a_full_object_is_said_and_goes_on() {
+    let Some(runtime) = runtime() else { return };
+    let mut node = Node::started(websocket(&runtime.authority(), "one"));
+    node.sh("echo kept > kept; sync kept; head -c 120000000 /dev/urandom > first; sync first");
+    // The objects of the tests store 200 MB.
+    node.sh("head -c 100000000 /dev/urandom > second");
+    node.await_status("that it is full", |status| {
+        let trouble = find(status, "backend_error").and_then(|text| text.as_str());
+        trouble.is_some_and(|text| text.contains("189 MB") && text.contains("bind an R2 bucket"))
+    });
+    node.sh("rm first second");
+    node.kill_agent();
+    node.start();
+    node.flush();
+    node.sh("echo on > on; sync on");
+    node.lose();
+    node.start();
+    assert_eq!(node.sh("cat kept on; ls").trim(), "kept\non\nkept\non");
+}
+
 /// More metadata to commit at once than goes as one message: nothing is wedged by it, nothing lost.
 #[test]
 fn a_commit_larger_than_a_message_is_made() {
@@ -335,19 +358,37 @@ fn json_is_spoken_on_the_same_port() {
     let wrote = ask(r#"{"id": 2, "operation": "write", "path": "new/file", "data": "aGVsbG8="}"#);
     assert!(wrote.contains(r#""bytesWritten":5"#) && wrote.contains(r#""id":2"#), "{wrote}");
     assert_eq!(node.sh("cat new/file"), "hello");
+    let part = ask(r#"{"id": 2, "operation": "write", "path": "/new/file", "data": "WFk=", "offset": 4}"#);
+    assert!(part.contains(r#""bytesWritten":2"#), "{part}");
+    assert_eq!(node.sh("cat new/file"), "hellXY");
     let stat = ask(r#"{"id": 3, "operation": "stat", "path": "new/file"}"#);
-    assert!(stat.contains(r#""isFile":true"#) && stat.contains(r#""size":5"#), "{stat}");
+    assert!(stat.contains(r#""isFile":true"#) && stat.contains(r#""size":6"#), "{stat}");
+    let stat = ask(r#"{"id": 3, "operation": "stat", "path": "new"}"#);
+    assert!(stat.contains(r#""isDirectory":true"#), "{stat}");
     let names = ask(r#"{"id": 4, "operation": "readdir", "path": "/"}"#);
     assert!(names.contains(r#"["d","new"]"#), "{names}");
     assert!(ask(r#"{"id": 5, "operation": "unlink", "path": "d/file"}"#).contains("success"));
     assert!(ask(r#"{"id": 6, "operation": "read", "path": "d/file"}"#).contains("ENOENT"));
     assert!(ask(r#"{"id": 7, "operation": "read", "path": "../../etc/passwd"}"#).contains("EINVAL"));
-    // Garbage ends its own connection only.
-    let mut other = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-    other.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-    let mut nothing = Vec::new();
-    let _ = other.read_to_end(&mut nothing);
-    assert!(nothing.is_empty());
+    // What is wrong ends its own connection only, with the reason where there is a protocol to say it in.
+    let said = |bytes: &[u8], ends: bool| {
+        let mut other = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        other.write_all(bytes).unwrap();
+        if ends {
+            other.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        let mut said = Vec::new();
+        let _ = other.read_to_end(&mut said);
+        String::from_utf8_lossy(&said).into_owned()
+    };
+    assert_eq!(said(b"GET / HTTP/1.1\r\n\r\n", false), "");
+    let oversize = said(b"\0\0\0\x02{}\x7f\xff\xff\xff", false);
+    assert!(oversize.contains("2147483647 bytes was announced"), "{oversize}");
+    let nothing = said(b"\0\0\0\x04{..}", false);
+    assert!(nothing.contains("does not hold a JSON object"), "{nothing}");
+    let half = said(b"\0\0\0\x40{\"id\": 8, \"operation\": \"unlink\", \"path\": \"new/file\"", true);
+    assert_eq!(half, "", "half a request was answered");
+    assert_eq!(node.sh("cat new/file"), "hellXY");
     node.sh("echo on > on; sync on");
 }
 

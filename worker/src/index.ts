@@ -3,7 +3,7 @@
  *
  * `StatefulContainer` is what most need; `routeContainer` sends requests to its instances.
  */
-export { StatefulContainer } from "./container.js";
+export { type ContainerClass, type Stateful, StatefulContainer, withStorage } from "./container.js";
 export type { WriteOptions } from "./files/change.js";
 export {
   type DirectoryEntry,

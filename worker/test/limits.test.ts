@@ -2,11 +2,12 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { parseRange } from "../src/files/range.js";
-import { checkRoom } from "../src/store/limits.js";
+import { Room } from "../src/store/limits.js";
 import { StoreError } from "../src/wire/index.js";
 
 test("a full object refuses data for now, and takes what deletes some", () => {
   const full = 9_600_000_000;
+  const checkRoom = (stored: number, more: number) => new Room(() => stored).check(more);
   checkRoom(0, 16 << 20);
   checkRoom(full, 1000);
   assert.throws(

@@ -277,6 +277,37 @@ test("packs of an agent that died before its commit are collected in a later epo
   assert.deepEqual(await next.getPack(named, 0, 5), utf8("named"));
 });
 
+test("what nobody needs is collected by the object's alarm, also when it was killed meanwhile", async () => {
+  const id = fresh();
+  const count = async () => ((await (await runtime.fetch(`/test/${id}/count`)).json()) as { packs: number }).packs;
+  await (await opened(id)).putPack(randomBytes(16), utf8("orphan"));
+  await opened(id);
+  assert.equal(await count(), 1);
+  await runtime.kill();
+  await runtime.run();
+  await until("the alarm", async () => (await count()) === 0);
+});
+
+test("a full object says so, takes what deletes some, and goes on", async () => {
+  const agent = await opened(fresh());
+  const packs: Uint8Array[] = [];
+  const fill = async () => {
+    for (;;) {
+      const pack = randomBytes(16);
+      await agent.putPack(pack, randomBytes(16 << 20));
+      packs.push(pack);
+    }
+  };
+  await assert.rejects(fill(), /holds 1\d\d MB of at most 189 MB .* bind an R2 bucket .* delete files/);
+  assert.equal(packs.length, 11);
+  // What is there is there, and so is what a commit deletes.
+  assert.equal((await agent.getPack(packs[0] as Uint8Array, 0, 16 << 20)).length, 16 << 20);
+  await agent.commit(1, [op("a", "1")]);
+  await fails(ErrorCode.Unavailable, agent.commit(2, [op("large", randomBytes(8 << 20))]));
+  await agent.deletePack(packs[0] as Uint8Array);
+  await agent.commit(2, [op("large", randomBytes(8 << 20))]);
+});
+
 test("packs over HTTP", async () => {
   const id = fresh();
   const agent = await opened(id);

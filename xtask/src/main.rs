@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod coverage;
 mod demo;
+mod image;
 mod lint;
 mod run;
 mod suite;
@@ -32,6 +33,8 @@ enum Command {
     Coverage,
     /// Show what a release can do, and check it.
     Demo(demo::Arguments),
+    /// Go through the steps of docker/Dockerfile without a container engine, and say how large what it adds is.
+    Image,
     /// Measure.
     Bench(bench::Arguments),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Suite(arguments) => suite::main(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Coverage => coverage::main().map(|()| ExitCode::SUCCESS),
         Command::Demo(arguments) => demo::main(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Image => image::main().map(|()| ExitCode::SUCCESS),
         Command::Bench(arguments) => bench::main(&arguments).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -1,6 +1,6 @@
 import { hex } from "../wire/bytes.js";
 import { ErrorCode, StoreError } from "../wire/errors.js";
-import { checkRoom, ROW } from "./limits.js";
+import { ROW, type Room } from "./limits.js";
 import type { Rows, Span } from "./rows.js";
 import { blob, bytesOf } from "./schema.js";
 
@@ -43,6 +43,7 @@ export class BlobStore {
   constructor(
     private readonly storage: DurableObjectStorage,
     private readonly rows: Rows,
+    private readonly room: Room,
     private readonly options: BlobOptions,
   ) {
     this.sql = storage.sql;
@@ -61,7 +62,7 @@ export class BlobStore {
   /** Stores a pack durably; storing it again replaces it. `current` throws when `epoch` has been taken by another. */
   async put(epoch: number, pack: Uint8Array, bytes: Uint8Array, current: () => void): Promise<void> {
     if (this.options.bucket === undefined || bytes.length <= this.options.rowsUpTo) {
-      checkRoom(this.sql.databaseSize, bytes.length);
+      this.room.check(bytes.length);
       this.record(epoch, pack, bytes, null);
       return;
     }

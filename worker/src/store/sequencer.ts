@@ -2,7 +2,7 @@ import { newFormat } from "../files/records.js";
 import { compare, equal, Reader, Writer } from "../wire/bytes.js";
 import { ErrorCode, StoreError } from "../wire/errors.js";
 import type { Change, Changes, Commit, CommitStaged, Operation, Page, Scan, Stage } from "../wire/messages.js";
-import { checkRoom, LONGEST_KEY } from "./limits.js";
+import { LONGEST_KEY, type Room } from "./limits.js";
 import { NOTHING, type Rows, spanOf } from "./rows.js";
 import { blob, bytesOf } from "./schema.js";
 import { BESIDE_KEY, Staging } from "./staging.js";
@@ -38,9 +38,10 @@ export class Sequencer {
   constructor(
     private readonly storage: DurableObjectStorage,
     private readonly rows: Rows,
+    private readonly room: Room,
   ) {
     this.sql = storage.sql;
-    this.staging = new Staging(storage, rows);
+    this.staging = new Staging(storage, rows, room);
     this.opening = this.lastOpening();
   }
 
@@ -66,11 +67,6 @@ export class Sequencer {
   /** Version of the volume: how many commits there were. */
   get version(): number {
     return Number(this.row("SELECT max(version) AS version FROM storeshim_commits")?.["version"] ?? 0);
-  }
-
-  /** Bytes that the object stores. */
-  get size(): number {
-    return this.sql.databaseSize;
   }
 
   /**
@@ -150,7 +146,7 @@ export class Sequencer {
   commit(epoch: number, commit: Commit): number {
     const { ops } = commit;
     return this.make(epoch, commit, {
-      check: () => checkRoom(this.size, checkOperations(ops)),
+      check: () => this.room.check(checkOperations(ops)),
       apply: () => {
         for (const [key, value] of ops) {
           if (value === null) {

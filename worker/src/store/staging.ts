@@ -1,7 +1,7 @@
 import { equal } from "../wire/bytes.js";
 import { ErrorCode, StoreError } from "../wire/errors.js";
 import type { CommitStaged, Stage } from "../wire/messages.js";
-import { checkRoom } from "./limits.js";
+import type { Room } from "./limits.js";
 import { NOTHING, type Rows, spanOf } from "./rows.js";
 import { blob, bytesOf } from "./schema.js";
 
@@ -29,6 +29,7 @@ export class Staging {
   constructor(
     private readonly storage: DurableObjectStorage,
     private readonly rows: Rows,
+    private readonly room: Room,
   ) {
     this.sql = storage.sql;
   }
@@ -67,7 +68,7 @@ export class Staging {
         `part ${stage.part} of commit ${stage.number} cannot be taken before part ${next}; send them again in order`,
       );
     }
-    checkRoom(this.sql.databaseSize, bytes);
+    this.room.check(bytes);
     this.storage.transactionSync(() => {
       if (begun === null) {
         this.discard();
@@ -103,7 +104,7 @@ export class Staging {
         `${begun?.parts ?? 0} of ${commit.parts} parts of commit ${commit.number} are here; send all of them again`,
       );
     }
-    checkRoom(this.sql.databaseSize, begun.bytes);
+    this.room.check(begun.bytes);
   }
 
   /** Makes all operations, within the caller's transaction. In few statements: there may be millions of operations. */

@@ -1,6 +1,7 @@
 import { packKey } from "../files/keys.js";
 import type { Commit } from "../wire/messages.js";
 import { type BlobOptions, BlobStore } from "./blobs.js";
+import { Room } from "./limits.js";
 import { Rows } from "./rows.js";
 import { prepare } from "./schema.js";
 import { Sequencer } from "./sequencer.js";
@@ -14,10 +15,14 @@ export interface StoreOptions {
   bucket?: R2Bucket | undefined;
   /** Largest pack that is kept in the Durable Object although there is a bucket, in bytes; 1 MiB unless told. */
   rowsUpTo?: number;
+  /** What the object can store, in bytes; what the platform allows unless told. */
+  capacity?: number;
+  /** Collecting is due this long after there may be something to collect, in milliseconds; a minute unless told. */
+  collectAfter?: number;
 }
 
-/** Collecting is tried again after this, in milliseconds, where it failed. */
-const RETRY = 60_000;
+/** See {@link StoreOptions.collectAfter}. */
+const COLLECT_AFTER = 60_000;
 
 /**
  * A volume in the storage of one Durable Object: sequencer and packs. Usable in any Durable Object with SQLite storage;
@@ -28,6 +33,7 @@ export class VolumeStore {
   readonly meta: Sequencer;
   /** The packs. */
   readonly blobs: BlobStore;
+  private readonly collectAfter: number;
 
   constructor(
     state: Pick<DurableObjectState, "storage" | "id">,
@@ -35,6 +41,7 @@ export class VolumeStore {
     /** Asks for {@link collect} to be called at a time (milliseconds since 1970). */
     private readonly wake: (at: number) => void,
   ) {
+    this.collectAfter = options.collectAfter ?? COLLECT_AFTER;
     prepare(state.storage);
     const blobs: BlobOptions = {
       bucket: options.bucket,
@@ -42,8 +49,9 @@ export class VolumeStore {
       rowsUpTo: options.rowsUpTo ?? ROWS_UP_TO,
     };
     const rows = new Rows(state.storage.sql);
-    this.meta = new Sequencer(state.storage, rows);
-    this.blobs = new BlobStore(state.storage, rows, blobs);
+    const room = new Room(() => state.storage.sql.databaseSize, options.capacity);
+    this.meta = new Sequencer(state.storage, rows, room);
+    this.blobs = new BlobStore(state.storage, rows, room, blobs);
   }
 
   /** Opens the volume; see {@link Sequencer.open}. */
@@ -51,7 +59,7 @@ export class VolumeStore {
     const before = this.meta.current.epoch;
     const opened = this.meta.open(nonce, held, holder);
     if (opened.epoch !== before) {
-      this.wake(Date.now() + RETRY);
+      this.wake(Date.now() + this.collectAfter);
     }
     return opened;
   }
@@ -71,7 +79,7 @@ export class VolumeStore {
   deletePack(epoch: number, pack: Uint8Array): void {
     this.meta.require(epoch);
     this.blobs.delete(pack);
-    this.wake(Date.now() + RETRY);
+    this.wake(Date.now() + this.collectAfter);
   }
 
   /** Deletes what nothing refers to any more. Asks to be called again where something is left. */
@@ -85,7 +93,7 @@ export class VolumeStore {
       }
     } catch (thrown) {
       console.warn(`storeshim: collecting garbage failed and is tried again: ${String(thrown)}`);
-      this.wake(Date.now() + RETRY);
+      this.wake(Date.now() + this.collectAfter);
     }
   }
 }

@@ -73,12 +73,14 @@ const worker :Workerd.Worker = (
     (className = "StorageObject", uniqueKey = "plain", enableSql = true),
     (className = "TestContainer", uniqueKey = "container", enableSql = true${container}),
     (className = "SleepyContainer", uniqueKey = "sleepy", enableSql = true${container}),
+    (className = "MixedContainer", uniqueKey = "mixed", enableSql = true${container}),
   ],
   bindings = [
     (name = "DIALED", durableObjectNamespace = "DialedVolume"),
     (name = "PLAIN", durableObjectNamespace = "StorageObject"),
     (name = "CONTAINER", durableObjectNamespace = "TestContainer"),
     (name = "SLEEPY", durableObjectNamespace = "SleepyContainer"),
+    (name = "MIXED", durableObjectNamespace = "MixedContainer"),
     (name = "STORESHIM_TOKEN", text = "${TOKEN}"),
   ],
 );

@@ -1,6 +1,8 @@
 /** The Worker of the tests: volumes that dial wherever they are told, so that no container is needed. */
+
 import { connect } from "cloudflare:sockets";
 import { DurableObject } from "cloudflare:workers";
+import { Container } from "@cloudflare/containers";
 import { INTERNAL, type VolumeEnv } from "../../src/host.js";
 import {
   Dialer,
@@ -10,6 +12,7 @@ import {
   StorageObject,
   VolumeHost,
   type VolumeStorage,
+  withStorage,
 } from "../../src/index.js";
 
 interface Env extends VolumeEnv {
@@ -17,6 +20,7 @@ interface Env extends VolumeEnv {
   PLAIN: DurableObjectNamespace<StorageObject>;
   CONTAINER?: DurableObjectNamespace<TestContainer>;
   SLEEPY?: DurableObjectNamespace<SleepyContainer>;
+  MIXED?: DurableObjectNamespace<MixedContainer>;
 }
 
 /** As small as users' ones are. */
@@ -25,6 +29,31 @@ export class TestContainer extends StatefulContainer {}
 /** Sleeps soon. */
 export class SleepyContainer extends StatefulContainer {
   override sleepAfter = "3s";
+}
+
+/** A class of somebody else's. */
+class TheirContainer extends Container<Env> {
+  override async fetch(request: Request): Promise<Response> {
+    const answer = await super.fetch(request);
+    const headers = new Headers(answer.headers);
+    headers.set("x-theirs", "kept");
+    return new Response(answer.body, { status: answer.status, headers });
+  }
+}
+
+/** Made of theirs; shows what it stores. */
+export class MixedContainer extends withStorage(TheirContainer) {
+  /** Leaves a pack as an agent does that dies before its commit. */
+  plant(): void {
+    this.ctx.storage.sql.exec(
+      "INSERT INTO storeshim_packs (pack, size, epoch, name, first) VALUES (x'00', 0, 0, NULL, 1)",
+    );
+  }
+
+  /** How many packs there are. */
+  packs(): number {
+    return Number(this.ctx.storage.sql.exec("SELECT count(*) AS n FROM storeshim_packs").one()["n"]);
+  }
 }
 
 export { StorageObject };
@@ -42,6 +71,8 @@ export class DialedVolume extends DurableObject<Env> {
         bucket: env.STORESHIM_BUCKET,
         token: env.STORESHIM_TOKEN,
         rowsUpTo: 100_000,
+        collectAfter: 2_000,
+        capacity: 200_000_000,
         session: { heartbeat: 1_000, maxBytes: 4 << 20 },
       },
       {
@@ -116,7 +147,19 @@ export default {
       const rest = new URL(`/container/${url.pathname.slice("/plain/".length)}${url.search}`, url);
       return (await routeContainer(new Request(rest, request), env.PLAIN)) ?? new Response("no", { status: 404 });
     }
-    const namespace = kind === "real" ? env.CONTAINER : kind === "sleepy" ? env.SLEEPY : undefined;
+    if (kind === "mixed-packs" && env.MIXED !== undefined) {
+      const mixed = env.MIXED.get(env.MIXED.idFromName(id));
+      if (what === "plant") {
+        await mixed.plant();
+      }
+      return Response.json(await mixed.packs());
+    }
+    const containers: Record<string, DurableObjectNamespace<StatefulContainer> | undefined> = {
+      real: env.CONTAINER,
+      sleepy: env.SLEEPY,
+      mixed: env.MIXED as unknown as DurableObjectNamespace<StatefulContainer> | undefined,
+    };
+    const namespace = containers[kind];
     if (namespace !== undefined) {
       const rest = new URL(`/container/${url.pathname.slice(kind.length + 2)}${url.search}`, url);
       return (await routeContainer(new Request(rest, request), namespace)) ?? new Response("no", { status: 404 });

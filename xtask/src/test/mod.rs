@@ -52,12 +52,14 @@ pub fn main(arguments: &Arguments) -> Result<()> {
             .context("the protocol's models do not hold")?;
     }
     let shim = build::shim(&sh)?;
+    let images = build::tested_for_images(&sh)?;
     let filter = arguments.filter.iter();
     // The runner's own build makes the agent, too (its package has tests of the program), with the features that the
     // whole workspace asks of its dependencies: another build of it would compile most of them once more.
     let mut tests = cmd!(sh, "cargo nextest run --locked --workspace --profile ci {filter...}")
         .env("STORESHIM_BIN", target.join("debug").join("storeshim"))
         .env("STORESHIM_SHIM", shim)
+        .env("STORESHIM_STATIC_BIN", images)
         .env("PATH", needs::path_with_tools()?);
     if arguments.full {
         tests = tests.envs(FULL);

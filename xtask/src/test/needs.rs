@@ -9,7 +9,7 @@ use xshell::{Shell, cmd};
 use crate::workspace;
 
 /// A file that must be there, relative to a directory of PATH or absolute, and the Debian package that has it.
-const NEEDS: [(&str, &str); 23] = [
+const NEEDS: [(&str, &str); 24] = [
     ("sqlite3", "sqlite3"),
     ("git", "git"),
     ("/usr/bin/python3", "python3"),
@@ -27,6 +27,7 @@ const NEEDS: [(&str, &str); 23] = [
     ("strace", "strace"),
     ("openssl", "openssl"),
     ("musl-gcc", "musl-tools"),
+    ("busybox", "busybox-static"),
     ("perl", "perl"),
     ("flock", "util-linux"),
     ("setsid", "util-linux"),

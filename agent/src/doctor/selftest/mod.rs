@@ -1,6 +1,7 @@
 //! A trial of a mount: everything that programs do, by a child with the shim, then a look at what the agent made of it. Where
 //! no agent runs it starts one of its own, on a volume in a temporary directory.
 
+mod shell;
 pub mod steps;
 
 use std::ffi::OsStr;
@@ -26,14 +27,48 @@ pub const STEPS_FLAG: &str = "--self-test-in";
 /// How the volume's status counts changes that no intent told of.
 const MISSED: &str = "missed_changes";
 
+/// Who does the steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// This program, started once more with the shim.
+    Own,
+    /// The shell.
+    Shell,
+}
+
+impl By {
+    /// Files that are there in the end, with [`steps::CONTENT`].
+    fn files(self) -> &'static [&'static str] {
+        match self {
+            By::Own => &steps::FILES,
+            By::Shell => &shell::FILES,
+        }
+    }
+}
+
 /// Tries the mounts of `status`, or a private one where there is no agent. `program` is this very program.
 pub fn run(program: &Path, shim: &Path, run_dir: &Path, status: Option<&AgentStatus>) -> Vec<Section> {
+    let by = if shell::is_needed(program) { By::Shell } else { By::Own };
+    if by == By::Shell
+        && let Some(why) = shell::trouble()
+    {
+        let mut section = Section::new("Self-test");
+        section.advise(
+            Severity::Note,
+            format!(
+                "left out: this storeshim is linked statically, and the shell cannot do it instead: {why}"
+            ),
+            "name your program: `storeshim doctor CMD` asks its loader",
+        );
+        return vec![section];
+    }
+    let trial = |run_dir: &Path, mount: &MountStatus| trial(by, program, shim, run_dir, mount);
     if let Some(status) = status {
         let ready = status.mounts.iter().filter(|mount| mount.volume.state == "ready");
-        return ready.map(|mount| trial(program, shim, run_dir, mount)).collect();
+        return ready.map(|mount| trial(run_dir, mount)).collect();
     }
     match OwnAgent::start(program) {
-        Ok(own) => own.mounts.iter().map(|mount| trial(program, shim, &own.run_dir(), mount)).collect(),
+        Ok(own) => own.mounts.iter().map(|mount| trial(&own.run_dir(), mount)).collect(),
         Err(trouble) => {
             let mut section = Section::new("Self-test in a private volume");
             section.add(Severity::Unknown, trouble);
@@ -42,9 +77,12 @@ pub fn run(program: &Path, shim: &Path, run_dir: &Path, status: Option<&AgentSta
     }
 }
 
-fn trial(program: &Path, shim: &Path, run_dir: &Path, mount: &MountStatus) -> Section {
+fn trial(by: By, program: &Path, shim: &Path, run_dir: &Path, mount: &MountStatus) -> Section {
     let kind = if mount.identity { "identity" } else { "translated" };
     let mut section = Section::new(format!("Self-test of {} ({kind})", mount.prefix));
+    if by == By::Shell {
+        section.add(Severity::Note, format!("by {}: this storeshim is linked statically", shell::SHELL));
+    }
     let name = format!(".storeshim-doctor-{}", std::process::id());
     let client = Client::new(run_dir);
     let missed = |mounts: &[MountStatus]| {
@@ -52,7 +90,11 @@ fn trial(program: &Path, shim: &Path, run_dir: &Path, mount: &MountStatus) -> Se
         own.volume.counters.get(MISSED).copied().or(Some(0))
     };
     let before = missed(std::slice::from_ref(mount));
-    let done = run_steps(program, shim, run_dir, &Path::new(&mount.prefix).join(&name));
+    let dir = Path::new(&mount.prefix).join(&name);
+    let done = match by {
+        By::Own => run_steps(own_command(program, &dir), shim, run_dir, own_steps),
+        By::Shell => run_steps(shell::command(&dir, shim), shim, run_dir, shell::steps),
+    };
     match done {
         Err(trouble) => section.add(Severity::Loss, trouble),
         Ok(steps) => {
@@ -69,8 +111,10 @@ fn trial(program: &Path, shim: &Path, run_dir: &Path, mount: &MountStatus) -> Se
     }
     // What was written must lie in the tree, which is seen here without the shim.
     let place = mount.tree.join(&name);
-    let wrong: Vec<&str> = steps::FILES
-        .into_iter()
+    let wrong: Vec<&str> = by
+        .files()
+        .iter()
+        .copied()
         .filter(|file| fs::read(place.join(file)).ok().as_deref() != Some(steps::CONTENT))
         .collect();
     match wrong.as_slice() {
@@ -106,9 +150,24 @@ fn clean(place: &Path) {
     let _ = fs::remove_dir_all(place);
 }
 
-fn run_steps(program: &Path, shim: &Path, run_dir: &Path, dir: &Path) -> Result<Vec<Step>, String> {
-    let mut child = Command::new(program)
-        .args([OsStr::new("doctor"), OsStr::new(STEPS_FLAG), dir.as_os_str()])
+fn own_command(program: &Path, dir: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.args([OsStr::new("doctor"), OsStr::new(STEPS_FLAG), dir.as_os_str()]);
+    command
+}
+
+fn own_steps(output: &str) -> Vec<Step> {
+    output.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+fn run_steps(
+    mut command: Command,
+    shim: &Path,
+    run_dir: &Path,
+    read: fn(&str) -> Vec<Step>,
+) -> Result<Vec<Step>, String> {
+    let program = command.get_program().to_owned();
+    let mut child = command
         .env("LD_PRELOAD", shim)
         .env(ENV_RUN_DIR, run_dir)
         .stdin(Stdio::null())
@@ -118,8 +177,7 @@ fn run_steps(program: &Path, shim: &Path, run_dir: &Path, dir: &Path) -> Result<
     wait(&mut child, STEPS_WITHIN)
         .ok_or_else(|| format!("not done within {} s: the backend may not answer", STEPS_WITHIN.as_secs()))?;
     let output = child.wait_with_output().map_err(|error| error.to_string())?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let steps: Vec<Step> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let steps = read(&String::from_utf8_lossy(&output.stdout));
     match (output.status.success(), steps.is_empty()) {
         (true, false) => Ok(steps),
         _ => Err(format!("the program that tries it has failed: {}", output.status)),

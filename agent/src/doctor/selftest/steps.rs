@@ -63,7 +63,7 @@ fn is_loaded(_: &Path) -> io::Result<()> {
     let shim = std::env::var_os("LD_PRELOAD").unwrap_or_default();
     let name = shim.as_bytes().split(|byte| *byte == b':').next().unwrap_or_default();
     let is = !name.is_empty() && maps.windows(name.len()).any(|window| window == name);
-    must(is, "the loader has left it out: a static build of storeshim cannot load it")
+    must(is, "the loader has left it out")
 }
 
 fn map(dir: &Path) -> io::Result<()> {
