@@ -7,6 +7,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use storeshim_protocol::request::Pin;
 use storeshim_protocol::residency::PIECE;
 
@@ -52,7 +53,7 @@ struct Target {
     sources: Vec<Source>,
     /// Items that are still to come.
     missing: usize,
-    parts: Vec<(u64, Vec<u8>)>,
+    parts: Vec<(u64, Bytes)>,
     failed: Option<VolumeError>,
     /// What could not be read is elsewhere by now.
     moved: bool,
@@ -60,7 +61,7 @@ struct Target {
 }
 
 impl Target {
-    fn take(&mut self, index: &Index, item: &Item, read: Result<Vec<u8>>) {
+    fn take(&mut self, index: &Index, item: &Item, read: Result<Bytes>) {
         match read {
             Ok(bytes) => self.parts.push((item.at, bytes)),
             Err(error) => {
@@ -273,9 +274,9 @@ impl Residency {
         for (get, answer) in reads.gets.iter().zip(under_way) {
             let fetched =
                 answer.recv().unwrap_or_else(|_| Err(VolumeError::Failed("the volume is closed".into())));
-            let mut take = |item: &Item, read: Result<&[u8]>| {
+            let mut take = |item: &Item, read: Result<Bytes>| {
                 if let Some(target) = targets.get_mut(item.file) {
-                    target.take(&self.index, item, read.map(<[u8]>::to_vec));
+                    target.take(&self.index, item, read);
                 }
             };
             match fetched {
@@ -346,7 +347,7 @@ impl Residency {
         &self,
         target: &Target,
         slice: std::ops::Range<u64>,
-        parts: &[(u64, Vec<u8>)],
+        parts: &[(u64, Bytes)],
     ) -> std::result::Result<(), Unwritten> {
         let _room = self.admit((slice.end - slice.start) * PIECE);
         match self.try_write(target, slice.clone(), parts) {
@@ -375,7 +376,7 @@ impl Residency {
         &self,
         target: &Target,
         slice: std::ops::Range<u64>,
-        parts: &[(u64, Vec<u8>)],
+        parts: &[(u64, Bytes)],
     ) -> std::result::Result<(), Unwritten> {
         let found = &target.found;
         let ino = found.stat.id.ino;
