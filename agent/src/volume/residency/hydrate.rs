@@ -25,12 +25,13 @@ use crate::volume::{DirtySet, Hydrate, VolumeError};
 
 /// Files up to this size come as a whole, in bytes.
 pub const SMALL: u64 = 4 << 20;
-/// Pieces that are written under one lock: 1 MiB.
-const SLICE: u64 = 8;
-/// Pieces that are fetched together: what is in memory of one request.
-const SPAN: u64 = 2 * RUN;
-/// Threads that bring one large range.
-const SIDE_BY_SIDE: usize = 4;
+/// Pieces that are written under one lock: 4 MiB, some milliseconds. Each slice has its own open, leases, times and changes of
+/// the index.
+const SLICE: u64 = RUN;
+/// The same where the cache is so small that it would overflow by them: 1 MiB.
+const SLICE_SMALL: u64 = 8;
+/// Runs of one request that are noted as used.
+const NOTED: u64 = 64;
 /// How often data is looked for anew that the volume has meanwhile elsewhere, and a file that moves about.
 const TRIES: u32 = 20;
 /// Between two looks for a file that moves about.
@@ -129,7 +130,7 @@ impl Residency {
         let state = locked.state(&self.index)?;
         state.pin(Pinned::by(pin, now));
         state.pin(self.cache.early.take(found.stat.id.ino));
-        for run in range.start / RUN..range.end.div_ceil(RUN).min(range.start / RUN + SPAN) {
+        for run in range.start / RUN..range.end.div_ceil(RUN).min(range.start / RUN + NOTED) {
             state.used.insert(run, now);
         }
         let mut absent = Pieces::default();
@@ -140,38 +141,6 @@ impl Residency {
             uses.used(found.inode, range.start, range.end);
         }
         Ok(absent)
-    }
-
-    /// Brings absent pieces of one file, however many.
-    ///
-    /// # Errors
-    /// As [`Residency::hydrate`].
-    pub fn bring_pieces(&self, inode: u64, pieces: &Pieces, urgent: bool) -> Result<()> {
-        let mut spans = Vec::new();
-        for range in pieces.iter() {
-            let mut at = range.start;
-            while at < range.end {
-                // On the borders of blocks, where chunks begin.
-                let next = ((at / SPAN + 1) * SPAN).min(range.end);
-                spans.push(Job { inode, pieces: Pieces::of(at..next) });
-                at = next;
-            }
-        }
-        if let [span] = spans.as_slice() {
-            return self.bring(std::slice::from_ref(span), urgent);
-        }
-        let next = std::sync::atomic::AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            let run = || {
-                while let Some(span) = spans.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    self.bring(std::slice::from_ref(span), urgent)?;
-                }
-                Ok(())
-            };
-            let threads: Vec<_> = (0..SIDE_BY_SIDE.min(spans.len())).map(|_| scope.spawn(run)).collect();
-            // A thread that panicked has taken the process with it.
-            threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())))
-        })
     }
 
     /// Brings pieces of files together: their reads are under way at once, and neighbours are read once. The first error is
@@ -332,10 +301,11 @@ impl Residency {
         }
         let mut parts = std::mem::take(&mut target.parts);
         parts.sort_by_key(|(at, _)| *at);
+        let slice = if self.is_roomy() { SLICE } else { SLICE_SMALL };
         for range in target.pieces.iter() {
             let mut at = range.start;
             while at < range.end {
-                let next = (at + SLICE).min(range.end);
+                let next = (at + slice).min(range.end);
                 self.write_slice(target, at..next, &parts)?;
                 at = next;
             }

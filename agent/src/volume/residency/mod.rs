@@ -29,6 +29,7 @@ pub mod preaccess;
 mod quota;
 mod requests;
 mod room;
+mod spans;
 mod stage;
 pub mod table;
 mod wanted;
@@ -52,6 +53,7 @@ use self::guard::Guards;
 use self::populate::Populating;
 use self::preaccess::{Guarded, Marks};
 use self::requests::Requests;
+use self::spans::Helpers;
 use self::stage::Stage;
 use self::table::Table;
 use super::cut::Sink;
@@ -152,6 +154,7 @@ pub struct Residency {
     populating: Populating,
     fetcher: Fetcher,
     ahead: Ahead,
+    helpers: Helpers,
     background: Background,
     requests: Requests,
     lost: Lost,
@@ -228,6 +231,7 @@ impl Residency {
             stage,
             populating: Populating::default(),
             ahead: Ahead::default(),
+            helpers: Helpers::default(),
             background: Background::default(),
             requests: Requests::default(),
             lost: Lost::default(),
