@@ -1,6 +1,7 @@
 //! Packs of chunks in the backend: whole immutable objects, written once, read by range. It must not know what
 //! a chunk is used for.
 
+mod buffer;
 #[cfg(test)]
 pub(crate) mod faults;
 pub mod pack;

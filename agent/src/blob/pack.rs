@@ -19,6 +19,7 @@
 //! Numbers are little-endian. The hash in the footer covers all entries, the entry count and the version; each chunk is
 //! covered by its own name. Readers of single chunks need neither trailer nor footer.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -237,18 +238,18 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The bytes of a chunk from what is stored of it, checked against its length and name. `place` says where it was
-/// read, such as "pack 00ff…", for the error.
+/// The bytes of a chunk from what is stored of it, checked against its length and name: `stored` itself where it is not
+/// compressed. `place` says where it was read, such as "pack 00ff…", for the error.
 ///
 /// # Errors
 /// [`PackError::Damaged`], naming chunk and place.
-pub fn read_chunk(
+pub fn read_chunk<'s>(
     hash: &ChunkHash,
     len: u32,
     codec: Codec,
-    stored: &[u8],
+    stored: &'s [u8],
     place: &str,
-) -> Result<Vec<u8>, PackError> {
+) -> Result<Cow<'s, [u8]>, PackError> {
     let damaged = |what: &str| {
         PackError::Damaged(format!(
             "the chunk {} in {place} is damaged ({what}); restore the object from a copy of the backend",
@@ -261,9 +262,9 @@ pub fn read_chunk(
         return Err(damaged("its length is impossible"));
     }
     let bytes = match codec {
-        Codec::Raw => stored.to_vec(),
+        Codec::Raw => Cow::Borrowed(stored),
         Codec::Zstd => {
-            zstd::bulk::decompress(stored, wanted).map_err(|_| damaged("it does not decompress"))?
+            Cow::Owned(zstd::bulk::decompress(stored, wanted).map_err(|_| damaged("it does not decompress"))?)
         }
     };
     if bytes.len() != wanted {
@@ -316,18 +317,18 @@ pub struct Part {
     pub stored: Range<u32>,
 }
 
-/// The bytes of a part from what is stored of it, each frame checked against its hash. `hash` is the chunk's name;
-/// `place` says where it was read.
+/// The bytes of a part from what is stored of it, each frame checked against its hash: `stored` itself where it is not
+/// compressed. `hash` is the chunk's name; `place` says where it was read.
 ///
 /// # Errors
 /// [`PackError::Damaged`], naming chunk and place.
-pub fn read_part(
+pub fn read_part<'s>(
     hash: &ChunkHash,
     chunk: &Chunk,
     part: &Part,
-    stored: &[u8],
+    stored: &'s [u8],
     place: &str,
-) -> Result<Vec<u8>, PackError> {
+) -> Result<Cow<'s, [u8]>, PackError> {
     if part.frames.is_empty() {
         return read_chunk(hash, chunk.len, chunk.codec, stored, place);
     }
@@ -337,26 +338,34 @@ pub fn read_part(
             hex(hash)
         ))
     };
-    let mut bytes = Vec::with_capacity((part.bytes.end - part.bytes.start) as usize);
+    let mut unpacked = Vec::new();
+    if chunk.codec == Codec::Zstd {
+        unpacked.reserve_exact((part.bytes.end - part.bytes.start) as usize);
+    }
     let mut rest = stored;
     for (number, frame) in chunk.frames.iter().enumerate().take(part.frames.end).skip(part.frames.start) {
         let (here, behind) =
             rest.split_at_checked(frame.stored_len as usize).ok_or_else(|| damaged("it is too short"))?;
         rest = behind;
         let len = (chunk.len - number as u32 * FRAME_SIZE).min(FRAME_SIZE) as usize;
-        let from = bytes.len();
-        match chunk.codec {
-            Codec::Raw => bytes.extend_from_slice(here),
-            Codec::Zstd => bytes.extend_from_slice(
-                &zstd::bulk::decompress(here, len).map_err(|_| damaged("a frame does not decompress"))?,
+        let read = match chunk.codec {
+            Codec::Raw => Cow::Borrowed(here),
+            Codec::Zstd => Cow::Owned(
+                zstd::bulk::decompress(here, len).map_err(|_| damaged("a frame does not decompress"))?,
             ),
-        }
-        let read = bytes.get(from..).unwrap_or_default();
-        if read.len() != len || frame_hash(read) != frame.hash {
+        };
+        if read.len() != len || frame_hash(&read) != frame.hash {
             return Err(damaged("the content of a frame does not match its hash"));
         }
+        if let Cow::Owned(read) = read {
+            unpacked.extend_from_slice(&read);
+        }
     }
-    Ok(bytes)
+    Ok(match chunk.codec {
+        // Frames lie one after another.
+        Codec::Raw => Cow::Borrowed(stored.get(..stored.len() - rest.len()).unwrap_or_default()),
+        Codec::Zstd => Cow::Owned(unpacked),
+    })
 }
 
 /// The chunks that a pack lists, its trailer checked; the chunks themselves are checked by [`read_chunk`]. `place` says
@@ -484,7 +493,7 @@ mod tests {
     fn damage_is_named() {
         let text = b"abc".repeat(100);
         let chunk = encode(&text);
-        let text_of = |result: Result<Vec<u8>, PackError>| result.unwrap_err().to_string();
+        let text_of = |result: Result<Cow<'_, [u8]>, PackError>| result.unwrap_err().to_string();
         let wrong = text_of(read_chunk(&chunk.hash, chunk.len, Codec::Raw, &chunk.stored, "pack 00ff"));
         assert!(wrong.contains("pack 00ff") && wrong.contains(&hex(&chunk.hash)), "{wrong}");
         assert!(
@@ -517,7 +526,7 @@ mod tests {
                 assert!(part.bytes.start <= wanted.start && part.bytes.end >= wanted.end);
                 let stored = &chunk.stored[part.stored.start as usize..part.stored.end as usize];
                 let read = read_part(&chunk.hash, &record, &part, stored, "p").unwrap();
-                assert_eq!(read, bytes[part.bytes.start as usize..part.bytes.end as usize]);
+                assert_eq!(*read, bytes[part.bytes.start as usize..part.bytes.end as usize]);
                 let mut changed = stored.to_vec();
                 changed[stored.len() / 2] ^= 1;
                 assert!(read_part(&chunk.hash, &record, &part, &changed, "p").is_err());

@@ -3,11 +3,14 @@
 
 use std::ops::Range;
 use std::path::Path as FilePath;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::TryStreamExt;
 use object_store::path::Path;
-use object_store::{Error, ObjectStoreExt, PutPayload};
+use object_store::{Error, GetOptions, GetResultPayload, ObjectStore, ObjectStoreExt, PutPayload};
 
+use super::buffer::Buffer;
 use super::store::{Store, explain};
 use super::{Blob, BlobError, Result};
 use crate::meta::records::PackId;
@@ -17,6 +20,22 @@ fn location(id: &PackId) -> Path {
     let name = id.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let directory = name.get(..2).unwrap_or_default();
     Path::from(format!("packs/{directory}/{name}"))
+}
+
+/// Reads `range` of an object.
+async fn read(objects: &dyn ObjectStore, path: &Path, range: Range<u64>) -> object_store::Result<Bytes> {
+    let answer = objects.get_opts(path, GetOptions::new().with_range(Some(range))).await?;
+    let len = answer.range.end.saturating_sub(answer.range.start);
+    match answer.payload {
+        GetResultPayload::Stream(mut parts) => {
+            let mut buffer = Buffer::for_bytes(len as usize);
+            while let Some(part) = parts.try_next().await? {
+                buffer.extend(&part);
+            }
+            Ok(buffer.freeze())
+        }
+        GetResultPayload::File(..) => answer.bytes().await,
+    }
 }
 
 impl Store {
@@ -53,7 +72,13 @@ impl Blob for Store {
         if wanted == 0 {
             return Ok(Bytes::new());
         }
-        let read = self.handle().block_on(self.objects().get_range(&path, range.clone()));
+        // Among the I/O threads, where the connection lives: waking this one for each part that arrives costs more than the part.
+        let (objects, from, part) = (Arc::clone(self.objects()), path.clone(), range.clone());
+        let reading = self.handle().spawn(async move { read(&*objects, &from, part).await });
+        let read = match self.handle().block_on(reading) {
+            Ok(read) => read,
+            Err(_) => return Err(BlobError::Unavailable("the I/O threads have ended".into())),
+        };
         let bytes = match read {
             Ok(bytes) => bytes,
             // A range that begins past the end is an error of its own kind in each store, so ask for the size.

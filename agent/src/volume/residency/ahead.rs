@@ -24,8 +24,10 @@ use crate::volume::VolumeError;
 use crate::volume::index::Pieces;
 use crate::volume::status::Mutex;
 
-/// Pieces of the largest window: 64 MiB.
-const WINDOW_MAX: u64 = 512;
+/// Pieces of the largest window: 32 MiB. Two are on their way or not read yet.
+const WINDOW_MAX: u64 = 256;
+/// A window is so many times the one before it, and the first one what was asked for: 32 MiB of 128 KiB take four questions.
+const GROWTH: u64 = 4;
 /// Files and directories that are remembered.
 const STREAMS: usize = 4096;
 /// Windows of small files: the first, and the largest.
@@ -35,8 +37,8 @@ const SIBLINGS_BYTES: u64 = 16 << 20;
 /// Who went from directory to directory so shortly before goes on.
 const MOMENTUM: Duration = Duration::from_secs(2);
 /// Threads that bring things ahead, and runs that each of them takes at once.
-pub const THREADS: usize = 4;
-const TOGETHER: usize = 3;
+pub const THREADS: usize = 6;
+const TOGETHER: usize = 2;
 
 /// A file that is read in large steps.
 struct Stream {
@@ -112,7 +114,7 @@ impl Residency {
             return;
         }
         let pieces = found.stat.size.div_ceil(PIECE);
-        let most = WINDOW_MAX.min(self.options.cache_size.unwrap_or(u64::MAX) / 4 / PIECE);
+        let most = WINDOW_MAX.min(self.options.cache_size.unwrap_or(u64::MAX) / 8 / PIECE).max(1);
         let mut streams = self.ahead.streams.lock();
         prune(&mut streams, |stream| stream.asked);
         let now = Instant::now();
@@ -136,8 +138,17 @@ impl Residency {
             (stream.window, stream.frontier) = (0, range.end);
             return;
         }
-        stream.window = (stream.window * 2).max(range.end - range.start).max(1).min(most);
-        let (mut at, end) = (stream.frontier.max(range.end), (range.end + stream.window).min(pieces));
+        let mut at = stream.frontier.max(range.end);
+        if at - range.end > stream.window {
+            // He has not come to the last window yet, but waits for what is on its way.
+            return;
+        }
+        stream.window = (stream.window.max(range.end - range.start).max(1) * GROWTH).min(most);
+        let mut end = at + stream.window;
+        if stream.window >= RUN {
+            end = end.next_multiple_of(RUN);
+        }
+        let end = end.min(pieces);
         if at >= end {
             return;
         }

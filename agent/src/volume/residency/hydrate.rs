@@ -7,6 +7,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use storeshim_protocol::request::Pin;
 use storeshim_protocol::residency::PIECE;
 
@@ -24,12 +25,13 @@ use crate::volume::{Hydrate, VolumeError};
 
 /// Files up to this size come as a whole, in bytes.
 pub const SMALL: u64 = 4 << 20;
-/// Pieces that are written under one lock: 1 MiB.
-const SLICE: u64 = 8;
-/// Pieces that are fetched together: what is in memory of one request.
-const SPAN: u64 = 2 * RUN;
-/// Threads that bring one large range.
-const SIDE_BY_SIDE: usize = 4;
+/// Pieces that are written under one lock: 4 MiB, some milliseconds. Each slice has its own open, leases, times and changes of
+/// the index.
+const SLICE: u64 = RUN;
+/// The same where the cache is so small that it would overflow by them: 1 MiB.
+const SLICE_SMALL: u64 = 8;
+/// Runs of one request that are noted as used.
+const NOTED: u64 = 64;
 /// How often data is looked for anew that the volume has meanwhile elsewhere, and a file that moves about.
 const TRIES: u32 = 20;
 /// How often the rings are drained until nothing waits for a busy sink, and the pause before the next time.
@@ -55,7 +57,7 @@ struct Target {
     sources: Vec<Source>,
     /// Items that are still to come.
     missing: usize,
-    parts: Vec<(u64, Vec<u8>)>,
+    parts: Vec<(u64, Bytes)>,
     failed: Option<VolumeError>,
     /// What could not be read is elsewhere by now.
     moved: bool,
@@ -63,7 +65,7 @@ struct Target {
 }
 
 impl Target {
-    fn take(&mut self, index: &Index, item: &Item, read: Result<Vec<u8>>) {
+    fn take(&mut self, index: &Index, item: &Item, read: Result<Bytes>) {
         match read {
             Ok(bytes) => self.parts.push((item.at, bytes)),
             Err(error) => {
@@ -131,7 +133,7 @@ impl Residency {
         let state = locked.state(&self.index)?;
         state.pin(Pinned::by(pin, now));
         state.pin(self.cache.early.take(found.stat.id.ino));
-        for run in range.start / RUN..range.end.div_ceil(RUN).min(range.start / RUN + SPAN) {
+        for run in range.start / RUN..range.end.div_ceil(RUN).min(range.start / RUN + NOTED) {
             state.used.insert(run, now);
         }
         let mut absent = Pieces::default();
@@ -142,38 +144,6 @@ impl Residency {
             uses.used(found.inode, range.start, range.end);
         }
         Ok(absent)
-    }
-
-    /// Brings absent pieces of one file, however many.
-    ///
-    /// # Errors
-    /// As [`Residency::hydrate`].
-    pub fn bring_pieces(&self, inode: u64, pieces: &Pieces, urgent: bool) -> Result<()> {
-        let mut spans = Vec::new();
-        for range in pieces.iter() {
-            let mut at = range.start;
-            while at < range.end {
-                // On the borders of blocks, where chunks begin.
-                let next = ((at / SPAN + 1) * SPAN).min(range.end);
-                spans.push(Job { inode, pieces: Pieces::of(at..next) });
-                at = next;
-            }
-        }
-        if let [span] = spans.as_slice() {
-            return self.bring(std::slice::from_ref(span), urgent);
-        }
-        let next = std::sync::atomic::AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            let run = || {
-                while let Some(span) = spans.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    self.bring(std::slice::from_ref(span), urgent)?;
-                }
-                Ok(())
-            };
-            let threads: Vec<_> = (0..SIDE_BY_SIDE.min(spans.len())).map(|_| scope.spawn(run)).collect();
-            // A thread that panicked has taken the process with it.
-            threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Ok(())))
-        })
     }
 
     /// Brings pieces of files together: their reads are under way at once, and neighbours are read once. The first error is
@@ -276,9 +246,9 @@ impl Residency {
         for (get, answer) in reads.gets.iter().zip(under_way) {
             let fetched =
                 answer.recv().unwrap_or_else(|_| Err(VolumeError::Failed("the volume is closed".into())));
-            let mut take = |item: &Item, read: Result<&[u8]>| {
+            let mut take = |item: &Item, read: Result<Bytes>| {
                 if let Some(target) = targets.get_mut(item.file) {
-                    target.take(&self.index, item, read.map(<[u8]>::to_vec));
+                    target.take(&self.index, item, read);
                 }
             };
             match fetched {
@@ -334,10 +304,11 @@ impl Residency {
         }
         let mut parts = std::mem::take(&mut target.parts);
         parts.sort_by_key(|(at, _)| *at);
+        let slice = if self.is_roomy() { SLICE } else { SLICE_SMALL };
         for range in target.pieces.iter() {
             let mut at = range.start;
             while at < range.end {
-                let next = (at + SLICE).min(range.end);
+                let next = (at + slice).min(range.end);
                 self.write_slice(target, at..next, &parts)?;
                 at = next;
             }
@@ -349,7 +320,7 @@ impl Residency {
         &self,
         target: &Target,
         slice: std::ops::Range<u64>,
-        parts: &[(u64, Vec<u8>)],
+        parts: &[(u64, Bytes)],
     ) -> std::result::Result<(), Unwritten> {
         let _room = self.admit((slice.end - slice.start) * PIECE);
         match self.try_write(target, slice.clone(), parts) {
@@ -378,7 +349,7 @@ impl Residency {
         &self,
         target: &Target,
         slice: std::ops::Range<u64>,
-        parts: &[(u64, Vec<u8>)],
+        parts: &[(u64, Bytes)],
     ) -> std::result::Result<(), Unwritten> {
         let found = &target.found;
         let ino = found.stat.id.ino;

@@ -32,6 +32,7 @@ mod quota;
 mod ready;
 mod requests;
 mod room;
+mod spans;
 mod stage;
 pub mod table;
 mod wanted;
@@ -55,6 +56,7 @@ use self::guard::Guards;
 use self::populate::Populating;
 use self::preaccess::{Guarded, Marks};
 use self::requests::Requests;
+use self::spans::Helpers;
 use self::stage::Stage;
 use self::table::Table;
 use super::cut::Sink;
@@ -155,6 +157,7 @@ pub struct Residency {
     populating: Populating,
     fetcher: Fetcher,
     ahead: Ahead,
+    helpers: Helpers,
     background: Background,
     requests: Requests,
     lost: Lost,
@@ -233,6 +236,7 @@ impl Residency {
             stage,
             populating: Populating::default(),
             ahead: Ahead::default(),
+            helpers: Helpers::default(),
             background: Background::default(),
             requests: Requests::default(),
             lost: Lost::default(),

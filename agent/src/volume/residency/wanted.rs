@@ -1,10 +1,12 @@
 //! From pieces of a file to ranges of packs, and back: which stored bytes hold what is wanted, which of them are read
 //! together, and what they say once they are here, checked against their hashes. It must not know who wants them.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use storeshim_protocol::residency::PIECE;
 
 use crate::blob::pack::{self, Part};
@@ -53,7 +55,7 @@ pub struct Get {
 }
 
 /// Who takes the bytes of items, or what is wrong with them.
-pub type Take<'t> = dyn FnMut(&Item, Result<&[u8], VolumeError>) + 't;
+pub type Take<'t> = dyn FnMut(&Item, Result<Bytes, VolumeError>) + 't;
 
 /// What a list of items comes down to.
 #[derive(Default)]
@@ -199,25 +201,27 @@ impl Item {
     ///
     /// # Errors
     /// Where they are damaged.
-    pub fn inline(&self) -> Result<Vec<u8>, VolumeError> {
-        let Location::Inline(stored) = &self.chunk.location else { return Ok(Vec::new()) };
+    pub fn inline(&self) -> Result<Bytes, VolumeError> {
+        let Location::Inline(stored) = &self.chunk.location else { return Ok(Bytes::new()) };
         let (start, end) = (self.part.stored.start as usize, self.part.stored.end as usize);
         let stored = stored.get(start..end).unwrap_or(&[]);
         let bytes = pack::read_part(&self.hash, &self.chunk, &self.part, stored, "the metadata")?;
-        Ok(self.of_part(&bytes).to_vec())
+        Ok(self.of_part(&Bytes::from(bytes.into_owned())))
     }
 
-    fn of_part<'b>(&self, part: &'b [u8]) -> &'b [u8] {
+    fn of_part(&self, part: &Bytes) -> Bytes {
         let start = self.skip as usize;
-        part.get(start..start + self.len as usize).unwrap_or(&[])
+        let end = start + self.len as usize;
+        if end <= part.len() { part.slice(start..end) } else { Bytes::new() }
     }
 }
 
 impl Get {
-    /// Calls `each` with every item's bytes, or with what is wrong with them.
-    pub fn unpack(&self, read: &[u8], each: &mut Take<'_>) {
+    /// Calls `each` with every item's bytes, or with what is wrong with them. Those that are not compressed are parts of what
+    /// was `read`: they are not copied, and keep its memory.
+    pub fn unpack(&self, read: &Bytes, each: &mut Take<'_>) {
         let place = format!("pack {:032x}", u128::from_be_bytes(self.pack));
-        let mut last: Option<(&Item, Result<Vec<u8>, VolumeError>)> = None;
+        let mut last: Option<(&Item, Result<Bytes, VolumeError>)> = None;
         for item in &self.items {
             let same = |before: &Item| before.hash == item.hash && before.part == item.part;
             let part = match last.take().filter(|(before, _)| same(before)) {
@@ -229,11 +233,14 @@ impl Get {
         }
     }
 
-    fn part(&self, item: &Item, read: &[u8], place: &str) -> Result<Vec<u8>, VolumeError> {
-        let Location::Pack { offset, .. } = item.chunk.location else { return Ok(Vec::new()) };
+    fn part(&self, item: &Item, read: &Bytes, place: &str) -> Result<Bytes, VolumeError> {
+        let Location::Pack { offset, .. } = item.chunk.location else { return Ok(Bytes::new()) };
         let stored = &item.part.stored;
         let start = (u64::from(offset) + u64::from(stored.start)).saturating_sub(self.range.start) as usize;
         let stored = read.get(start..start + (stored.end - stored.start) as usize).unwrap_or(&[]);
-        Ok(pack::read_part(&item.hash, &item.chunk, &item.part, stored, place)?)
+        Ok(match pack::read_part(&item.hash, &item.chunk, &item.part, stored, place)? {
+            Cow::Borrowed(part) => read.slice_ref(part),
+            Cow::Owned(part) => part.into(),
+        })
     }
 }
