@@ -19,6 +19,7 @@
 //! Numbers are little-endian. The hash in the footer covers all entries, the entry count and the version; each chunk is
 //! covered by its own name. Readers of single chunks need neither trailer nor footer.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -262,9 +263,7 @@ pub fn read_chunk(
     }
     let bytes = match codec {
         Codec::Raw => stored.to_vec(),
-        Codec::Zstd => {
-            zstd::bulk::decompress(stored, wanted).map_err(|_| damaged("it does not decompress"))?
-        }
+        Codec::Zstd => decompress(stored, wanted).ok_or_else(|| damaged("it does not decompress"))?,
     };
     if bytes.len() != wanted {
         return Err(damaged(&format!("it has {} bytes instead of {wanted}", bytes.len())));
@@ -316,6 +315,21 @@ pub struct Part {
     pub stored: Range<u32>,
 }
 
+/// What a frame holds, of `len` bytes at most; `None` where it is none. A context is many times as dear as a small frame, so each
+/// thread keeps its own.
+fn decompress(frame: &[u8], len: usize) -> Option<Vec<u8>> {
+    thread_local! {
+        static CONTEXT: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+    }
+    CONTEXT.with_borrow_mut(|context| {
+        let context = match context {
+            Some(context) => context,
+            None => context.insert(zstd::bulk::Decompressor::new().ok()?),
+        };
+        context.decompress(frame, len).ok()
+    })
+}
+
 /// The bytes of a part from what is stored of it, each frame checked against its hash. `hash` is the chunk's name;
 /// `place` says where it was read.
 ///
@@ -348,7 +362,7 @@ pub fn read_part(
         match chunk.codec {
             Codec::Raw => bytes.extend_from_slice(here),
             Codec::Zstd => bytes.extend_from_slice(
-                &zstd::bulk::decompress(here, len).map_err(|_| damaged("a frame does not decompress"))?,
+                &decompress(here, len).ok_or_else(|| damaged("a frame does not decompress"))?,
             ),
         }
         let read = bytes.get(from..).unwrap_or_default();
