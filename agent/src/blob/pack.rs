@@ -20,6 +20,7 @@
 //! covered by its own name. Readers of single chunks need neither trailer nor footer.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -264,7 +265,7 @@ pub fn read_chunk<'s>(
     let bytes = match codec {
         Codec::Raw => Cow::Borrowed(stored),
         Codec::Zstd => {
-            Cow::Owned(zstd::bulk::decompress(stored, wanted).map_err(|_| damaged("it does not decompress"))?)
+            Cow::Owned(decompress(stored, wanted).ok_or_else(|| damaged("it does not decompress"))?)
         }
     };
     if bytes.len() != wanted {
@@ -317,6 +318,21 @@ pub struct Part {
     pub stored: Range<u32>,
 }
 
+/// What a frame holds, of `len` bytes at most; `None` where it is none. A context is many times as dear as a small frame, so each
+/// thread keeps its own.
+fn decompress(frame: &[u8], len: usize) -> Option<Vec<u8>> {
+    thread_local! {
+        static CONTEXT: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+    }
+    CONTEXT.with_borrow_mut(|context| {
+        let context = match context {
+            Some(context) => context,
+            None => context.insert(zstd::bulk::Decompressor::new().ok()?),
+        };
+        context.decompress(frame, len).ok()
+    })
+}
+
 /// The bytes of a part from what is stored of it, each frame checked against its hash: `stored` itself where it is not
 /// compressed. `hash` is the chunk's name; `place` says where it was read.
 ///
@@ -350,9 +366,9 @@ pub fn read_part<'s>(
         let len = (chunk.len - number as u32 * FRAME_SIZE).min(FRAME_SIZE) as usize;
         let read = match chunk.codec {
             Codec::Raw => Cow::Borrowed(here),
-            Codec::Zstd => Cow::Owned(
-                zstd::bulk::decompress(here, len).map_err(|_| damaged("a frame does not decompress"))?,
-            ),
+            Codec::Zstd => {
+                Cow::Owned(decompress(here, len).ok_or_else(|| damaged("a frame does not decompress"))?)
+            }
         };
         if read.len() != len || frame_hash(&read) != frame.hash {
             return Err(damaged("the content of a frame does not match its hash"));

@@ -418,6 +418,21 @@ impl Index {
         Ok(found)
     }
 
+    /// As [`Index::blocks`], of those in `first..end`.
+    pub fn blocks_within(&self, inode: u64, first: u64, end: u64) -> Result<Vec<(u64, Block)>> {
+        let mut found = Vec::new();
+        if first < end {
+            self.load_range(&key::blocks_of(inode), None)?;
+            for pair in self.records.range(key::block(inode, first)..key::block(inode, end)) {
+                let (key, value) = pair.into_inner()?;
+                if let key::Key::Block(_, number) = key::parse(&key)? {
+                    found.push((number, records::decode(&key, &value).map_err(damaged)?));
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Keys of a file's fingerprints.
     pub fn fingerprint_keys(&self, inode: u64) -> Result<Vec<Vec<u8>>> {
         let mut found = Vec::new();

@@ -19,6 +19,7 @@ use super::Residency;
 use super::file::RUN;
 use super::find::Inode;
 use super::hydrate::{Job, SMALL};
+use super::momentum;
 use crate::meta::records::{Location, PackId};
 use crate::volume::VolumeError;
 use crate::volume::index::Pieces;
@@ -30,12 +31,6 @@ const WINDOW_MAX: u64 = 256;
 const GROWTH: u64 = 4;
 /// Files and directories that are remembered.
 const STREAMS: usize = 4096;
-/// Windows of small files: the first, and the largest.
-const SIBLINGS: (usize, usize) = (8, 1024);
-/// Bytes of small files that are brought together.
-const SIBLINGS_BYTES: u64 = 16 << 20;
-/// Who went from directory to directory so shortly before goes on.
-const MOMENTUM: Duration = Duration::from_secs(2);
 /// Threads that bring things ahead, and runs that each of them takes at once.
 pub const THREADS: usize = 6;
 const TOGETHER: usize = 2;
@@ -74,8 +69,6 @@ enum Work {
 pub struct Ahead {
     streams: Mutex<HashMap<u64, Stream>>,
     dirs: Mutex<HashMap<u64, Siblings>>,
-    /// When small files were asked for one after another last, and the window that they had.
-    momentum: Mutex<Option<(Instant, usize)>>,
     queue: Sender<Work>,
     work: Receiver<Work>,
 }
@@ -83,13 +76,7 @@ pub struct Ahead {
 impl Default for Ahead {
     fn default() -> Self {
         let (queue, work) = unbounded();
-        Self {
-            streams: Mutex::new(HashMap::new()),
-            dirs: Mutex::new(HashMap::new()),
-            momentum: Mutex::new(None),
-            queue,
-            work,
-        }
+        Self { streams: Mutex::new(HashMap::new()), dirs: Mutex::new(HashMap::new()), queue, work }
     }
 }
 
@@ -183,24 +170,28 @@ impl Residency {
 
     /// A small file was asked for: perhaps those beside it are, too.
     fn beside(&self, inode: u64) -> Result<(), VolumeError> {
+        self.momentum.file_asked();
         let Some((dir, _)) = self.index.links(inode)?.into_iter().next() else { return Ok(()) };
         let now = Instant::now();
-        let momentum = self.ahead.momentum.lock().filter(|(at, _)| now.duration_since(*at) < MOMENTUM);
+        let momentum = self.momentum.window();
         let mut dirs = self.ahead.dirs.lock();
         prune(&mut dirs, |siblings| siblings.at);
         let siblings = dirs.entry(dir).or_insert(Siblings {
             asked: 0,
-            window: momentum.map_or(SIBLINGS.0 / 2, |(_, window)| window / 2),
+            window: momentum.unwrap_or(momentum::FILES.0) / 2,
             rest: None,
             at: now,
         });
         siblings.at = now;
         siblings.asked += 1;
+        if let (true, Some(window)) = (self.momentum.was_left_out(inode), momentum) {
+            siblings.window = siblings.window.max(window);
+        }
         if siblings.asked == 1 && momentum.is_none() {
             return Ok(());
         }
-        siblings.window = (siblings.window * 2).clamp(SIBLINGS.0, SIBLINGS.1);
-        *self.ahead.momentum.lock() = Some((now, siblings.window));
+        siblings.window = (siblings.window * 2).clamp(momentum::FILES.0, momentum::FILES.1);
+        self.momentum.goes_on(siblings.window);
         // The receiver is ours.
         let _ = self.ahead.queue.send(Work::Siblings(dir, inode));
         Ok(())
@@ -217,7 +208,7 @@ impl Residency {
         };
         let (mut jobs, mut bytes, mut taken) = (Vec::new(), 0, 0);
         for inode in &rest {
-            if jobs.len() >= window || bytes >= SIBLINGS_BYTES {
+            if jobs.len() >= window || bytes >= momentum::BYTES {
                 break;
             }
             taken += 1;

@@ -9,12 +9,14 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Residency;
+use super::filled::is_small;
 use super::find::Found;
 use super::hydrate::Job;
+use super::momentum;
 use super::own::Own;
 use crate::volume::index::{Absent, Changes, Pieces};
 use crate::volume::status::Mutex;
-use crate::volume::{Progress, VolumeError};
+use crate::volume::{Hydrate, Progress, VolumeError};
 
 /// Directories whose entries are read from the backend together.
 const TOGETHER: usize = 64;
@@ -22,6 +24,10 @@ const TOGETHER: usize = 64;
 const HOT: usize = 1024;
 /// Between two looks at whether there is anything to do again, and after a failure.
 const REST: Duration = Duration::from_secs(2);
+/// Of these, those whose files are read together.
+const AHEAD: usize = 8;
+/// Between two looks whether who is read ahead for has come nearer.
+const TICK: Duration = Duration::from_millis(1);
 /// Files that are brought together where everything is.
 const FILES: usize = 256;
 const BYTES: u64 = 16 << 20;
@@ -42,6 +48,7 @@ impl Default for Background {
 impl Residency {
     /// A directory was asked for: those in it will be.
     pub(super) fn note_populated(&self, ino: u64) {
+        self.momentum.names_asked();
         if let Ok(Some(kernel)) = self.index.kernel(ino)
             && !self.table.is_complete()
         {
@@ -85,20 +92,61 @@ impl Residency {
             return Ok(false);
         }
         self.index.load_entries(&dirs, self.until())?;
-        for dir in dirs {
-            let began = Instant::now();
+        let mut ahead = 0;
+        for (at, dir) in dirs.iter().enumerate() {
+            self.make_way();
             if self.is_closed() {
                 break;
             }
-            if !self.bring_names_of(dir)? {
-                failed.insert(dir);
+            if at >= ahead && self.momentum.window().is_some() {
+                let next = dirs.get(at..).unwrap_or(&[]);
+                ahead = at + next.len().min(AHEAD);
+                self.fetch_for(next.get(..AHEAD).unwrap_or(next))?;
+            }
+            let began = Instant::now();
+            if !self.bring_names_of(*dir)? {
+                failed.insert(*dir);
             }
             // Whoever waits for something goes first.
-            if self.requests_under_way() {
+            if self.requests_under_way() && self.momentum.window().is_none() {
                 self.pause((began.elapsed() * 2).min(Duration::from_millis(50)));
             }
         }
         Ok(true)
+    }
+
+    /// Waits until what nobody waits for may come.
+    fn make_way(&self) {
+        while !self.is_closed() && self.options.hydrate != Hydrate::Eager && !self.momentum.lets_names_come()
+        {
+            self.pause(TICK);
+        }
+    }
+
+    /// Has the metadata and the data of directories at hand whose small files are to come with them: in a few round trips for
+    /// all of them.
+    fn fetch_for(&self, dirs: &[u64]) -> Result<(), VolumeError> {
+        let mut inodes = Vec::new();
+        for dir in dirs {
+            if self.index.is_unpopulated(*dir)? {
+                inodes.extend(self.index.children(*dir)?.into_iter().map(|(_, inode)| inode));
+            }
+        }
+        self.index.load_inodes(&inodes, self.until())?;
+        let mut files = Vec::new();
+        for inode in inodes {
+            match self.index.inode(inode)? {
+                Some(record) if is_small(&record) && files.len() < momentum::FILES.1 => {
+                    files.push((inode, record.size));
+                }
+                _ => {}
+            }
+        }
+        // Without it everything comes all the same, only slower.
+        if let Err(error) = self.fetch_ahead(&files) {
+            tracing::debug!(%error, "nothing is read ahead");
+        }
+        Ok(())
     }
 
     fn next_directories(&self, failed: &HashSet<u64>) -> Result<Vec<u64>, VolumeError> {
@@ -129,7 +177,7 @@ impl Residency {
         };
         // Where it is not to be found at once, a cut for each would be too much: the next one shows.
         match self.at_its_names(&kernel)? {
-            Some(found) => self.populate_found(&found, self.until()).map(|()| true),
+            Some(found) => self.populate_found(&found, self.until(), false).map(|()| true),
             None => Ok(false),
         }
     }

@@ -4,7 +4,7 @@
 //! ```text
 //! requests ─▶ populate ─▶ stage (entries)        table   what clients see of it
 //!          └▶ hydrate ──▶ wanted ─▶ fetch        file    what is absent of a file, and the inodes' locks
-//!             ahead, background: the same, before anybody asks
+//!             ahead, background: the same, before anybody asks; filled: small files with their names, as far as momentum lets
 //! ```
 
 mod ahead;
@@ -16,12 +16,14 @@ mod evict;
 mod extents;
 mod fetch;
 pub mod file;
+mod filled;
 mod find;
 mod guard;
 mod hydrate;
 mod in_use;
 mod lease;
 mod lru;
+mod momentum;
 mod openers;
 mod own;
 mod pin;
@@ -53,6 +55,7 @@ use self::cache::Cache;
 use self::fetch::Fetcher;
 use self::file::Files;
 use self::guard::Guards;
+use self::momentum::Momentum;
 use self::populate::Populating;
 use self::preaccess::{Guarded, Marks};
 use self::requests::Requests;
@@ -158,6 +161,7 @@ pub struct Residency {
     fetcher: Fetcher,
     ahead: Ahead,
     helpers: Helpers,
+    momentum: Momentum,
     background: Background,
     requests: Requests,
     lost: Lost,
@@ -237,6 +241,7 @@ impl Residency {
             populating: Populating::default(),
             ahead: Ahead::default(),
             helpers: Helpers::default(),
+            momentum: Momentum::default(),
             background: Background::default(),
             requests: Requests::default(),
             lost: Lost::default(),

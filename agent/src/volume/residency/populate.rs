@@ -10,12 +10,14 @@ use std::time::Instant;
 
 use super::Residency;
 use super::file::pieces_of;
+use super::filled;
 use super::find::{self, Found};
 use super::own::Own;
 use crate::guard::fanotify::Marked;
 use crate::meta::records::Inode;
 use crate::volume::VolumeError;
 use crate::volume::dirty::Names;
+use crate::volume::entry::Parts;
 use crate::volume::index::{self, Changes, Doubt, Pieces, Seen, Until};
 use crate::volume::tree::{FileId, Stat};
 
@@ -63,6 +65,8 @@ struct Entry {
     name: Vec<u8>,
     inode: u64,
     record: Inode,
+    /// All bytes of a file that is to be made with them.
+    data: Option<Parts>,
     /// Its name on the stage, once it is there.
     staged: String,
     /// It is another name of an inode that is in the tree, or was staged before.
@@ -80,16 +84,16 @@ impl Residency {
     /// Where the backend or this disk does not let it, for as long as patience goes.
     pub fn populate(&self, ino: u64) -> Result<()> {
         match self.find(ino)? {
-            Found::Here(found) if found.stat.is_dir() => self.populate_found(&found, self.until()),
+            Found::Here(found) if found.stat.is_dir() => self.populate_found(&found, self.until(), true),
             _ => Ok(()),
         }
     }
 
-    /// As [`Residency::populate`], of a directory that was found.
+    /// As [`Residency::populate`], of a directory that was found. `asked`: somebody waits for it.
     ///
     /// # Errors
     /// As there.
-    pub fn populate_found(&self, found: &find::Inode, until: Until) -> Result<()> {
+    pub fn populate_found(&self, found: &find::Inode, until: Until, asked: bool) -> Result<()> {
         let dir = found.inode;
         if !self.index.is_unpopulated(dir)? {
             self.show_populated(dir, found.stat.id.ino)?;
@@ -100,7 +104,7 @@ impl Residency {
             return Ok(());
         }
         let children = self.index.load_children(dir, until)?;
-        self.bring_names(found, children)?;
+        self.bring_names(found, children, asked)?;
         self.shared.count("populated_directories", 1);
         self.show_populated(dir, found.stat.id.ino)
     }
@@ -120,7 +124,7 @@ impl Residency {
         Some(Instant::now() + self.options.patience)
     }
 
-    fn bring_names(&self, found: &find::Inode, children: Vec<(Vec<u8>, u64)>) -> Result<()> {
+    fn bring_names(&self, found: &find::Inode, children: Vec<(Vec<u8>, u64)>, asked: bool) -> Result<()> {
         let failed = |e: std::io::Error| self.cannot_populate(found.inode, &e);
         let ino = found.stat.id.ino;
         let fd = self.open_dir(found).map_err(failed)?;
@@ -153,12 +157,14 @@ impl Residency {
                 );
                 continue;
             };
-            entries.push(Entry { name, inode, record, staged: String::new(), link: false, id: None });
+            let staged = String::new();
+            entries.push(Entry { name, inode, record, data: None, staged, link: false, id: None });
         }
         foreign.extend(there.into_keys());
         for batch in entries.chunks_mut(BATCH) {
             let linked =
                 |entry: &Entry| entry.record.links > 1 && entry.record.mode & libc::S_IFMT != libc::S_IFDIR;
+            self.fill(batch, asked)?;
             let _links = batch.iter().any(linked).then(|| self.populating.links());
             let placed = self
                 .stage_all(batch, found.inode)
@@ -170,7 +176,10 @@ impl Residency {
             placed?;
             // Now they have names, by which programs without the shim may open them.
             let files = batch.iter().filter(|entry| entry.record.mode & libc::S_IFMT == libc::S_IFREG);
+            let (filled, files): (Vec<&Entry>, Vec<&Entry>) = files.partition(|entry| entry.data.is_some());
+            self.came_filled(&filled);
             files
+                .into_iter()
                 .filter(|entry| entry.record.size > 0 && !entry.link)
                 .filter(|entry| !entry.id.is_some_and(|id| self.marks.has(id.ino)))
                 .for_each(|entry| self.guards.want(entry.inode));
@@ -208,8 +217,53 @@ impl Residency {
         Ok(())
     }
 
+    /// Files have come whole.
+    fn came_filled(&self, filled: &[&Entry]) {
+        self.shared.count("hydrated_bytes", filled.iter().map(|entry| entry.record.size).sum());
+        self.shared.count("filled_files", filled.len() as u64);
+        if let Some(uses) = self.uses.get() {
+            filled.iter().for_each(|entry| uses.used(entry.inode, 0, pieces_of(entry.record.size).end()));
+        }
+    }
+
     fn open_dir(&self, found: &find::Inode) -> std::io::Result<OwnedFd> {
         found.open(self, libc::O_RDONLY | libc::O_DIRECTORY).map(OwnedFd::from)
+    }
+
+    /// Fetches the data of those small files that are to come together with their names.
+    fn fill(&self, batch: &mut [Entry], asked: bool) -> Result<()> {
+        if self.momentum.window().is_none() {
+            return Ok(());
+        }
+        let mut small = Vec::new();
+        for entry in batch.iter().filter(|entry| filled::is_small(&entry.record)) {
+            // What was here before is made as it was then.
+            if self.index.seen(entry.inode)?.is_none() {
+                small.push((entry.inode, entry.record.size));
+            }
+        }
+        self.momentum.choose(&mut small, asked);
+        if small.is_empty() || !self.has_room_ahead(small.iter().map(|(_, size)| size).sum()) {
+            return Ok(());
+        }
+        let mut data = self.data_of(&small, asked);
+        batch.iter_mut().for_each(|entry| entry.data = data.remove(&entry.inode));
+        Ok(())
+    }
+
+    /// Makes an entry on the stage under `name`, with its data if it has any and this disk takes that; what stat(2) says of it.
+    fn make(&self, entry: &mut Entry, name: &str) -> std::io::Result<Stat> {
+        if let Some(parts) = entry.data.take() {
+            match self.stage.make_filled(&self.tree, name, &entry.record, &parts) {
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {}
+                made => {
+                    // Kept, as what says that there is nothing absent.
+                    entry.data = Some(Parts::new());
+                    return made;
+                }
+            }
+        }
+        self.stage.make(&self.tree, name, &entry.record)
     }
 
     /// Makes entries on the stage, and lets index and clients know of them.
@@ -222,6 +276,7 @@ impl Residency {
             let name = self.stage.name();
             let kind = entry.record.mode & libc::S_IFMT;
             let old = self.index.seen(entry.inode)?;
+            let mut made = None;
             let elsewhere = match &old {
                 Some(_) if kind == libc::S_IFDIR => None,
                 Some(_) if entry.record.links > 1 => self.find_inode(entry.inode)?,
@@ -238,7 +293,7 @@ impl Residency {
                 self.stage.link(first, &name).map_err(failed)?;
                 entry.link = true;
             } else {
-                self.stage.make(&self.tree, &name, &entry.record).map_err(failed)?;
+                made = Some(self.make(entry, &name).map_err(failed)?);
                 if entry.record.links > 1 && kind != libc::S_IFDIR {
                     // What stands there otherwise is of an agent that died before the index knew it.
                     self.stage.release(entry.inode);
@@ -254,17 +309,18 @@ impl Residency {
                 }
                 continue;
             }
-            let stat = self.tree.stat_at(self.stage.dir(), name.as_bytes()).map_err(failed)?;
-            let Some(stat) = stat else {
-                return Err(self.cannot_populate(dir, &std::io::ErrorKind::NotFound.into()));
-            };
+            // Which of them are not made is skipped above.
+            let Some(stat) = made else { continue };
             entry.id = Some(stat.id);
             if let Some(old) = old {
                 // Staged by an agent that died, or it had a name that is gone: that inode lacks nothing any more.
                 self.forget(entry.inode, old.id.ino)?;
             }
             index::set_seen(&mut changes, entry.inode, &Seen::of(&stat, Doubt::None.moved()))?;
-            let pieces = if kind == libc::S_IFREG { pieces_of(entry.record.size) } else { Pieces::default() };
+            // The bytes of what is filled are there already, checked, before anything says so.
+            let absent_size =
+                if kind == libc::S_IFREG && entry.data.is_none() { entry.record.size } else { 0 };
+            let pieces = pieces_of(absent_size);
             index::set_absent(&mut changes, entry.inode, &pieces)?;
             index::set_unpopulated(&mut changes, entry.inode, kind == libc::S_IFDIR);
             if kind == libc::S_IFDIR || !pieces.is_empty() {

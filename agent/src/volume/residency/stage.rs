@@ -11,8 +11,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use crate::meta::records::Inode;
-use crate::volume::entry;
-use crate::volume::tree::{Tree, check, cstring};
+use crate::volume::entry::{self, Parts};
+use crate::volume::tree::{Stat, Tree, check, cstring};
 
 /// A private directory of the tree's filesystem, in which entries are made.
 pub struct Stage {
@@ -126,11 +126,28 @@ impl Stage {
         let _ = unlinkat(&self.kept, inode.to_string().as_str(), UnlinkatFlags::NoRemoveDir);
     }
 
-    /// Makes an inode as `record` says, with its attributes and without data.
+    /// Makes an inode as `record` says, with its attributes and without data; what stat(2) says of it then.
     ///
     /// # Errors
     /// Those of the system calls.
-    pub fn make(&self, tree: &Tree, name: &str, record: &Inode) -> io::Result<()> {
+    pub fn make(&self, tree: &Tree, name: &str, record: &Inode) -> io::Result<Stat> {
+        if record.mode & libc::S_IFMT == libc::S_IFREG {
+            return self.make_filled(tree, name, record, &Parts::new());
+        }
+        self.make_other(tree, name, record)?;
+        tree.stat_at(self.dir.as_fd(), name.as_bytes())?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The same of a regular file, with its bytes in `parts`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn make_filled(&self, tree: &Tree, name: &str, record: &Inode, parts: &Parts) -> io::Result<Stat> {
+        let file = entry::make_file(self.dir.as_fd(), name.as_bytes(), record, parts)?;
+        tree.stat(file.as_fd())
+    }
+
+    fn make_other(&self, tree: &Tree, name: &str, record: &Inode) -> io::Result<()> {
         let dir = self.dir.as_fd();
         entry::make(tree, dir, name.as_bytes(), record)?;
         if record.mode & libc::S_IFMT == libc::S_IFDIR && !self.root {

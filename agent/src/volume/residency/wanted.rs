@@ -84,12 +84,26 @@ pub fn of_file(
     size: u64,
     until: Until,
 ) -> Result<Vec<Item>, VolumeError> {
-    let mut chunks: HashMap<ChunkHash, Arc<Chunk>> = HashMap::new();
     let span = pieces.iter().next().map_or(0, |range| range.start)..pieces.end();
     let bytes = |piece: u64| piece.saturating_mul(PIECE).min(size);
     if bytes(span.start) < bytes(span.end) {
         index.load_file(inode, bytes(span.start)..bytes(span.end), until)?;
     }
+    of_loaded(index, file, inode, pieces, size)
+}
+
+/// As [`of_file`], of a file of which all that is needed of the metadata is here.
+///
+/// # Errors
+/// As there.
+pub fn of_loaded(
+    index: &Index,
+    file: usize,
+    inode: u64,
+    pieces: &Pieces,
+    size: u64,
+) -> Result<Vec<Item>, VolumeError> {
+    let mut chunks: HashMap<ChunkHash, Arc<Chunk>> = HashMap::new();
     let sources = sources(index, inode, pieces, size)?;
     let mut items = Vec::with_capacity(sources.len());
     for Source { at, len, hash, first } in sources {
@@ -117,9 +131,9 @@ pub fn sources(index: &Index, inode: u64, pieces: &Pieces, size: u64) -> Result<
     let bytes = |piece: u64| piece.saturating_mul(PIECE).min(size);
     for range in pieces.iter() {
         let (start, end) = (bytes(range.start), bytes(range.end));
-        for number in index.block_numbers(inode, start / BLOCK_SIZE, end.div_ceil(BLOCK_SIZE))? {
+        for (number, block) in index.blocks_within(inode, start / BLOCK_SIZE, end.div_ceil(BLOCK_SIZE))? {
             let base = number * BLOCK_SIZE;
-            for extent in index.block(inode, number)?.unwrap_or_default().extents {
+            for extent in block.extents {
                 let from = (base + u64::from(extent.start)).max(start);
                 let to = (base + u64::from(extent.start) + u64::from(extent.len)).min(end);
                 if from >= to {

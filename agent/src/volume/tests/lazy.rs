@@ -24,18 +24,18 @@ impl Watch for Idle {
 }
 
 /// Bytes that do not compress, and tell where they belong.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut out = vec![0; len];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
     out
 }
 
 impl Node {
-    fn lazy(url: &str) -> Self {
+    pub(super) fn lazy(url: &str) -> Self {
         Self::with(url, Hydrate::OnRead)
     }
 
-    fn ask(&self, ask: Ask) -> Full {
+    pub(super) fn ask(&self, ask: Ask) -> Full {
         let (to, answer) = crossbeam::channel::bounded(1);
         self.volume().request(ask, Box::new(Whole(to)));
         answer.recv_timeout(Duration::from_secs(30)).unwrap()
@@ -86,7 +86,7 @@ impl Node {
         }
     }
 
-    fn all_of(&self, path: &str) -> Vec<u8> {
+    pub(super) fn all_of(&self, path: &str) -> Vec<u8> {
         self.reach(path);
         let size = fs::metadata(self.tree().join(path)).unwrap().size();
         self.read(path, 0, size as usize).unwrap()
@@ -96,11 +96,11 @@ impl Node {
         fs::metadata(self.tree().join(path)).unwrap().blocks()
     }
 
-    fn counter(&self, name: &str) -> u64 {
+    pub(super) fn counter(&self, name: &str) -> u64 {
         self.volume().status().counters.get(name).copied().unwrap_or(0)
     }
 
-    fn all_names(&self) {
+    pub(super) fn all_names(&self) {
         let until = Instant::now() + Duration::from_secs(30);
         while !self.volume().status().residency.names_complete {
             assert!(Instant::now() < until);
