@@ -108,6 +108,8 @@ pub trait Before {
 pub struct Captured {
     /// See [`Edit`].
     pub edits: Vec<Edit>,
+    /// How many of them may say what stood there before: nothing is known by which the two could be compared.
+    pub unproven: usize,
     /// Fingerprints: new ones, or `None` for a block whose old ones do not hold any more.
     pub fingerprints: BTreeMap<u64, Option<Fingerprints>>,
 }
@@ -200,6 +202,8 @@ pub fn compare(
             found.fingerprints.insert(block, Some(Fingerprints(prints)));
             continue;
         }
+        let proven = old.is_some() || is_one_chunk(before.block(block)?.as_ref());
+        let edits = found.edits.len();
         let changed = |i: usize| old.as_ref().is_none_or(|o| o.0.get(i) != prints.get(i));
         let mut i = 0;
         let mut any = false;
@@ -222,11 +226,23 @@ pub fn compare(
             }
             i = i.max(first + 1);
         }
+        if !proven {
+            found.unproven += found.edits.len() - edits;
+        }
         if any || old.is_none() {
             found.fingerprints.insert(block, Some(Fingerprints(prints)));
         }
     }
     Ok(found)
+}
+
+/// Whether a block has no data, or one chunk from its beginning on: its bytes then can be compared with that.
+fn is_one_chunk(block: Option<&Block>) -> bool {
+    match block.map(|block| block.extents.as_slice()) {
+        None | Some([]) => true,
+        Some([extent]) => extent.chunk_offset == 0,
+        Some(_) => false,
+    }
 }
 
 /// Whether a block is one chunk that has these very bytes.
@@ -361,6 +377,8 @@ mod tests {
     use super::*;
     use std::io::Write;
 
+    use crate::meta::records::Extent;
+
     struct Keep;
     impl PieceSink for Keep {
         fn piece(&mut self, bytes: Vec<u8>) -> Result<Piece, CaptureError> {
@@ -369,7 +387,7 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Known(BTreeMap<u64, Fingerprints>, Pieces);
+    struct Known(BTreeMap<u64, Fingerprints>, Pieces, Option<Block>);
     impl Before for Known {
         fn chunk(&self, _: &ChunkHash) -> Result<Option<Chunk>, CaptureError> {
             Ok(None)
@@ -378,7 +396,7 @@ mod tests {
             &self.1
         }
         fn block(&self, _: u64) -> Result<Option<Block>, CaptureError> {
-            Ok(None)
+            Ok(self.2.clone())
         }
         fn fingerprints(&self, block: u64) -> Result<Option<Fingerprints>, CaptureError> {
             Ok(self.0.get(&block).cloned())
@@ -421,6 +439,26 @@ mod tests {
         assert!(compare(&file, 15 << 40, &Known::default(), &mut Keep).unwrap().edits.is_empty());
     }
 
+    /// A block that was written in parts, on a node that has not read it itself: it is taken up, but nobody is accused of a change.
+    #[test]
+    fn what_cannot_be_compared_is_captured_and_not_called_changed() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![1; 400_000]).unwrap();
+        let extent = |start, len| Extent { start, len, chunk: [7; 32], chunk_offset: 0 };
+        let two = Block { extents: vec![extent(0, 200_000), extent(200_000, 200_000)] };
+        let one = Block { extents: vec![extent(0, 400_000)] };
+        let torn = Pieces::of(3..4);
+        let whole = Pieces::default;
+        for (block, absent, unproven) in
+            [(two.clone(), whole(), true), (two, torn, true), (one, whole(), false)]
+        {
+            let found =
+                compare(&file, 400_000, &Known(BTreeMap::new(), absent, Some(block)), &mut Keep).unwrap();
+            assert!(!found.edits.is_empty());
+            assert_eq!(found.unproven, if unproven { found.edits.len() } else { 0 });
+        }
+    }
+
     #[test]
     fn told_ranges_cost_pages() {
         let mut file = tempfile::tempfile().unwrap();
@@ -439,7 +477,7 @@ mod tests {
         let first = compare(&file, 6 << 20, &Known::default(), &mut Keep).unwrap();
         assert_eq!(data(&first.edits), [(0, 4 << 20), (4 << 20, 2 << 20)]);
         let prints = first.fingerprints.into_iter().filter_map(|(b, f)| Some((b, f?)));
-        let mut known = Known(prints.collect(), Pieces::default());
+        let mut known = Known(prints.collect(), Pieces::default(), None);
         let again = compare(&file, 6 << 20, &known, &mut Keep).unwrap();
         assert!(again.edits.is_empty() && again.fingerprints.is_empty());
         file.write_at(b"!", 5 << 20).unwrap();
@@ -458,7 +496,7 @@ mod tests {
     fn what_is_absent_is_no_hole_and_what_was_written_there_is_data() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4 << 20).unwrap();
-        let known = Known(BTreeMap::new(), Pieces::of(0..16));
+        let known = Known(BTreeMap::new(), Pieces::of(0..16), None);
         let found = tail(&file, 0, 4 << 20, &known, &mut Keep).unwrap();
         assert_eq!(found.edits, [Edit::Hole { start: 2 << 20, end: 4 << 20 }]);
         assert!(written_into(&file, 4 << 20, &known, &mut Keep).unwrap().edits.is_empty());

@@ -384,7 +384,7 @@ impl Told {
             };
             let Some(inode) = look.known(*ino)?.filter(|_| !told) else { continue };
             let (changed, told) = if name.is_empty() {
-                (look.differs(inode)?, look.was_meant_in(inode))
+                (look.differs_surely(inode)?, look.was_meant_in(inode))
             } else {
                 (look.dentries.contains_key(&(inode, name.clone())), look.was_meant(inode, name))
             };

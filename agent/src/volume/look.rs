@@ -28,6 +28,8 @@ pub struct Looked {
     pub seen: Seen,
     /// Changes of its data since the index, in order.
     pub edits: Vec<Edit>,
+    /// See [`Captured::unproven`].
+    pub unproven: usize,
     /// New fingerprints of blocks; `None` where the old ones do not hold any more.
     pub fingerprints: BTreeMap<u64, Option<Fingerprints>>,
 }
@@ -468,6 +470,7 @@ impl<'a> Look<'a> {
             xattrs = tree.xattrs(file.as_fd())?;
             let more = self.capture(&known, &file, &stat, before, dirty, sink)?;
             captured.edits.extend(more.edits);
+            captured.unproven += more.unproven;
             captured.fingerprints.extend(more.fingerprints);
         } else if stat.is_dir() {
             xattrs = tree.xattrs(handle.as_fd())?;
@@ -511,11 +514,13 @@ impl<'a> Look<'a> {
             inode: record.clone(),
             seen,
             edits: Vec::new(),
+            unproven: 0,
             fingerprints: BTreeMap::new(),
         });
         slot.inode = record;
         slot.seen = seen;
         slot.edits.extend(captured.edits);
+        slot.unproven += captured.unproven;
         slot.fingerprints.extend(captured.fingerprints);
         Ok(changed)
     }

@@ -74,8 +74,13 @@ pub(super) fn compare_block(
                 let part = bytes.get_mut((from - at) as usize..(to - at) as usize);
                 read_into(file, *from, part.unwrap_or(&mut []))?;
             }
-            let mut changed =
-                !had_prints && !is_as_stored(extents.as_ref(), before, at - range.start, &bytes)?;
+            let stored = if had_prints {
+                Some(true)
+            } else {
+                is_as_stored(extents.as_ref(), before, at - range.start, &bytes)?
+            };
+            let mut changed = stored != Some(true);
+            let edits = found.edits.len();
             if let Some(prints) = &mut prints {
                 for (n, piece) in bytes.chunks(PIECE as usize).enumerate() {
                     let hash = blake3::hash(piece);
@@ -95,6 +100,9 @@ pub(super) fn compare_block(
                     found.edits.push(Edit::Data { start: from, piece: sink.piece(part.to_vec())? });
                 }
             }
+            if stored.is_none() {
+                found.unproven += found.edits.len() - edits;
+            }
             at = end;
         }
     }
@@ -104,36 +112,38 @@ pub(super) fn compare_block(
     Ok(())
 }
 
-/// Whether the bytes at `at` of a block are those of the frame that its only chunk has there.
+/// Whether the bytes at `at` of a block are those of the frame that its only chunk has there; `None` where it has more, or other ones
+/// than whole frames, so that nothing tells.
 fn is_as_stored(
     block: Option<&Block>,
     before: &dyn Before,
     at: u64,
     bytes: &[u8],
-) -> Result<bool, CaptureError> {
-    let Some(block) = block else { return Ok(false) };
+) -> Result<Option<bool>, CaptureError> {
+    let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    let Some(block) = block else { return Ok(Some(is_zero(bytes))) };
     if !block
         .extents
         .iter()
         .any(|e| u64::from(e.start) < at + bytes.len() as u64 && u64::from(e.start) + u64::from(e.len) > at)
     {
-        return Ok(bytes.iter().all(|byte| *byte == 0));
+        return Ok(Some(is_zero(bytes)));
     }
-    let [extent] = block.extents.as_slice() else { return Ok(false) };
+    let [extent] = block.extents.as_slice() else { return Ok(None) };
     if (extent.start, extent.chunk_offset) != (0, 0) {
-        return Ok(false);
+        return Ok(None);
     }
     let Some(chunk) = before.chunk(&extent.chunk)?.filter(|chunk| chunk.len == extent.len) else {
-        return Ok(false);
+        return Ok(None);
     };
     // A chunk that ends before these bytes do: what is beyond it is a hole.
-    let Some(len) = u64::from(extent.len).checked_sub(at) else { return Ok(false) };
+    let Some(len) = u64::from(extent.len).checked_sub(at) else { return Ok(None) };
     let (inside, beyond) = bytes.split_at((bytes.len() as u64).min(len) as usize);
     let same = match chunk.frames.get((at / u64::from(FRAME_SIZE)) as usize) {
         Some(frame) => pack::frame_hash(inside) == frame.hash,
         None => chunk.frames.is_empty() && at == 0 && blake3::hash(inside).as_bytes() == &extent.chunk,
     };
-    Ok(same && beyond.iter().all(|byte| *byte == 0))
+    Ok(Some(same && is_zero(beyond)))
 }
 
 #[cfg(test)]

@@ -11,6 +11,16 @@ use crate::volume::dirty::Names;
 use crate::volume::tree::Tree;
 
 impl Look<'_> {
+    /// As [`Look::differs`], where that is certain: data of which nothing tells whether it is as it was counts for nothing.
+    pub fn differs_surely(&self, inode: u64) -> std::result::Result<bool, VolumeError> {
+        let Some(looked) = self.inodes.get(&inode) else { return Ok(false) };
+        if looked.edits.len() > looked.unproven {
+            return Ok(true);
+        }
+        Ok(self.cx.index.seen(inode)?.is_none_or(|seen| seen.id != looked.seen.id)
+            || !self.is_as_recorded(inode, &looked.inode)?)
+    }
+
     /// Whether an inode was found otherwise than the index has it.
     pub fn differs(&self, inode: u64) -> std::result::Result<bool, VolumeError> {
         let Some(looked) = self.inodes.get(&inode) else { return Ok(false) };
