@@ -18,8 +18,8 @@ use crate::session::{
     self, Freeze, IntentSink, MountEntry, Reply, RequestSink, ResidencyTable, SessionInfo, Sessions,
 };
 use crate::volume::{
-    DirtySet, Evicted, Frozen, Gatekeeper, Journal, Shared, TreeFiles, Volume, VolumeError, VolumeOptions,
-    VolumeStatus, Warmed, Warmup, Watch,
+    DirtySet, Evicted, Frozen, Gatekeeper, Journal, Local, Shared, TreeFiles, Volume, VolumeError,
+    VolumeOptions, VolumeStatus, Warmed, Warmup, Watch,
 };
 
 /// Opens all mounts of `config`; see [`Mounts::open`].
@@ -153,15 +153,24 @@ impl PendingVolume for Pending {
 
     fn open(&self, gate: Arc<dyn Gatekeeper>) -> Result<Arc<dyn Engine>, OpenError> {
         let shared = self.shared.get_or_init(|| Shared::new(gate));
-        let backend = Backend::open(&self.url, &StoreOptions::default())?;
-        let volume = Volume::open(
-            self.options.clone(),
-            backend.meta.clone(),
-            backend.blob.clone(),
-            shared.clone(),
-            self.sink.clone(),
-            self.journal.clone(),
-        );
+        let (backend, local) = std::thread::scope(|scope| {
+            let local = scope.spawn(|| Local::open(&self.options));
+            let backend = Backend::open(&self.url, &StoreOptions::default());
+            let died = || Err(VolumeError::Failed("the thread that opens the volume's state died".into()));
+            (backend, local.join().unwrap_or_else(|_| died()))
+        });
+        let backend = backend?;
+        let volume = local.and_then(|local| {
+            Volume::open(
+                self.options.clone(),
+                local,
+                backend.meta.clone(),
+                backend.blob.clone(),
+                shared.clone(),
+                self.sink.clone(),
+                self.journal.clone(),
+            )
+        });
         match volume {
             Ok(volume) => {
                 let files = backend.link.map(|link| self.show_files(&volume, &link)).transpose()?;

@@ -17,7 +17,7 @@ use super::cut::{Audit, CROWD, Cut, Cutter, Sink, Suspects};
 use super::index::{Changes, Index};
 use super::loader::Loader;
 use super::look::Trouble;
-use super::open::{self, Opened};
+use super::open::{self, Local, Opened};
 use super::plan::{self, Plan};
 use super::residency::file::Files;
 use super::residency::{Parts, Residency};
@@ -91,6 +91,7 @@ impl Volume {
     /// come in through `sink` and `journal` from before this call. Blocking.
     pub fn open(
         options: VolumeOptions,
+        local: Local,
         meta: Arc<dyn Meta>,
         blob: Arc<dyn Blob>,
         shared: Arc<Shared>,
@@ -99,7 +100,7 @@ impl Volume {
     ) -> Result<Arc<Self>, VolumeError> {
         let guard = super::residency::preaccess::take_over(&options);
         let Opened { index, tree, head, totals, adopt, doubtful } =
-            open::open(&options, &meta, &*blob, &shared)?;
+            open::open(&options, local, &meta, &*blob, &shared)?;
         if doubtful {
             verify::verify(&index, &tree, &shared)?;
         }

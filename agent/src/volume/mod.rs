@@ -37,6 +37,7 @@ pub use dirty::DirtySet;
 pub use engine::Volume;
 pub use files::TreeFiles;
 pub use journal::Journal;
+pub use open::Local;
 pub use status::Shared;
 pub use work::{Evicted, Kept, Warmed, Warmup, Watch};
 

@@ -20,6 +20,19 @@ use crate::blob::Blob;
 use crate::meta::records::{self, Format, Inode, ROOT_INODE, Totals, key};
 use crate::meta::{Batch, Head, Meta, MetaError};
 
+/// What this node knows of a volume: opened while its backend is reached, since that takes a disk some time.
+pub struct Local(Index);
+
+impl Local {
+    /// Opens what is in the volume's state directory, or makes it.
+    ///
+    /// # Errors
+    /// Of this disk.
+    pub fn open(options: &VolumeOptions) -> Result<Self> {
+        Index::open(&options.state.join("index")).map(Self)
+    }
+}
+
 /// A volume whose tree may be used.
 pub struct Opened {
     /// The index, current.
@@ -107,6 +120,7 @@ fn keep_quota(meta: &dyn Meta, quota: Quota, kept: Option<records::Quota>) -> Re
 /// Opens the volume. Blocking: where all is restored before anybody may see it, for as long as that takes.
 pub fn open(
     options: &VolumeOptions,
+    local: Local,
     meta: &Arc<dyn Meta>,
     blob: &dyn Blob,
     shared: &Shared,
@@ -116,7 +130,7 @@ pub fn open(
     let (volume_id, head) = (start.volume_id, start.head);
     let tree = Tree::open(&options.tree, &options.prefix, &options.neighbours.list())
         .map_err(|e| disk(&options.tree, &e))?;
-    let index = Index::open(&options.state.join("index"))?;
+    let Local(index) = local;
     index.set_source(Arc::clone(meta));
     let boot_id = boot_id();
     let verdict = judge(options, &index, &tree, volume_id, head, &boot_id)?;

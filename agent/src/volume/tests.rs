@@ -232,7 +232,9 @@ impl Node {
         }));
         let blob: Arc<dyn Blob> = Arc::new(Faulty(store, Arc::clone(&self.faults)));
         let journal = Arc::new(Journal::open(&self.dir.path().join("state")));
-        self.volume = Some(Volume::open(options, meta, blob, shared, Arc::clone(&self.sink), journal)?);
+        let local = Local::open(&options)?;
+        self.volume =
+            Some(Volume::open(options, local, meta, blob, shared, Arc::clone(&self.sink), journal)?);
         Ok(())
     }
 

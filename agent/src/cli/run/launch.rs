@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::{LOOK, OWN_FAILURE};
+use super::{LOOK, OWN_FAILURE, next_look};
 use crate::cli::{Failure, Settings};
 use crate::config::Config;
 use crate::http::{Client, ClientError, HoldConnection};
@@ -86,7 +86,7 @@ impl Attached {
                 Err(ClientError::NoAgent(_) | ClientError::Ending) => attached.check_start(began)?,
                 Err(error) => return Err(error.into()),
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(next_look(began));
         }
     }
 

@@ -5,7 +5,7 @@ mod program;
 mod supervise;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -23,8 +23,9 @@ use supervise::Outcome;
 
 /// storeshim itself failed: the agent, the shim, or the flush at the end of a program that ended well.
 const OWN_FAILURE: u8 = 125;
-/// How often a starting agent is looked at.
+/// How often an agent is looked at, and how often while it has just been started, which mostly does not take long.
 const LOOK: Duration = Duration::from_millis(20);
+const LOOK_AT_FIRST: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(500));
 
 /// Arguments of `storeshim run`.
 #[derive(Args)]
@@ -78,9 +79,15 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8, Failure> {
     }
 }
 
+/// The pause before the next look at what has begun then.
+fn next_look(began: Instant) -> Duration {
+    let (soon, first) = LOOK_AT_FIRST;
+    if began.elapsed() < first { soon } else { LOOK }
+}
+
 /// Waits until every mount can be used, with a progress bar where that takes long.
 fn until_ready(attached: &mut Attached) -> Result<AgentStatus, Failure> {
-    let bar = Bar::new();
+    let (bar, began) = (Bar::new(), Instant::now());
     loop {
         let status = match attached.client().status() {
             Ok(status) => status,
@@ -94,7 +101,7 @@ fn until_ready(attached: &mut Attached) -> Result<AgentStatus, Failure> {
             return Ok(status);
         }
         bar.show(&status);
-        std::thread::sleep(LOOK);
+        std::thread::sleep(next_look(began));
     }
 }
 

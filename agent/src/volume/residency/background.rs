@@ -14,6 +14,7 @@ use super::find::Found;
 use super::hydrate::Job;
 use super::momentum;
 use super::own::Own;
+use crate::meta::records::ROOT_INODE;
 use crate::volume::index::{Absent, Changes, Pieces};
 use crate::volume::status::Mutex;
 use crate::volume::{Hydrate, Progress, VolumeError};
@@ -106,6 +107,10 @@ impl Residency {
             let began = Instant::now();
             if !self.bring_names_of(*dir)? {
                 failed.insert(*dir);
+            }
+            if *dir == ROOT_INODE {
+                // Everybody needs it. What else, who comes first is about to show.
+                self.momentum.names_asked();
             }
             // Whoever waits for something goes first.
             if self.requests_under_way() && self.momentum.window().is_none() {

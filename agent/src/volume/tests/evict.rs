@@ -124,8 +124,9 @@ impl Site {
         let blob = Arc::new(Slow { store: Arc::new(store), most: how.most, failing: AtomicBool::new(false) });
         let sink: Arc<Mutex<DirtySet>> = Arc::default();
         let journal = Arc::new(Journal::open(&dir.path().join("state")));
+        let local = Local::open(&options).unwrap();
         let volume =
-            Volume::open(options, meta, Arc::<Slow>::clone(&blob), shared, Arc::clone(&sink), journal)
+            Volume::open(options, local, meta, Arc::<Slow>::clone(&blob), shared, Arc::clone(&sink), journal)
                 .unwrap();
         let site = Self { _dir: dir, tree, gate, sink, volume, blob };
         site.volume.flush().unwrap();
