@@ -332,10 +332,12 @@ impl<'a> Cutter<'a, '_> {
         }
         // A writer may have written and gone between the look and the question: one more look, then they are free.
         for ino in released {
-            let mapped = self.suspects.remove(&ino).is_some_and(|f| f.has(OpenFlags::MAPPED));
+            let flags = self.suspects.remove(&ino).unwrap_or_default();
             let mut sink = self.sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let dirty = sink.add_inode(ino);
-            (dirty.untold, dirty.silent) = (true, mapped);
+            // What a look has seen while he was at work may be the time of a write, and not yet what it wrote.
+            dirty.silent = flags.has(OpenFlags::MAPPED) || !flags.has(OpenFlags::APPEND);
+            dirty.untold = true;
             sink.since.get_or_insert_with(Instant::now);
         }
         Ok(())

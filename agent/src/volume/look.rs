@@ -3,6 +3,7 @@
 //! overlay is then the tree as it stood at that instant. It must not know how the overlay becomes a commit
 //! (`plan`) or where captured bytes go.
 
+mod data;
 mod names;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -450,6 +451,7 @@ impl<'a> Look<'a> {
         let mut target = Vec::new();
         let mut xattrs = Vec::new();
         let mut captured = Captured::default();
+        let mut writing = false;
         if stat.is_file() {
             let Some(file) = tree.open_file(path)? else {
                 self.missed.insert(inode);
@@ -460,6 +462,10 @@ impl<'a> Look<'a> {
             if self.id_of(inode)?.is_some_and(|id| id != stat.id) {
                 return Ok(false);
             }
+            // The kernel sets the time before it copies what is written: of a writer whom no gate holds, the data may come
+            // after the time that was seen, by as long as he waits for a CPU. (An append moves the size after it.)
+            let ungated = flags.has(OpenFlags::UNSEEN) && !flags.has(OpenFlags::APPEND) || dirty.untold;
+            writing = ungated && !tree.no_writers(&file);
             let absent = locked.absent(self.cx.index)?;
             let known = Known { look: self, inode, absent };
             if !known.absent.is_empty() && !unchanged && before.is_some() {
@@ -505,10 +511,7 @@ impl<'a> Look<'a> {
         if !changed && !doubted && !self.inodes.contains_key(&inode) && captured.fingerprints.is_empty() {
             return Ok(false);
         }
-        // The kernel sets the time before it copies what is written: of a writer whom no gate holds, the data may come
-        // after the time that was seen. (An append moves the size after it.)
-        let racy = age < COARSE_TICK_NS
-            && (tree.coarse_clock() || flags.has(OpenFlags::UNSEEN) && !flags.has(OpenFlags::APPEND));
+        let racy = age < COARSE_TICK_NS && tree.coarse_clock() || age < data::UNGATED_NS && writing;
         let seen = Seen::of(&stat, if racy { Doubt::Racy } else { Doubt::None });
         let slot = self.inodes.entry(inode).or_insert_with(|| Looked {
             inode: record.clone(),
@@ -523,60 +526,6 @@ impl<'a> Look<'a> {
         slot.unproven += captured.unproven;
         slot.fingerprints.extend(captured.fingerprints);
         Ok(changed)
-    }
-
-    fn capture(
-        &self,
-        known: &Known<'_, '_>,
-        file: &std::fs::File,
-        stat: &Stat,
-        before: Option<Seen>,
-        dirty: &DirtyInode,
-        sink: &mut dyn PieceSink,
-    ) -> Result<Captured> {
-        let Some(seen) = before else {
-            return capture::tail(file, 0, stat.size, known, sink);
-        };
-        let flags = dirty.opened.unwrap_or_default();
-        let unseen = flags.has(OpenFlags::UNSEEN) || flags.has(OpenFlags::MAPPED);
-        // Of two sizes within one cut the data beyond the smaller is new.
-        let shrunk = stat.size < seen.size;
-        if !unseen && !dirty.untold && !dirty.ranges.is_empty() {
-            let mut ranges = dirty.ranges.clone();
-            ranges.add(seen.size.min(stat.size), stat.size);
-            return capture::ranges(file, stat.size, &ranges, known, sink);
-        }
-        // A rename, a link or a chmod moves ctime alone; so does who writes and then sets mtime back, but that one has
-        // opened the file, or no intent tells of anything at all.
-        let moved = seen.doubt == Doubt::Attributes;
-        let written = stat.ctime != seen.ctime && (dirty.opened.is_some() || dirty.untold)
-            || moved && dirty.opened.is_some();
-        // A look between an intent and its write, outside a freeze, has seen the times that the write set and not what it
-        // wrote: what was told is looked at whatever the times say.
-        let told = !dirty.ranges.is_empty();
-        // Where the agent has moved the times itself, what was seen is what it left; what was committed shows the rest.
-        let record = if moved { self.cx.index.inode(known.inode)? } else { None };
-        let (size, mtime) = record.map_or((seen.size, seen.mtime), |record| (record.size, record.mtime));
-        let data_changed = stat.size != size
-            || stat.mtime != mtime
-            || written
-            || seen.doubt == Doubt::Racy
-            || dirty.silent
-            || told;
-        if !data_changed && !flags.has(OpenFlags::MAPPED) {
-            return Ok(Captured::default());
-        }
-        if unseen
-            && !dirty.untold
-            && flags.has(OpenFlags::APPEND)
-            && !flags.has(OpenFlags::MAPPED)
-            && !shrunk
-            && seen.doubt != Doubt::Racy
-        {
-            let from = dirty.ranges.iter().next().map_or(seen.size, |(start, _)| start.min(seen.size));
-            return capture::tail(file, from.min(stat.size), stat.size, known, sink);
-        }
-        capture::compare(file, stat.size, known, sink)
     }
 
     fn seen(&self, inode: u64) -> std::result::Result<Option<Seen>, VolumeError> {
