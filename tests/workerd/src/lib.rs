@@ -5,6 +5,7 @@ mod config;
 mod engine;
 
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -46,12 +47,17 @@ pub fn missing() -> Option<String> {
     Some(why)
 }
 
-/// A port that nobody listens on.
+/// A port that nobody listens on. Below those that the kernel gives to connections (ip(7), `ip_local_port_range`), which could take it
+/// before it is listened on.
 ///
 /// # Errors
 /// Where there is none.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    let ports = (0..100).map(|_| 10_000 + RandomState::new().hash_one(0) as u16 % 22_000);
+    ports
+        .into_iter()
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .context("no port is free; end what listens on them")
 }
 
 /// A running runtime with its disk, which outlives its process.

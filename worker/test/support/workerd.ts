@@ -10,16 +10,18 @@ import workerd from "workerd";
 /** The token that the tests' Worker wants. */
 export const TOKEN = "the token of the tests";
 
-/** A port that nobody listens on. */
+/** A port that nobody listens on. Below those that the kernel gives to connections, which could take it before it is listened on. */
 export async function freePort(): Promise<number> {
-  return await new Promise((resolve, reject) => {
-    const server = createServer();
-    server.on("error", reject);
-    server.listen(0, "127.0.0.1", () => {
-      const address = server.address();
-      server.close(() => resolve(typeof address === "object" && address !== null ? address.port : 0));
+  for (let tries = 0; tries < 100; tries++) {
+    const port = 10_000 + Math.floor(Math.random() * 22_000);
+    const free = await new Promise<boolean>((resolve) => {
+      const server = createServer();
+      server.on("error", () => resolve(false));
+      server.listen(port, () => server.close(() => resolve(true)));
     });
-  });
+    if (free) return port;
+  }
+  throw new Error("no port is free; end what listens on them");
 }
 
 /** Resolves when `condition` holds; fails after `patience` milliseconds. */
