@@ -12,8 +12,6 @@ use super::status::Shared;
 use crate::blob::Blob;
 use crate::meta::records::{PackId, key};
 
-/// Who has just come is about to ask for what he wants: it begins so much later.
-const GRACE: Duration = Duration::from_millis(250);
 /// Records between two looks at the clock.
 const STRIDE: u32 = 512;
 /// It rests this many times as long as it works.
@@ -58,9 +56,6 @@ impl Loader {
     pub fn run(mut self, ended: &Receiver<()>) {
         let started = Instant::now();
         let unloaded = !self.index.is_loaded();
-        if unloaded && is_over(ended, GRACE) {
-            return;
-        }
         let (mut records, mut since) = (0u32, Instant::now());
         let (index, garbage) = (&self.index, &mut self.garbage);
         loop {
