@@ -31,7 +31,7 @@ pub use ring::{RingFile, SLOTS, Slot};
 
 /// Layout version: a client and an agent talk only when theirs are equal. Any change to a layout, to the
 /// meaning of a field or to a record's encoding takes a new number.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// First word of `control` ("storeshC").
 pub const CONTROL_MAGIC: u64 = u64::from_le_bytes(*b"storeshC");
@@ -66,8 +66,8 @@ mod layout {
     use super::*;
 
     #[test]
-    fn version_3() {
-        assert_eq!(VERSION, 3);
+    fn version_4() {
+        assert_eq!(VERSION, 4);
         assert_eq!(size_of::<Control>(), 12288);
         assert_eq!(offset_of!(Control, heartbeat_ns), 32);
         assert_eq!(offset_of!(Control, sleeping), 40);
@@ -82,7 +82,7 @@ mod layout {
         assert_eq!(offset_of!(Slot, subject), 16);
         assert_eq!(
             size_of::<residency::Residency>(),
-            4 * residency::CELLS + 32 * residency::SLOTS + 8 * residency::WORDS
+            8 * residency::CELLS + 32 * residency::SLOTS + 8 * residency::WORDS
         );
         assert_eq!(size_of::<RingFile>(), 4096 + SLOTS * size_of::<Slot>());
         assert_eq!(offset_of!(RingFile, comm), 32);

@@ -298,6 +298,41 @@ fn never_zeros_of_a_file_in_part() {
     never_zeros(true);
 }
 
+/// Who sees one byte of a piece sees all of them, if nothing was brought meanwhile.
+#[test]
+fn half_a_piece_is_never_calm() {
+    bounded(4, move || {
+        struct World {
+            residency: Box<Residency>,
+            /// A piece on the disk, by halves; 0 is a hole.
+            disk: [AtomicU64; 2],
+        }
+        const INO: u64 = 1;
+        let world =
+            Arc::new(World { residency: Residency::new(), disk: std::array::from_fn(|_| AtomicU64::new(0)) });
+        world.residency.set_absent(INO);
+        let agent = {
+            let world = Arc::clone(&world);
+            move || {
+                let World { residency, disk } = &*world;
+                residency.set_moving(INO, true);
+                disk[0].store(7, Ordering::Release);
+                disk[1].store(7, Ordering::Release);
+                residency.set_moving(INO, false);
+            }
+        };
+        let reader = move || {
+            let World { residency, disk } = &*world;
+            let stamp = residency.stamp(INO);
+            let read = [1, 0].map(|half| disk[half].load(Ordering::Acquire));
+            if residency.is_calm(stamp) {
+                assert_eq!(read[0], read[1], "a reader took half a piece for the whole");
+            }
+        };
+        side_by_side(agent, reader);
+    });
+}
+
 /// A slot that changes hands never answers for the file that it was given to with the bits of another one.
 #[test]
 fn slots_change_hands() {

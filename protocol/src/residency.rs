@@ -5,7 +5,8 @@
 //! ```text
 //! cells   one for each remainder of inode numbers: ABSENT = some inode of this cell may lack something
 //!         (a directory its entries, a file some bytes); MOVING = the agent is writing into one, and its times are
-//!         not to be believed; above them a version, raised by each eviction before the bytes go
+//!         not to be believed; above them how often it has begun that, and above that a version, raised by each
+//!         eviction before the bytes go
 //! slots   of files that are here in part: which pieces are. An acceleration: who finds no slot asks the agent
 //! words   the slots' bitmaps, a bit for each piece
 //! ```
@@ -25,9 +26,10 @@ pub const WORDS: usize = if cfg!(loom) { 2 } else { 1 << 17 };
 /// Slots in which an inode may stand: those from its own one on, in a ring.
 pub const REACH: usize = if cfg!(loom) { 2 } else { 8 };
 
-const ABSENT: u32 = 1 << 0;
-const MOVING: u32 = 1 << 1;
-const VERSION: u32 = 1 << 2;
+const ABSENT: u64 = 1 << 0;
+const MOVING: u64 = 1 << 1;
+const MOVES: u64 = 1 << 2;
+const VERSION: u64 = 1 << 32;
 
 /// Bitmaps of a file that is here in part.
 #[repr(C, align(32))]
@@ -45,7 +47,7 @@ struct Slot {
 /// See the module.
 #[repr(C, align(4096))]
 pub struct Residency {
-    cells: [AtomicU32; CELLS],
+    cells: [AtomicU64; CELLS],
     slots: [Slot; SLOTS],
     words: [AtomicU64; WORDS],
 }
@@ -54,11 +56,11 @@ pub struct Residency {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     cell: usize,
-    value: u32,
+    value: u64,
 }
 
 impl Residency {
-    fn cell(&self, at: usize) -> u32 {
+    fn cell(&self, at: usize) -> u64 {
         self.cells.get(at).map_or(ABSENT, |cell| cell.load(Ordering::Acquire))
     }
 
@@ -96,7 +98,16 @@ impl Residency {
     pub fn still(&self, stamp: Stamp) -> bool {
         // What was read is ordered before the look at the version.
         fence(Ordering::Acquire);
-        (self.cell(stamp.cell) ^ stamp.value) & !(ABSENT | MOVING) == 0
+        (self.cell(stamp.cell) ^ stamp.value) < VERSION
+    }
+
+    /// Client, after reading: whether moreover nothing was brought since, nor was being brought then. What was not here then
+    /// has been zeros all the while.
+    #[inline]
+    #[must_use]
+    pub fn is_calm(&self, stamp: Stamp) -> bool {
+        fence(Ordering::Acquire);
+        stamp.value & MOVING == 0 && (self.cell(stamp.cell) ^ stamp.value) & !ABSENT == 0
     }
 
     /// Client: whether the agent is just writing into an inode of this cell, so that its times are not the file's.
@@ -147,7 +158,8 @@ impl Residency {
 
     /// The agent begins or ends to write into `ino`.
     pub fn set_moving(&self, ino: u64, moving: bool) {
-        self.change(ino, |value| if moving { value | MOVING } else { value & !MOVING });
+        let begun = |value: u64| value & !(VERSION - 1) | (value + MOVES) & (VERSION - 1) | MOVING;
+        self.change(ino, |value| if moving { begun(value) } else { value & !MOVING });
         fence(Ordering::SeqCst);
     }
 
@@ -158,7 +170,7 @@ impl Residency {
         fence(Ordering::SeqCst);
     }
 
-    fn change(&self, ino: u64, change: impl FnOnce(u32) -> u32) {
+    fn change(&self, ino: u64, change: impl FnOnce(u64) -> u64) {
         if let Some(cell) = self.cells.get(cell_of(ino)) {
             cell.store(change(cell.load(Ordering::Relaxed)), Ordering::Release);
         }
@@ -223,7 +235,7 @@ impl Residency {
         }
         #[cfg(loom)]
         Box::new(Self {
-            cells: std::array::from_fn(|_| AtomicU32::new(0)),
+            cells: std::array::from_fn(|_| AtomicU64::new(0)),
             slots: std::array::from_fn(|_| Slot {
                 ino: AtomicU64::new(0),
                 pieces: AtomicU64::new(0),
@@ -273,12 +285,26 @@ mod tests {
         let slot = places_of(7).next().unwrap();
         assert!(r.give(slot, 7, 3, 10) && r.set_piece(7, 1, true));
         let stamp = r.check(7, PIECE, 2 * PIECE).unwrap();
+        assert!(r.is_calm(stamp));
         r.set_moving(7, true);
-        assert!(r.is_moving(7));
+        assert!(r.is_moving(7) && !r.is_calm(stamp));
+        let amid = r.check(7, PIECE, 2 * PIECE).unwrap();
         assert!(r.set_piece(7, 0, true));
         r.set_moving(7, false);
         r.set_whole(7);
-        assert!(r.still(stamp) && !r.is_moving(7));
+        assert!(r.still(stamp) && r.still(amid) && !r.is_moving(7));
+        assert!(!r.is_calm(stamp), "it was written meanwhile");
+        assert!(!r.is_calm(amid), "it was being written then");
+        assert!(r.is_calm(r.stamp(7)));
+    }
+
+    #[test]
+    fn moves_are_counted_in_their_own_bits() {
+        let r = Residency::new();
+        r.cells[7].store(VERSION - 1, Ordering::Relaxed);
+        let stamp = r.stamp(7);
+        r.set_moving(7, true);
+        assert!(r.still(stamp) && !r.is_calm(stamp));
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub(crate) struct Faulty {
     pub(crate) forbid_reads: AtomicBool,
     pub(crate) no_bucket: AtomicBool,
     pub(crate) no_attributes: AtomicBool,
+    /// The next GET of a path that begins so fails.
+    pub(crate) refuse_get: Mutex<Option<&'static str>>,
     /// Milliseconds that every request takes.
     pub(crate) delay_ms: AtomicU64,
     /// What was asked while requests took time.
@@ -202,6 +204,9 @@ impl ObjectStore for Faulty {
         }
         if Self::is(&self.forbid_reads) {
             return Err(denied(path));
+        }
+        if self.refuse_get.lock().unwrap().take_if(|start| path.as_ref().starts_with(*start)).is_some() {
+            return Err(broken());
         }
         self.inner.get_opts(path, options).await
     }

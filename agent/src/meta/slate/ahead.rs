@@ -77,10 +77,15 @@ async fn read(objects: Arc<dyn ObjectStore>, path: Path) -> Option<Found> {
 /// Objects by their numbers.
 type Listed = Arc<BTreeMap<u64, ObjectMeta>>;
 
-async fn list(objects: Arc<dyn ObjectStore>, prefix: &'static str) -> Result<Listed> {
+/// The objects below `prefix` that are called as `called` calls their number.
+async fn list(
+    objects: Arc<dyn ObjectStore>,
+    prefix: &'static str,
+    called: fn(u64) -> Path,
+) -> Result<Listed> {
     let listed: Vec<ObjectMeta> = objects.list(Some(&Path::from(prefix))).try_collect().await?;
     let numbered = listed.into_iter().filter_map(|object| Some((number(&object.location)?, object)));
-    Ok(Arc::new(numbered.collect()))
+    Ok(Arc::new(numbered.filter(|(number, object)| called(*number) == object.location).collect()))
 }
 
 /// The number in a name such as `00000000000000000007.sst`.
@@ -143,7 +148,7 @@ pub(super) struct Ahead {
 impl Ahead {
     /// Begins to ask for what an opening needs. In a task of the runtime.
     pub(super) fn begin(objects: &Arc<dyn ObjectStore>) -> Self {
-        let manifests = begin(list(Arc::clone(objects), MANIFESTS).map(|listed| listed.map_err(Arc::new)));
+        let manifests = begin(list(Arc::clone(objects), MANIFESTS, manifest).map(|listed| listed.map_err(Arc::new)));
         let (listed, from) = (manifests.clone(), Arc::clone(objects));
         let newest = begin(async move {
             let listed = listed.await.ok()?;
@@ -158,7 +163,7 @@ impl Ahead {
             lists: READERS,
             boundary: begin(read(Arc::clone(objects), Path::from(BOUNDARY))),
             looks: EARLY_LOOKS,
-            wal: begin(list(Arc::clone(objects), WAL).map(std::result::Result::ok)),
+            wal: begin(list(Arc::clone(objects), WAL, wal).map(std::result::Result::ok)),
             replay_from: None,
             bodies: HashMap::new(),
             fence: None,
@@ -386,6 +391,11 @@ impl ObjectStore for Ahead {
         }
         if let Some(written) = self.fence(path, &payload, &options).await {
             return Ok(written);
+        }
+        if [MANIFESTS, WAL].iter().any(|prefix| path.as_ref().starts_with(prefix)) {
+            // A claim or a fence that was not expected, because something could not be read ahead: what was says nothing of
+            // what is there after it.
+            self.end();
         }
         self.objects.put_opts(path, payload, options).await
     }

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::ObjectStore;
-use object_store::ObjectStoreExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use proptest::prelude::*;
 
 use super::ahead::Ahead;
@@ -413,6 +412,38 @@ fn an_opening_that_is_overtaken_by_a_live_agent_fences_it() {
 fn an_opening_that_is_overtaken_by_far_knows_it_from_the_boundary() {
     overtaken(true, true);
     overtaken(true, false);
+}
+
+/// What somebody has left beside the manifests whose name begins like one: a copy tool's, or the one of an agent that was
+/// killed while it wrote to a directory.
+#[test]
+fn what_only_begins_like_a_manifest_is_none() {
+    let objects = Arc::new(InMemory::new());
+    let store = over(Arc::clone(&objects) as Arc<dyn ObjectStore>);
+    let first = super::open(&store).unwrap();
+    put(&*first, b"k", b"first").recv().unwrap().unwrap();
+    first.close().unwrap();
+    store.handle().block_on(async {
+        let left = Path::parse("meta/manifest/00000000000000000099.manifest#1").unwrap();
+        objects.put(&left, PutPayload::new()).await.unwrap();
+    });
+    let again = super::open(&store).unwrap();
+    assert_eq!(again.get(b"k").unwrap().as_deref(), Some(&b"first"[..]));
+    again.close().unwrap();
+}
+
+/// The newest manifest could not be read at first: the opening goes the long way, and is none the worse for it.
+#[test]
+fn an_opening_that_could_not_read_ahead_still_opens() {
+    let faulty = Arc::new(Faulty::default());
+    let store = over(Arc::clone(&faulty) as Arc<dyn ObjectStore>);
+    let first = super::open(&store).unwrap();
+    put(&*first, b"k", b"first").recv().unwrap().unwrap();
+    first.close().unwrap();
+    *faulty.refuse_get.lock().unwrap() = Some("meta/manifest/");
+    let again = super::open(&store).unwrap();
+    assert_eq!(again.get(b"k").unwrap().as_deref(), Some(&b"first"[..]));
+    again.close().unwrap();
 }
 
 /// Agents that open one volume again and again, over a store that is slow and answers badly: what was acknowledged is there,

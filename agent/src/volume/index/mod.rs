@@ -46,6 +46,7 @@ pub use self::undo::Standing;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use fjall::config::PartitioningPolicy;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -203,11 +204,23 @@ impl From<fjall::Error> for VolumeError {
 
 type Result<T> = std::result::Result<T, VolumeError>;
 
+/// Blocks that are kept in memory, in bytes.
+const CACHE: u64 = 32 << 20;
+/// Changes that are kept in memory until they are written as a table, in bytes.
+const MEMTABLE: u64 = 8 << 20;
+
 impl Index {
     /// Opens the index in directory `path`, or makes an empty one.
     pub fn open(path: &Path) -> Result<Self> {
-        let db = Database::builder(path).cache_size(32 << 20).worker_threads(1).open()?;
-        let records = db.keyspace("index", || KeyspaceCreateOptions::default().max_memtable_size(8 << 20))?;
+        let db = Database::builder(path).cache_size(CACHE).worker_threads(1).open()?;
+        let records = db.keyspace("index", || {
+            // A table of 64 MiB has a filter of several, which the cache cannot keep: in one block it would be read, and its
+            // checksum computed, for each look-up. In parts of 4 KiB a look-up reads what it needs.
+            KeyspaceCreateOptions::default()
+                .max_memtable_size(MEMTABLE)
+                .filter_block_partitioning_policy(PartitioningPolicy::all(true))
+                .index_block_partitioning_policy(PartitioningPolicy::all(true))
+        })?;
         let index = Self { db, records, lazy: Lazy::new(), resident: Resident::default() };
         let base = index.base()?;
         index.lazy.stand(base.as_ref());
