@@ -11,6 +11,7 @@
 //! All requests are idempotent, so an agent that takes over serves whatever it finds PENDING, and a client never
 //! has to know that there was a change.
 
+use crate::intent::NAME_MAX;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 const IDLE: u32 = 0;
@@ -34,6 +35,39 @@ pub struct Request {
     pub ask: Ask,
 }
 
+/// 64-bit words that the longest name takes.
+const NAME_WORDS: usize = NAME_MAX.div_ceil(8);
+
+/// A name that a directory entry may have: 1 to [`NAME_MAX`] bytes, without `/` and NUL, and neither `.` nor `..`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Name {
+    len: u8,
+    bytes: [u8; NAME_MAX],
+}
+
+impl Name {
+    /// `None` where no entry can be called so.
+    #[must_use]
+    pub fn new(name: &[u8]) -> Option<Self> {
+        let is_entry = !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, b'/' | 0));
+        let mut bytes = [0; NAME_MAX];
+        bytes.get_mut(..name.len()).filter(|_| is_entry)?.copy_from_slice(name);
+        Some(Self { len: name.len() as u8, bytes })
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.get(..usize::from(self.len)).unwrap_or(&[])
+    }
+}
+
+impl core::fmt::Debug for Name {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "\"{}\"", self.bytes().escape_ascii())
+    }
+}
+
 /// What is asked. Inodes are kernel inode numbers of the tree's filesystem, so that a rename in between changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
@@ -46,6 +80,13 @@ pub enum Ask {
     Populate {
         /// The directory.
         ino: u64,
+    },
+    /// Answer when the entry of a directory that is called so is there, if there is one.
+    Find {
+        /// The directory.
+        ino: u64,
+        /// The entry.
+        name: Name,
     },
     /// Answer when bytes of a file are on this disk.
     Hydrate {
@@ -144,6 +185,8 @@ pub struct RequestCell {
     reserved: AtomicU32,
     head: AtomicU64,
     body: [AtomicU64; 3],
+    /// Of a question that has one.
+    name: [AtomicU64; NAME_WORDS],
     /// Of an answer that has one: written by the agent before the phase becomes DONE.
     value: AtomicU64,
 }
@@ -171,12 +214,14 @@ const BLOCKS: u8 = 7;
 const ROOM: u8 = 8;
 const GROW: u8 = 9;
 const HINT: u8 = 10;
+const FIND: u8 = 11;
 
 impl Request {
     fn encode(self) -> (u64, [u64; 3]) {
         let (kind, flags, body) = match self.ask {
             Ask::Barrier { ino } => (BARRIER, 0, [ino, 0, 0]),
             Ask::Populate { ino } => (POPULATE, 0, [ino, 0, 0]),
+            Ask::Find { ino, name } => (FIND, u64::from(name.len), [ino, 0, 0]),
             Ask::Hydrate { ino, start, end, pin } => (HYDRATE, pin.bits(), [ino, start, end]),
             Ask::Hint { ino, start, end } => (HINT, 0, [ino, start, end]),
             Ask::Resize { ino, size } => (RESIZE, 0, [ino, size, 0]),
@@ -189,11 +234,13 @@ impl Request {
         (u64::from(kind) | u64::from(self.mount) << 8 | flags << 16, body)
     }
 
-    fn decode(head: u64, body: [u64; 3]) -> Result<Self, ()> {
+    /// `name` gives so many bytes of the name.
+    fn decode(head: u64, body: [u64; 3], name: impl FnOnce(usize) -> Option<Name>) -> Result<Self, ()> {
         let [first, second, third] = body;
         let ask = match (head as u8, head >> 16) {
             (BARRIER, 0) => Ask::Barrier { ino: first },
             (POPULATE, 0) => Ask::Populate { ino: first },
+            (FIND, len) => Ask::Find { ino: first, name: name(len as usize).ok_or(())? },
             (HYDRATE, flags) => {
                 let pin = [Pin::No, Pin::Open, Pin::Soon].into_iter().find(|pin| pin.bits() == flags);
                 Ask::Hydrate { ino: first, start: second, end: third, pin: pin.ok_or(())? }
@@ -224,6 +271,13 @@ impl RequestCell {
         self.head.store(head, Ordering::Relaxed);
         for (word, value) in self.body.iter().zip(body) {
             word.store(value, Ordering::Relaxed);
+        }
+        if let Ask::Find { name, .. } = &request.ask {
+            for (word, bytes) in self.name.iter().zip(name.bytes.chunks(8)) {
+                let mut value = [0; 8];
+                value.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+                word.store(u64::from_le_bytes(value), Ordering::Relaxed);
+            }
         }
         self.state.store(number | PENDING, Ordering::Release);
         number | PENDING
@@ -268,12 +322,21 @@ impl RequestCell {
         let head = self.head.load(Ordering::Relaxed);
         let body =
             core::array::from_fn(|at| self.body.get(at).map_or(0, |word| word.load(Ordering::Relaxed)));
+        let request = Request::decode(head, body, |len| self.name(len));
         fence(Ordering::Acquire);
         if self.state.load(Ordering::Relaxed) != state {
             // Given up while we read, perhaps with a new body half written: the next look finds what is posted.
             return None;
         }
-        Some((Ticket(state), Request::decode(head, body)))
+        Some((Ticket(state), request))
+    }
+
+    fn name(&self, len: usize) -> Option<Name> {
+        let mut bytes = [0; NAME_WORDS * 8];
+        for (to, word) in bytes.chunks_mut(8).zip(&self.name).take(len.div_ceil(8)) {
+            to.copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
+        }
+        Name::new(bytes.get(..len)?)
     }
 
     /// Agent: answers (an errno that is none becomes EIO). `true`: wake the futex now; `false`: the client has given
@@ -300,6 +363,7 @@ impl RequestCell {
             reserved: AtomicU32::new(0),
             head: AtomicU64::new(0),
             body: core::array::from_fn(|_| AtomicU64::new(0)),
+            name: core::array::from_fn(|_| AtomicU64::new(0)),
             value: AtomicU64::new(0),
         }
     }
@@ -323,6 +387,9 @@ mod tests {
         let asks = [
             Ask::Barrier { ino },
             Ask::Populate { ino },
+            Ask::Find { ino, name: Name::new(&[b'n'; NAME_MAX]).unwrap() },
+            Ask::Find { ino, name: Name::new("eight 8ü".as_bytes()).unwrap() },
+            Ask::Find { ino, name: Name::new(b"...").unwrap() },
             Ask::Hydrate { ino, start, end, pin: Pin::Open },
             Ask::Hydrate { ino, start, end, pin: Pin::Soon },
             Ask::Hydrate { ino, start, end, pin: Pin::No },
@@ -400,6 +467,17 @@ mod tests {
     }
 
     #[test]
+    fn names_that_no_entry_has_are_no_names() {
+        for name in [&b""[..], b".", b"..", b"a/b", b"/", b"a\0", &[b'n'; NAME_MAX + 1]] {
+            assert_eq!(Name::new(name), None, "{}", name.escape_ascii());
+        }
+        let cell = RequestCell::new();
+        let _ = cell.post(Request { mount: 0, ask: Ask::Find { ino: 1, name: Name::new(b"a\n").unwrap() } });
+        cell.name[0].store(u64::from_le_bytes(*b"a/b\0\0\0\0\0"), Ordering::Relaxed);
+        assert_eq!(cell.pending().unwrap().1, Err(()));
+    }
+
+    #[test]
     fn an_unknown_request_is_pending_but_does_not_decode() {
         let cell = RequestCell::new();
         let _ = cell.post(barrier(0));
@@ -409,6 +487,8 @@ mod tests {
             1 << 16 | u64::from(BARRIER),
             3 << 16 | u64::from(HYDRATE),
             2 << 16 | u64::from(SEEK),
+            u64::from(FIND),
+            256 << 16 | u64::from(FIND),
             u64::MAX,
         ] {
             cell.head.store(head, Ordering::Relaxed);

@@ -8,7 +8,7 @@ use core::ffi::{CStr, c_char, c_int};
 use core::sync::atomic::Ordering;
 
 use storeshim_protocol::control::{FLAG_COMPLETE, FLAG_NAMES, FLAG_QUOTA_NEAR};
-use storeshim_protocol::request::Ask;
+use storeshim_protocol::request::{Ask, Name};
 
 use crate::control::{self, Table};
 use crate::hook::Reply;
@@ -50,6 +50,18 @@ pub fn populate(index: usize, ino: u64) -> Result<bool, Errno> {
         ask::request(index, Ask::Populate { ino })?;
     }
     Ok(lacks)
+}
+
+/// The same of one entry, which is called `name`.
+///
+/// Errors: as [`populate`].
+fn find(index: usize, ino: u64, name: &[u8]) -> Result<bool, Errno> {
+    match Name::new(name) {
+        Some(name) if lacks_names(index) && !is_whole(index, ino) => {
+            ask::request(index, Ask::Find { ino, name }).map(|_| true)
+        }
+        _ => Ok(false),
+    }
 }
 
 /// Makes a call of libc's on what `place` names; once more where it has not found it though it is there.
@@ -102,8 +114,7 @@ pub fn stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Er
     }
 }
 
-/// After the kernel has not found `place`: has the directories on its way populated until it is there or is known to be
-/// missing. Whether the call may find more when it is made once more.
+/// After the kernel has not found `place`: has the entries on its way brought until it is there or is known to be missing. Whether the call may find more when it is made once more.
 #[cold]
 #[inline(never)]
 pub fn bring(place: Place) -> Result<bool, Errno> {
@@ -154,7 +165,7 @@ impl Way<'_> {
             let rest = self.path.bytes().get(start..).unwrap_or(&[]);
             let end = start + rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
             match self.stat(start) {
-                Ok(stat) if sys::is_directory(&stat) => self.populate(start, &stat)?,
+                Ok(stat) if sys::is_directory(&stat) => self.find(start, end, &stat)?,
                 _ => return Ok(End::Missing),
             }
             let (dirfd, mut target) = (self.dirfd, Bytes::new());
@@ -198,8 +209,8 @@ impl Way<'_> {
         self.head(start, |dirfd, head| sys::stat_at(dirfd, head, 0))
     }
 
-    /// Has the directory before `start`, of which this is the stat, populated.
-    fn populate(&mut self, start: usize, stat: &Stat) -> Result<(), Errno> {
+    /// Has the entry from `start` to `end` brought into the directory before it, of which this is the stat.
+    fn find(&mut self, start: usize, end: usize, stat: &Stat) -> Result<(), Errno> {
         let (table, mount) = (self.table, self.mount);
         let here = |index: usize| table.get(index).is_some_and(|entry| entry.dev == stat.st_dev);
         let lacks = |index| here(index) && lacks_names(index) && !is_whole(index, stat.st_ino);
@@ -209,7 +220,7 @@ impl Way<'_> {
         // A cell and a device have others, too.
         let own = mount.filter(|index| !table.shares_device && here(*index));
         if let Some(index) = own.or_else(|| self.head(start, place::mount_at)) {
-            self.more |= populate(index, stat.st_ino)?;
+            self.more |= find(index, stat.st_ino, self.path.bytes().get(start..end).unwrap_or(&[]))?;
         }
         Ok(())
     }

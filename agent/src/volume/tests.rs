@@ -8,6 +8,7 @@ mod links;
 mod mapped;
 mod model;
 mod names;
+mod single;
 mod verify;
 
 use std::collections::BTreeMap;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
@@ -79,6 +80,7 @@ impl Agent {
             self.asked.lock().unwrap().push(request.ask);
             let answer = match request.ask {
                 Ask::Populate { ino } => Answer { errno: self.populate(ino), value: 0 },
+                Ask::Find { ino, name } => Answer { errno: self.find(ino, name.bytes()), value: 0 },
                 Ask::Unlink { ino } => Answer { errno: self.refusal(ino), value: 0 },
                 Ask::Blocks { .. } => Answer { errno: 0, value: 77 },
                 Ask::Grow { .. } => Answer { errno: 122, value: 0 },
@@ -111,9 +113,23 @@ impl Agent {
         0
     }
 
-    /// Makes a placeholder for what the volume has at `path`.
+    /// Of directories that are called `large` one entry comes alone.
+    fn find(&self, ino: u64, name: &[u8]) -> i32 {
+        let dir = self.placeholders.lock().unwrap().get(&ino).cloned();
+        let Some(dir) = dir.filter(|dir| dir.ends_with("large")) else { return self.populate(ino) };
+        let path = dir.join(std::ffi::OsStr::from_bytes(name));
+        if self.refusal(ino) == 0 && volume().join(&path).symlink_metadata().is_ok() {
+            self.place(&path);
+        }
+        self.refusal(ino)
+    }
+
+    /// Makes a placeholder for what the volume has at `path`, if there is none.
     fn place(&self, path: &Path) {
         let (from, to) = (volume().join(path), tree().join(path));
+        if to.symlink_metadata().is_ok() {
+            return;
+        }
         let made = lazy_base().join("made");
         let meta = from.symlink_metadata().unwrap();
         if meta.is_symlink() {
@@ -138,9 +154,10 @@ impl Agent {
     fn asked(&self, path: &str) -> Vec<Ask> {
         let ino = tree().join(path).symlink_metadata().unwrap().ino();
         let about = |ask: &&Ask| match **ask {
-            Ask::Populate { ino: asked } | Ask::Unlink { ino: asked } | Ask::Blocks { ino: asked } => {
-                asked == ino
-            }
+            Ask::Populate { ino: asked }
+            | Ask::Find { ino: asked, .. }
+            | Ask::Unlink { ino: asked }
+            | Ask::Blocks { ino: asked } => asked == ino,
             _ => false,
         };
         self.asked.lock().unwrap().iter().filter(about).copied().collect()
@@ -208,6 +225,25 @@ fn what_lies_deep_is_found_at_the_first_look() {
     for path in ["deep", "deep/a", "deep/a/b", "deep/a/b/c"] {
         assert_eq!(agent().asked(path).len(), 1, "{path}");
     }
+}
+
+#[test]
+fn of_a_large_directory_comes_what_is_looked_for_until_names_change_or_are_listed() {
+    lazy("single", &["large/file", "large/sub/file", "large/link>sub", "large/other"]);
+    assert!(stat("/lazy/single/large/file").is_ok());
+    assert!(stat("/lazy/single/large/link/file").is_ok());
+    assert_eq!(stat("/lazy/single/large/none").err(), Some(2));
+    assert_eq!(stat("/lazy/single/large/file/none").err(), Some(20));
+    let long = "n".repeat(256);
+    assert_eq!(stat(&format!("/lazy/single/large/{long}")).err(), Some(36));
+    assert!(is_there("single/large/sub") && !is_there("single/large/other"));
+    let populates =
+        || agent().asked("single/large").into_iter().filter(|ask| matches!(ask, Ask::Populate { .. })).count();
+    assert_eq!(populates(), 0);
+    // SAFETY: a C string.
+    unsafe { assert_eq!(said(name::my_unlink(c("/lazy/single/large/file").as_ptr())), 0) };
+    assert_eq!(populates(), 1);
+    assert!(is_there("single/large/other") && !is_there("single/large/file"));
 }
 
 #[test]

@@ -37,6 +37,40 @@ impl Index {
         Ok(children)
     }
 
+    /// Whether a directory has no more than `few` entries, which are here then, and the inode of the one that is called `name`:
+    /// in the time that one of the two takes.
+    ///
+    /// # Errors
+    /// As [`Index::load_children`].
+    pub fn few_or_child(
+        &self,
+        dir: u64,
+        few: usize,
+        name: &[u8],
+        until: Until,
+    ) -> Result<(bool, Option<u64>)> {
+        let prefix = key::dentries_of(dir);
+        if self.has_range(&prefix)? {
+            let count = self.records.prefix(&prefix).take(few + 1).count();
+            return Ok((count <= few, self.child_until(dir, name, until)?));
+        }
+        std::thread::scope(|scope| {
+            let child = scope.spawn(|| self.child_until(dir, name, until));
+            let mut count = 0;
+            let whole = self.stream(&prefix, until, &mut |_| {
+                count += 1;
+                count <= few
+            })?;
+            if whole {
+                self.take_in(&[], Some(&prefix))?;
+            }
+            match child.join() {
+                Ok(child) => Ok((whole, child?)),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
     /// Has the entries of many directories here, without their inodes' records.
     ///
     /// # Errors

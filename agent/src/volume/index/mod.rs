@@ -320,8 +320,12 @@ impl Index {
 
     /// The inode that `name` stands for in `dir`.
     pub fn child(&self, dir: u64, name: &[u8]) -> Result<Option<u64>> {
+        self.child_until(dir, name, None)
+    }
+
+    fn child_until(&self, dir: u64, name: &[u8], until: Until) -> Result<Option<u64>> {
         let key = key::dentry(dir, name);
-        match self.look_up(&key, None)? {
+        match self.look_up(&key, until)? {
             Some(value) => records::decode_child(&key, &value).map(Some).map_err(damaged),
             None => Ok(None),
         }

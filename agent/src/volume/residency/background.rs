@@ -14,6 +14,7 @@ use super::find::Found;
 use super::hydrate::Job;
 use super::momentum;
 use super::own::Own;
+use super::populate::BATCH;
 use crate::meta::records::ROOT_INODE;
 use crate::volume::index::{Absent, Changes, Pieces};
 use crate::volume::status::Mutex;
@@ -47,7 +48,7 @@ impl Default for Background {
 }
 
 impl Residency {
-    /// A directory was asked for: those in it will be.
+    /// A directory was asked for, or an entry of it: the others and those below it will be.
     pub(super) fn note_populated(&self, ino: u64) {
         self.momentum.names_asked();
         if let Ok(Some(kernel)) = self.index.kernel(ino)
@@ -93,6 +94,11 @@ impl Residency {
             return Ok(false);
         }
         self.index.load_entries(&dirs, self.until())?;
+        let large_root = dirs.contains(&ROOT_INODE) && self.index.children(ROOT_INODE)?.len() > BATCH;
+        if large_root {
+            // What of it is wanted first, who comes first is about to show.
+            self.momentum.somebody_comes();
+        }
         let mut ahead = 0;
         for (at, dir) in dirs.iter().enumerate() {
             self.make_way();
@@ -108,9 +114,9 @@ impl Residency {
             if !self.bring_names_of(*dir)? {
                 failed.insert(*dir);
             }
-            if *dir == ROOT_INODE {
+            if *dir == ROOT_INODE && !large_root {
                 // Everybody needs it. What else, who comes first is about to show.
-                self.momentum.names_asked();
+                self.momentum.somebody_comes();
             }
             // Whoever waits for something goes first.
             if self.requests_under_way() && self.momentum.window().is_none() {
@@ -158,6 +164,14 @@ impl Residency {
         let mut dirs = Vec::new();
         while dirs.is_empty() {
             let Some(hot) = self.background.hot.lock().pop_front() else { break };
+            if self.index.is_unpopulated(hot)? {
+                if !failed.contains(&hot) {
+                    dirs.push(hot);
+                    // Those below it are next.
+                    self.background.hot.lock().push_front(hot);
+                }
+                continue;
+            }
             for (_, child) in self.index.children(hot)? {
                 if self.index.is_unpopulated(child)? && !failed.contains(&child) {
                     dirs.push(child);
@@ -335,7 +349,7 @@ impl Residency {
             if let Ok(dir) = self.tree.open_at(&below, libc::O_PATH)
                 && let Ok(stat) = self.tree.stat(dir.as_fd())
             {
-                self.populate(stat.id.ino)?;
+                self.find_entry(stat.id.ino, name.as_bytes())?;
             }
             below = crate::volume::look::join(&below, name.as_bytes());
         }

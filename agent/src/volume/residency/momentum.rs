@@ -97,6 +97,11 @@ impl Momentum {
         inner.names = Some((Instant::now(), run.saturating_add(1)));
     }
 
+    /// Somebody is about to ask for his first names.
+    pub fn somebody_comes(&self) {
+        self.0.lock().names = Some((Instant::now(), 0));
+    }
+
     /// Whether directories that nobody waits for are to be populated now: not while it is about to show whether their files are
     /// wanted with them, nor while who wants them is too far behind.
     pub fn lets_names_come(&self) -> bool {

@@ -1,11 +1,11 @@
 //! Populates one directory: its entries are made on the stage, known to the index, shown as absent to clients, and only then
 //! moved to their names. The directory counts as populated from one write to the index on, in which all that is said of its
-//! entries is true. It must not know who wants them.
+//! entries is true. Of a large one a single entry may come before that. It must not know who wants them.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::Residency;
@@ -13,6 +13,7 @@ use super::file::pieces_of;
 use super::filled;
 use super::find::{self, Found};
 use super::own::Own;
+use super::populating::Turn;
 use crate::guard::fanotify::Marked;
 use crate::meta::records::Inode;
 use crate::volume::VolumeError;
@@ -21,44 +22,8 @@ use crate::volume::entry::Parts;
 use crate::volume::index::{self, Changes, Doubt, Pieces, Seen, Until};
 use crate::volume::tree::{FileId, Stat};
 
-/// Entries that are moved to their names under one lock.
-const BATCH: usize = 256;
-
-/// Directories that are being populated, by volume inode: whoever else wants one waits for that.
-#[derive(Default)]
-pub struct Populating {
-    dirs: Mutex<HashSet<u64>>,
-    ended: Condvar,
-    /// Held while entries of inodes with several names are staged and placed: who makes the second name of one must find
-    /// the first in the tree, not on its way there. And who keeps such an inode for a name that is to come keeps it until that
-    /// has come.
-    links: Mutex<()>,
-}
-
-/// Ends the turn of a directory.
-struct Turn<'a>(&'a Populating, u64);
-
-impl Populating {
-    /// While this is held no inode with several names is on its way to one of them.
-    pub(super) fn links(&self) -> std::sync::MutexGuard<'_, ()> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn turn(&self, dir: u64) -> Turn<'_> {
-        let mut dirs = self.dirs.lock().unwrap_or_else(PoisonError::into_inner);
-        while !dirs.insert(dir) {
-            dirs = self.ended.wait(dirs).unwrap_or_else(PoisonError::into_inner);
-        }
-        Turn(self, dir)
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.dirs.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
-        self.0.ended.notify_all();
-    }
-}
+/// Entries that are moved to their names under one lock. A directory with no more is not worth a single one.
+pub const BATCH: usize = 256;
 
 /// An entry to be made.
 struct Entry {
@@ -99,14 +64,51 @@ impl Residency {
             self.show_populated(dir, found.stat.id.ino)?;
             return Ok(());
         }
-        let _turn = self.populating.turn(dir);
+        // Who waits for a single entry has his turn before.
+        self.index.load_children(dir, until)?;
+        let turn = self.populating.turn(dir);
+        if self.index.is_unpopulated(dir)? { self.populate_in_turn(found, until, asked, &turn) } else { Ok(()) }
+    }
+
+    fn populate_in_turn(&self, found: &find::Inode, until: Until, asked: bool, turn: &Turn<'_>) -> Result<()> {
+        let children = self.index.load_children(found.inode, until)?;
+        self.bring_names(found, children, asked, turn)?;
+        self.shared.count("populated_directories", 1);
+        self.show_populated(found.inode, found.stat.id.ino)
+    }
+
+    /// Has the entry `name` of the directory behind a kernel inode number in the tree, if there is one, however many others
+    /// there are.
+    ///
+    /// # Errors
+    /// As [`Residency::populate`].
+    pub fn find_entry(&self, ino: u64, name: &[u8]) -> Result<()> {
+        let found = match self.find(ino)? {
+            Found::Here(found) if found.stat.is_dir() => found,
+            _ => return Ok(()),
+        };
+        let (dir, until) = (found.inode, self.until());
+        if !self.index.is_unpopulated(dir)? {
+            return self.show_populated(dir, ino);
+        }
+        let (few, child) = self.index.few_or_child(dir, BATCH, name, until)?;
+        let Some(turn) = self.populating.turn_unless_found(dir, name) else { return Ok(()) };
         if !self.index.is_unpopulated(dir)? {
             return Ok(());
         }
-        let children = self.index.load_children(dir, until)?;
-        self.bring_names(found, children, asked)?;
-        self.shared.count("populated_directories", 1);
-        self.show_populated(dir, found.stat.id.ino)
+        if few {
+            return self.populate_in_turn(&found, until, true, &turn);
+        }
+        let Some(inode) = child else { return Ok(()) };
+        self.index.load_inodes(&[inode], until)?;
+        let fd = self.open_dir(&found).map_err(|e| self.cannot_populate(dir, &e))?;
+        let there = self.tree.stat_at(fd.as_fd(), name).map_err(|e| self.cannot_populate(dir, &e))?;
+        if there.is_some() {
+            return Ok(());
+        }
+        self.shared.count("single_entries", 1);
+        // Whatever was faster is met again when all others come.
+        self.bring_batch(&found, &fd, vec![(name.to_vec(), inode)], true, &mut Vec::new())
     }
 
     /// A directory in a cell where something else is absent has a bitmap, so that nobody asks for it again.
@@ -124,65 +126,51 @@ impl Residency {
         Some(Instant::now() + self.options.patience)
     }
 
-    fn bring_names(&self, found: &find::Inode, children: Vec<(Vec<u8>, u64)>, asked: bool) -> Result<()> {
+    fn bring_names(
+        &self,
+        found: &find::Inode,
+        children: Vec<(Vec<u8>, u64)>,
+        asked: bool,
+        turn: &Turn<'_>,
+    ) -> Result<()> {
         let failed = |e: std::io::Error| self.cannot_populate(found.inode, &e);
         let ino = found.stat.id.ino;
         let fd = self.open_dir(found).map_err(failed)?;
-        // Left by an agent that died half way, or made by a program without the shim.
+        // Left by an agent that died half way, made by a program without the shim, or asked for before.
         let mut there: HashMap<Vec<u8>, Stat> = HashMap::new();
         for name in self.tree.list(fd.as_fd()).map_err(failed)? {
             if let Some(stat) = self.tree.stat_at(fd.as_fd(), &name).map_err(failed)? {
                 there.insert(name, stat);
             }
         }
-        let mut entries = Vec::with_capacity(children.len());
+        let mut missing = Vec::with_capacity(children.len());
         let (mut ours, mut foreign) = (Vec::new(), Vec::new());
         for (name, inode) in children {
-            if let Some(stat) = there.remove(&name) {
-                let known = self.index.kernel(stat.id.ino)?;
-                if known.is_some_and(|k| k.id == stat.id && k.inode == inode) {
-                    ours.push((inode, stat.id, name));
-                } else {
-                    foreign.push(name);
+            match there.remove(&name) {
+                None => missing.push((name, inode)),
+                Some(stat) => {
+                    let known = self.index.kernel(stat.id.ino)?;
+                    if known.is_some_and(|k| k.id == stat.id && k.inode == inode) {
+                        ours.push((inode, stat.id, name));
+                    } else {
+                        foreign.push(name);
+                    }
                 }
-                continue;
             }
-            let Some(record) = self.index.inode(inode)? else {
-                // Better all but one than none: the name is left out, and said.
-                let name = String::from_utf8_lossy(&name).into_owned();
-                tracing::error!(
-                    dir = found.inode,
-                    name,
-                    "the volume has no inode for a name, which is left out of the tree"
-                );
-                continue;
-            };
-            let staged = String::new();
-            entries.push(Entry { name, inode, record, data: None, staged, link: false, id: None });
         }
         foreign.extend(there.into_keys());
-        for batch in entries.chunks_mut(BATCH) {
-            let linked =
-                |entry: &Entry| entry.record.links > 1 && entry.record.mode & libc::S_IFMT != libc::S_IFDIR;
-            self.fill(batch, asked)?;
-            let _links = batch.iter().any(linked).then(|| self.populating.links());
-            let placed = self
-                .stage_all(batch, found.inode)
-                .and_then(|()| self.place_all(batch, found, &fd, &mut foreign));
-            for entry in batch.iter().filter(|entry| !entry.staged.is_empty()) {
-                // What has its name in the tree is not there any more.
-                self.stage.clear(&entry.staged, entry.record.mode & libc::S_IFMT == libc::S_IFDIR);
+        let mut rest = &mut missing[..];
+        loop {
+            let wanted = turn.wanted();
+            bring_forward(rest, &wanted);
+            let (batch, after) = rest.split_at_mut(BATCH.min(rest.len()));
+            self.bring_batch(found, &fd, batch.iter_mut().map(std::mem::take).collect(), asked, &mut foreign)?;
+            // They are there now, or there are none of these names.
+            turn.are_found(&wanted);
+            rest = after;
+            if rest.is_empty() {
+                break;
             }
-            placed?;
-            // Now they have names, by which programs without the shim may open them.
-            let files = batch.iter().filter(|entry| entry.record.mode & libc::S_IFMT == libc::S_IFREG);
-            let (filled, files): (Vec<&Entry>, Vec<&Entry>) = files.partition(|entry| entry.data.is_some());
-            self.came_filled(&filled);
-            files
-                .into_iter()
-                .filter(|entry| entry.record.size > 0 && !entry.link)
-                .filter(|entry| !entry.id.is_some_and(|id| self.marks.has(id.ino)))
-                .for_each(|entry| self.guards.want(entry.inode));
         }
         let mut changes = Changes::new();
         for (inode, id, name) in ours {
@@ -214,6 +202,57 @@ impl Residency {
             Some(Names::Some(names)) => names.iter().for_each(|name| sink.add_name(ino, name)),
             None => {}
         }
+        Ok(())
+    }
+
+    /// Brings some entries.
+    fn bring_batch(
+        &self,
+        found: &find::Inode,
+        fd: &OwnedFd,
+        children: Vec<(Vec<u8>, u64)>,
+        asked: bool,
+        foreign: &mut Vec<Vec<u8>>,
+    ) -> Result<()> {
+        let mut batch = Vec::with_capacity(children.len());
+        for (name, inode) in children {
+            let Some(record) = self.index.inode(inode)? else {
+                // Better all but one than none: the name is left out, and said.
+                let name = String::from_utf8_lossy(&name).into_owned();
+                tracing::error!(
+                    dir = found.inode,
+                    name,
+                    "the volume has no inode for a name, which is left out of the tree"
+                );
+                continue;
+            };
+            let staged = String::new();
+            batch.push(Entry { name, inode, record, data: None, staged, link: false, id: None });
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let linked =
+            |entry: &Entry| entry.record.links > 1 && entry.record.mode & libc::S_IFMT != libc::S_IFDIR;
+        self.fill(&mut batch, asked)?;
+        let _links = batch.iter().any(linked).then(|| self.populating.links());
+        let placed = self
+            .stage_all(&mut batch, found.inode)
+            .and_then(|()| self.place_all(&mut batch, found, fd, foreign));
+        for entry in batch.iter().filter(|entry| !entry.staged.is_empty()) {
+            // What has its name in the tree is not there any more.
+            self.stage.clear(&entry.staged, entry.record.mode & libc::S_IFMT == libc::S_IFDIR);
+        }
+        placed?;
+        // Now they have names, by which programs without the shim may open them.
+        let files = batch.iter().filter(|entry| entry.record.mode & libc::S_IFMT == libc::S_IFREG);
+        let (filled, files): (Vec<&Entry>, Vec<&Entry>) = files.partition(|entry| entry.data.is_some());
+        self.came_filled(&filled);
+        files
+            .into_iter()
+            .filter(|entry| entry.record.size > 0 && !entry.link)
+            .filter(|entry| !entry.id.is_some_and(|id| self.marks.has(id.ino)))
+            .for_each(|entry| self.guards.want(entry.inode));
         Ok(())
     }
 
@@ -415,5 +454,19 @@ impl Residency {
             "the directory with inode {dir} of the volume cannot be populated below {}: {error}; make room or mend the disk",
             self.tree.path().display()
         ))
+    }
+}
+
+/// Moves entries with these names to the front.
+fn bring_forward(entries: &mut [(Vec<u8>, u64)], names: &HashSet<Vec<u8>>) {
+    let mut front = 0;
+    for at in 0..entries.len() {
+        if front == names.len() {
+            break;
+        }
+        if entries.get(at).is_some_and(|(name, _)| names.contains(name)) {
+            entries.swap(front, at);
+            front += 1;
+        }
     }
 }
