@@ -35,34 +35,44 @@ pub struct Request {
     pub ask: Ask,
 }
 
-/// 64-bit words that the longest name takes.
-const NAME_WORDS: usize = NAME_MAX.div_ceil(8);
+/// 64-bit words that the longest path takes.
+const PATH_WORDS: usize = NAME_MAX.div_ceil(8);
 
-/// A name that a directory entry may have: 1 to [`NAME_MAX`] bytes, without `/` and NUL, and neither `.` nor `..`.
+/// Names of entries below a directory, one within the other: 1 to [`NAME_MAX`] bytes, without NUL, of which the first is one
+/// that an entry may have.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Name {
+pub struct Names {
     len: u8,
     bytes: [u8; NAME_MAX],
 }
 
-impl Name {
-    /// `None` where no entry can be called so.
+impl Names {
+    /// The names in a relative path, as far as there is room for them. `None` where no entry can be called as the first one.
     #[must_use]
-    pub fn new(name: &[u8]) -> Option<Self> {
-        let is_entry = !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, b'/' | 0));
-        let mut bytes = [0; NAME_MAX];
-        bytes.get_mut(..name.len()).filter(|_| is_entry)?.copy_from_slice(name);
-        Some(Self { len: name.len() as u8, bytes })
+    pub fn new(path: &[u8]) -> Option<Self> {
+        let mut names = Self { len: 0, bytes: [0; NAME_MAX] };
+        let mut len = path.len();
+        while len > NAME_MAX {
+            len = path.get(..len)?.iter().rposition(|byte| *byte == b'/')?;
+        }
+        names.bytes.get_mut(..len)?.copy_from_slice(path.get(..len)?);
+        names.len = len as u8;
+        (!names.bytes().contains(&0) && names.iter().next().is_some()).then_some(names)
     }
 
-    /// The name.
+    /// As they stand in the path.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.len)).unwrap_or(&[])
     }
+
+    /// The names, up to the first that no entry has.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> + Clone {
+        self.bytes().split(|byte| *byte == b'/').take_while(|name| !matches!(*name, b"" | b"." | b".."))
+    }
 }
 
-impl core::fmt::Debug for Name {
+impl core::fmt::Debug for Names {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "\"{}\"", self.bytes().escape_ascii())
     }
@@ -81,12 +91,13 @@ pub enum Ask {
         /// The directory.
         ino: u64,
     },
-    /// Answer when the entry of a directory that is called so is there, if there is one.
+    /// Answer when the entry of a directory that has the first of the names is there, if there is one. Of the others those may
+    /// come that lie below it.
     Find {
         /// The directory.
         ino: u64,
-        /// The entry.
-        name: Name,
+        /// Where the walk goes.
+        names: Names,
     },
     /// Answer when bytes of a file are on this disk.
     Hydrate {
@@ -186,7 +197,7 @@ pub struct RequestCell {
     head: AtomicU64,
     body: [AtomicU64; 3],
     /// Of a question that has one.
-    name: [AtomicU64; NAME_WORDS],
+    names: [AtomicU64; PATH_WORDS],
     /// Of an answer that has one: written by the agent before the phase becomes DONE.
     value: AtomicU64,
 }
@@ -221,7 +232,7 @@ impl Request {
         let (kind, flags, body) = match self.ask {
             Ask::Barrier { ino } => (BARRIER, 0, [ino, 0, 0]),
             Ask::Populate { ino } => (POPULATE, 0, [ino, 0, 0]),
-            Ask::Find { ino, name } => (FIND, u64::from(name.len), [ino, 0, 0]),
+            Ask::Find { ino, names } => (FIND, u64::from(names.len), [ino, 0, 0]),
             Ask::Hydrate { ino, start, end, pin } => (HYDRATE, pin.bits(), [ino, start, end]),
             Ask::Hint { ino, start, end } => (HINT, 0, [ino, start, end]),
             Ask::Resize { ino, size } => (RESIZE, 0, [ino, size, 0]),
@@ -234,13 +245,13 @@ impl Request {
         (u64::from(kind) | u64::from(self.mount) << 8 | flags << 16, body)
     }
 
-    /// `name` gives so many bytes of the name.
-    fn decode(head: u64, body: [u64; 3], name: impl FnOnce(usize) -> Option<Name>) -> Result<Self, ()> {
+    /// `names` gives so many bytes of them.
+    fn decode(head: u64, body: [u64; 3], names: impl FnOnce(usize) -> Option<Names>) -> Result<Self, ()> {
         let [first, second, third] = body;
         let ask = match (head as u8, head >> 16) {
             (BARRIER, 0) => Ask::Barrier { ino: first },
             (POPULATE, 0) => Ask::Populate { ino: first },
-            (FIND, len) => Ask::Find { ino: first, name: name(len as usize).ok_or(())? },
+            (FIND, len) => Ask::Find { ino: first, names: names(len as usize).ok_or(())? },
             (HYDRATE, flags) => {
                 let pin = [Pin::No, Pin::Open, Pin::Soon].into_iter().find(|pin| pin.bits() == flags);
                 Ask::Hydrate { ino: first, start: second, end: third, pin: pin.ok_or(())? }
@@ -272,8 +283,8 @@ impl RequestCell {
         for (word, value) in self.body.iter().zip(body) {
             word.store(value, Ordering::Relaxed);
         }
-        if let Ask::Find { name, .. } = &request.ask {
-            for (word, bytes) in self.name.iter().zip(name.bytes.chunks(8)) {
+        if let Ask::Find { names, .. } = &request.ask {
+            for (word, bytes) in self.names.iter().zip(names.bytes.chunks(8)) {
                 let mut value = [0; 8];
                 value.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
                 word.store(u64::from_le_bytes(value), Ordering::Relaxed);
@@ -322,7 +333,7 @@ impl RequestCell {
         let head = self.head.load(Ordering::Relaxed);
         let body =
             core::array::from_fn(|at| self.body.get(at).map_or(0, |word| word.load(Ordering::Relaxed)));
-        let request = Request::decode(head, body, |len| self.name(len));
+        let request = Request::decode(head, body, |len| self.names(len));
         fence(Ordering::Acquire);
         if self.state.load(Ordering::Relaxed) != state {
             // Given up while we read, perhaps with a new body half written: the next look finds what is posted.
@@ -331,12 +342,12 @@ impl RequestCell {
         Some((Ticket(state), request))
     }
 
-    fn name(&self, len: usize) -> Option<Name> {
-        let mut bytes = [0; NAME_WORDS * 8];
-        for (to, word) in bytes.chunks_mut(8).zip(&self.name).take(len.div_ceil(8)) {
+    fn names(&self, len: usize) -> Option<Names> {
+        let mut bytes = [0; PATH_WORDS * 8];
+        for (to, word) in bytes.chunks_mut(8).zip(&self.names).take(len.div_ceil(8)) {
             to.copy_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
         }
-        Name::new(bytes.get(..len)?)
+        Names::new(bytes.get(..len)?).filter(|names| usize::from(names.len) == len)
     }
 
     /// Agent: answers (an errno that is none becomes EIO). `true`: wake the futex now; `false`: the client has given
@@ -363,7 +374,7 @@ impl RequestCell {
             reserved: AtomicU32::new(0),
             head: AtomicU64::new(0),
             body: core::array::from_fn(|_| AtomicU64::new(0)),
-            name: core::array::from_fn(|_| AtomicU64::new(0)),
+            names: core::array::from_fn(|_| AtomicU64::new(0)),
             value: AtomicU64::new(0),
         }
     }
@@ -387,9 +398,9 @@ mod tests {
         let asks = [
             Ask::Barrier { ino },
             Ask::Populate { ino },
-            Ask::Find { ino, name: Name::new(&[b'n'; NAME_MAX]).unwrap() },
-            Ask::Find { ino, name: Name::new("eight 8ü".as_bytes()).unwrap() },
-            Ask::Find { ino, name: Name::new(b"...").unwrap() },
+            Ask::Find { ino, names: Names::new(&[b'n'; NAME_MAX]).unwrap() },
+            Ask::Find { ino, names: Names::new("eight 8ü".as_bytes()).unwrap() },
+            Ask::Find { ino, names: Names::new(b".../two").unwrap() },
             Ask::Hydrate { ino, start, end, pin: Pin::Open },
             Ask::Hydrate { ino, start, end, pin: Pin::Soon },
             Ask::Hydrate { ino, start, end, pin: Pin::No },
@@ -467,13 +478,22 @@ mod tests {
     }
 
     #[test]
-    fn names_that_no_entry_has_are_no_names() {
-        for name in [&b""[..], b".", b"..", b"a/b", b"/", b"a\0", &[b'n'; NAME_MAX + 1]] {
-            assert_eq!(Name::new(name), None, "{}", name.escape_ascii());
+    fn names_end_where_no_entry_follows_and_where_there_is_no_room() {
+        let names = |path: &[u8]| {
+            Names::new(path).map(|names| names.iter().map(<[u8]>::to_vec).collect::<Vec<_>>()).unwrap_or_default()
+        };
+        for path in [&b""[..], b".", b"../a", b"/", b"/a", b"a\0", &[b'n'; NAME_MAX + 1]] {
+            assert!(names(path).is_empty(), "{}", path.escape_ascii());
         }
+        assert_eq!(names(b"a/b\n/c"), [&b"a"[..], b"b\n", b"c"]);
+        assert_eq!(names(b"a//b"), [b"a"]);
+        assert_eq!(names(b"a/b/../c"), [b"a", b"b"]);
+        let long = [&[b'x'; 200][..], b"/", &[b'y'; 54], b"/", &[b'z'; 300]].concat();
+        assert_eq!(names(&long), [vec![b'x'; 200], vec![b'y'; 54]]);
+        assert_eq!(names(&long[..255]).len(), 2);
         let cell = RequestCell::new();
-        let _ = cell.post(Request { mount: 0, ask: Ask::Find { ino: 1, name: Name::new(b"a\n").unwrap() } });
-        cell.name[0].store(u64::from_le_bytes(*b"a/b\0\0\0\0\0"), Ordering::Relaxed);
+        let _ = cell.post(Request { mount: 0, ask: Ask::Find { ino: 1, names: Names::new(b"a\n").unwrap() } });
+        cell.names[0].store(u64::from_le_bytes(*b"/\n\0\0\0\0\0\0"), Ordering::Relaxed);
         assert_eq!(cell.pending().unwrap().1, Err(()));
     }
 

@@ -8,7 +8,7 @@ use core::ffi::{CStr, c_char, c_int};
 use core::sync::atomic::Ordering;
 
 use storeshim_protocol::control::{FLAG_COMPLETE, FLAG_NAMES, FLAG_QUOTA_NEAR};
-use storeshim_protocol::request::{Ask, Name};
+use storeshim_protocol::request::{Ask, Names};
 
 use crate::control::{self, Table};
 use crate::hook::Reply;
@@ -52,13 +52,13 @@ pub fn populate(index: usize, ino: u64) -> Result<bool, Errno> {
     Ok(lacks)
 }
 
-/// The same of one entry, which is called `name`.
+/// The same of the one entry to which `path` leads from there, and perhaps of what it leads to then.
 ///
 /// Errors: as [`populate`].
-fn find(index: usize, ino: u64, name: &[u8]) -> Result<bool, Errno> {
-    match Name::new(name) {
-        Some(name) if lacks_names(index) && !is_whole(index, ino) => {
-            ask::request(index, Ask::Find { ino, name }).map(|_| true)
+fn find(index: usize, ino: u64, path: &[u8]) -> Result<bool, Errno> {
+    match Names::new(path) {
+        Some(names) if lacks_names(index) && !is_whole(index, ino) => {
+            ask::request(index, Ask::Find { ino, names }).map(|_| true)
         }
         _ => Ok(false),
     }
@@ -164,17 +164,22 @@ impl Way<'_> {
             let start = at + skip;
             let rest = self.path.bytes().get(start..).unwrap_or(&[]);
             let end = start + rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
-            match self.stat(start) {
-                Ok(stat) if sys::is_directory(&stat) => self.find(start, end, &stat)?,
-                _ => return Ok(End::Missing),
-            }
             let (dirfd, mut target) = (self.dirfd, Bytes::new());
-            match self.path.with_head(end, |head| sys::readlink_at(dirfd, head, &mut target).map(<[u8]>::len))
-            {
-                Ok(n) => return Ok(self.splice(start, end, target.filled(n))),
-                Err(e) if e == Errno::of(errno::EINVAL) => at = end,
-                Err(_) => return Ok(End::Missing),
+            let mut asked = false;
+            loop {
+                let link = self.path.with_head(end, |head| sys::readlink_at(dirfd, head, &mut target).map(<[u8]>::len));
+                match link {
+                    Ok(n) => return Ok(self.splice(start, end, target.filled(n))),
+                    Err(e) if e == Errno::of(errno::EINVAL) => break,
+                    Err(e) if e == MISSING && !asked => {
+                        let Ok(dir) = self.stat(start) else { return Ok(End::Missing) };
+                        self.find(start, &dir)?;
+                        asked = true;
+                    }
+                    Err(_) => return Ok(End::Missing),
+                }
             }
+            at = end;
         }
     }
 
@@ -209,8 +214,8 @@ impl Way<'_> {
         self.head(start, |dirfd, head| sys::stat_at(dirfd, head, 0))
     }
 
-    /// Has the entry from `start` to `end` brought into the directory before it, of which this is the stat.
-    fn find(&mut self, start: usize, end: usize, stat: &Stat) -> Result<(), Errno> {
+    /// Has the entry at `start` brought into the directory before it, of which this is the stat.
+    fn find(&mut self, start: usize, stat: &Stat) -> Result<(), Errno> {
         let (table, mount) = (self.table, self.mount);
         let here = |index: usize| table.get(index).is_some_and(|entry| entry.dev == stat.st_dev);
         let lacks = |index| here(index) && lacks_names(index) && !is_whole(index, stat.st_ino);
@@ -220,7 +225,7 @@ impl Way<'_> {
         // A cell and a device have others, too.
         let own = mount.filter(|index| !table.shares_device && here(*index));
         if let Some(index) = own.or_else(|| self.head(start, place::mount_at)) {
-            self.more |= find(index, stat.st_ino, self.path.bytes().get(start..end).unwrap_or(&[]))?;
+            self.more |= find(index, stat.st_ino, self.path.bytes().get(start..).unwrap_or(&[]))?;
         }
         Ok(())
     }

@@ -80,7 +80,9 @@ impl Agent {
             self.asked.lock().unwrap().push(request.ask);
             let answer = match request.ask {
                 Ask::Populate { ino } => Answer { errno: self.populate(ino), value: 0 },
-                Ask::Find { ino, name } => Answer { errno: self.find(ino, name.bytes()), value: 0 },
+                Ask::Find { ino, names } => {
+                    Answer { errno: self.find(ino, names.iter().next().unwrap()), value: 0 }
+                }
                 Ask::Unlink { ino } => Answer { errno: self.refusal(ino), value: 0 },
                 Ask::Blocks { .. } => Answer { errno: 0, value: 77 },
                 Ask::Grow { .. } => Answer { errno: 122, value: 0 },

@@ -51,24 +51,40 @@ impl Index {
     ) -> Result<(bool, Option<u64>)> {
         let prefix = key::dentries_of(dir);
         if self.has_range(&prefix)? {
-            let count = self.records.prefix(&prefix).take(few + 1).count();
-            return Ok((count <= few, self.child_until(dir, name, until)?));
+            return Ok((self.load_few(&prefix, few, until)?, self.child_until(dir, name, until)?));
         }
         std::thread::scope(|scope| {
             let child = scope.spawn(|| self.child_until(dir, name, until));
-            let mut count = 0;
-            let whole = self.stream(&prefix, until, &mut |_| {
-                count += 1;
-                count <= few
-            })?;
-            if whole {
-                self.take_in(&[], Some(&prefix))?;
-            }
+            let few = self.load_few(&prefix, few, until)?;
             match child.join() {
-                Ok(child) => Ok((whole, child?)),
+                Ok(child) => Ok((few, child?)),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         })
+    }
+
+    /// Has the extents of a file's blocks here, if there are no more than `few`.
+    ///
+    /// # Errors
+    /// As [`Index::load_children`].
+    pub fn load_few_blocks(&self, inode: u64, few: usize, until: Until) -> Result<()> {
+        self.load_few(&key::blocks_of(inode), few, until).map(drop)
+    }
+
+    /// Whether there are no more than `few` records under `prefix`, which are here then.
+    fn load_few(&self, prefix: &[u8], few: usize, until: Until) -> Result<bool> {
+        if self.has_range(prefix)? {
+            return Ok(self.records.prefix(prefix).take(few + 1).count() <= few);
+        }
+        let mut count = 0;
+        let whole = self.stream(prefix, until, &mut |_| {
+            count += 1;
+            count <= few
+        })?;
+        if whole {
+            self.take_in(&[], Some(prefix))?;
+        }
+        Ok(whole)
     }
 
     /// Has the entries of many directories here, without their inodes' records.

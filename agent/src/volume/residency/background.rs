@@ -336,23 +336,20 @@ impl Residency {
         self.bring_pieces(inode, &absent, false)
     }
 
-    /// The inode behind a path relative to the root, its directories populated on the way; `None` where there is none.
+    /// The inode behind a path relative to the root, with what lies on the way; `None` where there is none.
     ///
     /// # Errors
-    /// As [`Residency::populate`].
+    /// As [`Residency::descend`].
     pub fn at_path(&self, path: &std::path::Path) -> Result<Option<super::find::Inode>, VolumeError> {
-        use std::os::fd::AsFd;
         use std::os::unix::ffi::OsStrExt;
-        let mut below = Vec::new();
-        for part in path.components() {
-            let std::path::Component::Normal(name) = part else { continue };
-            if let Ok(dir) = self.tree.open_at(&below, libc::O_PATH)
-                && let Ok(stat) = self.tree.stat(dir.as_fd())
-            {
-                self.find_entry(stat.id.ino, name.as_bytes())?;
-            }
-            below = crate::volume::look::join(&below, name.as_bytes());
+        let names = path.components().filter_map(|part| match part {
+            std::path::Component::Normal(name) => Some(name.as_bytes()),
+            _ => None,
+        });
+        if let Ok(root) = self.tree.stat(self.tree.root()) {
+            self.descend(root.id.ino, names.clone())?;
         }
+        let below = names.fold(Vec::new(), |below, name| crate::volume::look::join(&below, name));
         let Ok(handle) = self.tree.open_at(&below, libc::O_PATH) else { return Ok(None) };
         let Ok(stat) = self.tree.stat(handle.as_fd()) else { return Ok(None) };
         match self.find(stat.id.ino)? {

@@ -12,6 +12,7 @@ mod background;
 mod burial;
 mod bypath;
 mod cache;
+mod descend;
 mod evict;
 mod extents;
 mod fetch;

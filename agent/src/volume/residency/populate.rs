@@ -70,49 +70,15 @@ impl Residency {
         if self.index.is_unpopulated(dir)? { self.populate_in_turn(found, until, asked, &turn) } else { Ok(()) }
     }
 
-    fn populate_in_turn(&self, found: &find::Inode, until: Until, asked: bool, turn: &Turn<'_>) -> Result<()> {
+    pub(super) fn populate_in_turn(&self, found: &find::Inode, until: Until, asked: bool, turn: &Turn<'_>) -> Result<()> {
         let children = self.index.load_children(found.inode, until)?;
         self.bring_names(found, children, asked, turn)?;
         self.shared.count("populated_directories", 1);
         self.show_populated(found.inode, found.stat.id.ino)
     }
 
-    /// Has the entry `name` of the directory behind a kernel inode number in the tree, if there is one, however many others
-    /// there are.
-    ///
-    /// # Errors
-    /// As [`Residency::populate`].
-    pub fn find_entry(&self, ino: u64, name: &[u8]) -> Result<()> {
-        let found = match self.find(ino)? {
-            Found::Here(found) if found.stat.is_dir() => found,
-            _ => return Ok(()),
-        };
-        let (dir, until) = (found.inode, self.until());
-        if !self.index.is_unpopulated(dir)? {
-            return self.show_populated(dir, ino);
-        }
-        let (few, child) = self.index.few_or_child(dir, BATCH, name, until)?;
-        let Some(turn) = self.populating.turn_unless_found(dir, name) else { return Ok(()) };
-        if !self.index.is_unpopulated(dir)? {
-            return Ok(());
-        }
-        if few {
-            return self.populate_in_turn(&found, until, true, &turn);
-        }
-        let Some(inode) = child else { return Ok(()) };
-        self.index.load_inodes(&[inode], until)?;
-        let fd = self.open_dir(&found).map_err(|e| self.cannot_populate(dir, &e))?;
-        let there = self.tree.stat_at(fd.as_fd(), name).map_err(|e| self.cannot_populate(dir, &e))?;
-        if there.is_some() {
-            return Ok(());
-        }
-        self.shared.count("single_entries", 1);
-        // Whatever was faster is met again when all others come.
-        self.bring_batch(&found, &fd, vec![(name.to_vec(), inode)], true, &mut Vec::new())
-    }
-
     /// A directory in a cell where something else is absent has a bitmap, so that nobody asks for it again.
-    fn show_populated(&self, dir: u64, ino: u64) -> Result<()> {
+    pub(super) fn show_populated(&self, dir: u64, ino: u64) -> Result<()> {
         let locked = self.files.lock(dir);
         if !self.index.is_unpopulated(dir)? {
             self.table.show(ino, 1, &Pieces::default());
@@ -206,7 +172,7 @@ impl Residency {
     }
 
     /// Brings some entries.
-    fn bring_batch(
+    pub(super) fn bring_batch(
         &self,
         found: &find::Inode,
         fd: &OwnedFd,
@@ -265,7 +231,7 @@ impl Residency {
         }
     }
 
-    fn open_dir(&self, found: &find::Inode) -> std::io::Result<OwnedFd> {
+    pub(super) fn open_dir(&self, found: &find::Inode) -> std::io::Result<OwnedFd> {
         found.open(self, libc::O_RDONLY | libc::O_DIRECTORY).map(OwnedFd::from)
     }
 
@@ -449,7 +415,7 @@ impl Residency {
         Ok(())
     }
 
-    fn cannot_populate(&self, dir: u64, error: &std::io::Error) -> VolumeError {
+    pub(super) fn cannot_populate(&self, dir: u64, error: &std::io::Error) -> VolumeError {
         VolumeError::Failed(format!(
             "the directory with inode {dir} of the volume cannot be populated below {}: {error}; make room or mend the disk",
             self.tree.path().display()

@@ -107,9 +107,7 @@ impl Residency {
     fn answer(self: &Arc<Self>, ask: Ask, reply: Box<dyn Reply>) {
         let answered = match ask {
             Ask::Populate { ino } => self.populate(ino).map(|()| self.note_populated(ino)).map(|()| Ok(0)),
-            Ask::Find { ino, name } => {
-                self.find_entry(ino, name.bytes()).map(|()| self.note_populated(ino)).map(|()| Ok(0))
-            }
+            Ask::Find { ino, names } => self.descend(ino, names.iter()).map(|()| Ok(0)),
             Ask::Hydrate { ino, start, end, pin } => self.hydrate(ino, start, end, pin).map(|()| Ok(0)),
             Ask::Hint { ino, start, end } => {
                 self.hint(ino, start, end);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
-use storeshim_protocol::request::Name;
+use storeshim_protocol::request::Names;
 
 use super::*;
 
@@ -28,8 +28,8 @@ fn made(url: &str) -> Snapshot {
 
 impl Node {
     fn find(&self, dir: &str, name: &str) -> i32 {
-        let name = Name::new(name.as_bytes()).unwrap();
-        self.ask(Ask::Find { ino: self.ino(dir), name }).errno
+        let names = Names::new(name.as_bytes()).unwrap();
+        self.ask(Ask::Find { ino: self.ino(dir), names }).errno
     }
 
     /// A file's bytes, of an entry that was found.
@@ -105,6 +105,33 @@ fn what_changes_beside_names_that_are_still_to_come_is_committed() {
     let restored = Node::new(url);
     assert_eq!(fs::read(restored.tree().join(file(3))).unwrap(), b"changed");
     assert_eq!(restored.names("large").len(), FILES + 1);
+}
+
+#[test]
+fn one_request_brings_all_names_of_a_way() {
+    let url = "memory:single-way";
+    let node = Node::new(url);
+    fs::create_dir_all(node.tree().join("a/b/c")).unwrap();
+    for dir in ["", "a", "a/b", "a/b/c"] {
+        (0..300).for_each(|n| fs::write(node.tree().join(dir).join(n.to_string()), "some").unwrap());
+    }
+    std::os::unix::fs::symlink("c", node.tree().join("a/b/link")).unwrap();
+    node.volume().flush().unwrap();
+    node.volume().shutdown();
+    let there = Node::lazy(url);
+    assert_eq!(there.find("", "a/b/c/7"), 0);
+    assert_eq!(fs::metadata(there.tree().join("a/b/c/7")).unwrap().size(), 4);
+    // It ends where there is no way on.
+    for path in ["a/7/8/9", "a/b/none/c", "a/b/link/8", "a/../b", "a/b/c/../9"] {
+        assert_eq!(there.find("", path), 0, "{path}");
+    }
+    assert!(there.tree().join("a/7").exists() && there.tree().join("a/b/link").is_symlink());
+    there.all_names();
+    for dir in ["", "a", "a/b", "a/b/c"] {
+        assert_eq!(there.names(dir), node.names(dir));
+    }
+    there.volume().flush().unwrap();
+    assert_eq!((there.counter("commits"), there.counter("foreign_entries")), (0, 0));
 }
 
 #[test]
