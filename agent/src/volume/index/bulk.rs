@@ -50,7 +50,7 @@ impl Index {
         until: Until,
     ) -> Result<(bool, Option<u64>)> {
         let prefix = key::dentries_of(dir);
-        if self.has_range(&prefix)? {
+        if self.has_range(&prefix)? || self.has_more(&prefix, few) {
             return Ok((self.load_few(&prefix, few, until)?, self.child_until(dir, name, until)?));
         }
         std::thread::scope(|scope| {
@@ -71,10 +71,18 @@ impl Index {
         self.load_few(&key::blocks_of(inode), few, until).map(drop)
     }
 
+    /// Whether more than `few` records under `prefix` are here already.
+    fn has_more(&self, prefix: &[u8], few: usize) -> bool {
+        self.records.prefix(prefix).take(few + 1).count() > few
+    }
+
     /// Whether there are no more than `few` records under `prefix`, which are here then.
     fn load_few(&self, prefix: &[u8], few: usize, until: Until) -> Result<bool> {
+        if self.has_more(prefix, few) {
+            return Ok(false);
+        }
         if self.has_range(prefix)? {
-            return Ok(self.records.prefix(prefix).take(few + 1).count() <= few);
+            return Ok(true);
         }
         let mut count = 0;
         let whole = self.stream(prefix, until, &mut |_| {

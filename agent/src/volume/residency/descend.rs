@@ -92,15 +92,21 @@ impl Residency {
 
     /// Has the metadata of what `names` lead to from `inode` in the index. What fails is met by who needs it.
     fn look_ahead_of<'n>(&self, inode: u64, names: impl Iterator<Item = &'n [u8]>, until: Until) {
-        let mut at = inode;
+        let (mut at, mut below) = (inode, Vec::new());
         for name in names {
             match self.index.few_or_child(at, BATCH, name, until) {
                 Ok((_, Some(child))) => at = child,
-                _ => return,
+                _ => break,
             }
+            below.push(at);
         }
-        if let Err(error) = self.index.load_few_blocks(at, BLOCKS, until) {
-            tracing::debug!(%error, inode = at, "nothing is read ahead");
+        let ahead = std::thread::scope(|scope| {
+            let inodes = scope.spawn(|| self.index.load_inodes(&below, until));
+            let blocks = self.index.load_few_blocks(at, BLOCKS, until);
+            inodes.join().unwrap_or(Ok(())).and(blocks)
+        });
+        if let Err(error) = ahead {
+            tracing::debug!(%error, inode, "not all that is needed next is read ahead");
         }
     }
 }
