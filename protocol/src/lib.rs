@@ -80,6 +80,7 @@ mod layout {
         assert_eq!(size_of::<Slot>(), 69632);
         assert_eq!(offset_of!(Slot, gate), 8);
         assert_eq!(offset_of!(Slot, subject), 16);
+        assert_eq!(ring::offsets(), [64, 384, 448]);
         assert_eq!(
             size_of::<residency::Residency>(),
             8 * residency::CELLS + 32 * residency::SLOTS + 8 * residency::WORDS

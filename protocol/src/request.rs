@@ -480,7 +480,9 @@ mod tests {
     #[test]
     fn names_end_where_no_entry_follows_and_where_there_is_no_room() {
         let names = |path: &[u8]| {
-            Names::new(path).map(|names| names.iter().map(<[u8]>::to_vec).collect::<Vec<_>>()).unwrap_or_default()
+            Names::new(path)
+                .map(|names| names.iter().map(<[u8]>::to_vec).collect::<Vec<_>>())
+                .unwrap_or_default()
         };
         for path in [&b""[..], b".", b"../a", b"/", b"/a", b"a\0", &[b'n'; NAME_MAX + 1]] {
             assert!(names(path).is_empty(), "{}", path.escape_ascii());
@@ -492,7 +494,8 @@ mod tests {
         assert_eq!(names(&long), [vec![b'x'; 200], vec![b'y'; 54]]);
         assert_eq!(names(&long[..255]).len(), 2);
         let cell = RequestCell::new();
-        let _ = cell.post(Request { mount: 0, ask: Ask::Find { ino: 1, names: Names::new(b"a\n").unwrap() } });
+        let _ =
+            cell.post(Request { mount: 0, ask: Ask::Find { ino: 1, names: Names::new(b"a\n").unwrap() } });
         cell.names[0].store(u64::from_le_bytes(*b"/\n\0\0\0\0\0\0"), Ordering::Relaxed);
         assert_eq!(cell.pending().unwrap().1, Err(()));
     }

@@ -38,6 +38,13 @@ pub struct Slot {
     entries: [[AtomicU64; ENTRY_WORDS]; ENTRIES],
 }
 
+/// Where a slot's request area, tail and entries lie.
+#[cfg(all(test, not(loom)))]
+pub(crate) const fn offsets() -> [usize; 3] {
+    use core::mem::offset_of;
+    [offset_of!(Slot, request_line), offset_of!(Slot, tail), offset_of!(Slot, entries)]
+}
+
 #[repr(C, align(64))]
 struct RequestLine(RequestCell);
 

@@ -167,7 +167,9 @@ impl Way<'_> {
             let (dirfd, mut target) = (self.dirfd, Bytes::new());
             let mut asked = false;
             loop {
-                let link = self.path.with_head(end, |head| sys::readlink_at(dirfd, head, &mut target).map(<[u8]>::len));
+                let link = self
+                    .path
+                    .with_head(end, |head| sys::readlink_at(dirfd, head, &mut target).map(<[u8]>::len));
                 match link {
                     Ok(n) => return Ok(self.splice(start, end, target.filled(n))),
                     Err(e) if e == Errno::of(errno::EINVAL) => break,

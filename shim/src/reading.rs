@@ -195,7 +195,8 @@ fn quick(call: &Read, file: &File) -> Option<Answer> {
     let mut right = table.still(stamp) && fds::is_still(call.fd, file);
     if let Some(guess) = guess {
         let now = guess.wrapping_add(n as u64);
-        right = right && (table.is_calm(stamp) && lacks_nothing(call.at, n) || position_of(call.fd) == Some(now));
+        right =
+            right && (table.is_calm(stamp) && lacks_nothing(call.at, n) || position_of(call.fd) == Some(now));
         remember_next(call.fd, file.ino, now);
     }
     if right {

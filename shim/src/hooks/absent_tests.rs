@@ -239,8 +239,9 @@ fn of_a_large_directory_comes_what_is_looked_for_until_names_change_or_are_liste
     let long = "n".repeat(256);
     assert_eq!(stat(&format!("/lazy/single/large/{long}")).err(), Some(36));
     assert!(is_there("single/large/sub") && !is_there("single/large/other"));
-    let populates =
-        || agent().asked("single/large").into_iter().filter(|ask| matches!(ask, Ask::Populate { .. })).count();
+    let populates = || {
+        agent().asked("single/large").into_iter().filter(|ask| matches!(ask, Ask::Populate { .. })).count()
+    };
     assert_eq!(populates(), 0);
     // SAFETY: a C string.
     unsafe { assert_eq!(said(name::my_unlink(c("/lazy/single/large/file").as_ptr())), 0) };

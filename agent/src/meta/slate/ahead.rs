@@ -148,7 +148,8 @@ pub(super) struct Ahead {
 impl Ahead {
     /// Begins to ask for what an opening needs. In a task of the runtime.
     pub(super) fn begin(objects: &Arc<dyn ObjectStore>) -> Self {
-        let manifests = begin(list(Arc::clone(objects), MANIFESTS, manifest).map(|listed| listed.map_err(Arc::new)));
+        let manifests =
+            begin(list(Arc::clone(objects), MANIFESTS, manifest).map(|listed| listed.map_err(Arc::new)));
         let (listed, from) = (manifests.clone(), Arc::clone(objects));
         let newest = begin(async move {
             let listed = listed.await.ok()?;

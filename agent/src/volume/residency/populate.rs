@@ -67,10 +67,20 @@ impl Residency {
         // Who waits for a single entry has his turn before.
         self.index.load_children(dir, until)?;
         let turn = self.populating.turn(dir);
-        if self.index.is_unpopulated(dir)? { self.populate_in_turn(found, until, asked, &turn) } else { Ok(()) }
+        if self.index.is_unpopulated(dir)? {
+            self.populate_in_turn(found, until, asked, &turn)
+        } else {
+            Ok(())
+        }
     }
 
-    pub(super) fn populate_in_turn(&self, found: &find::Inode, until: Until, asked: bool, turn: &Turn<'_>) -> Result<()> {
+    pub(super) fn populate_in_turn(
+        &self,
+        found: &find::Inode,
+        until: Until,
+        asked: bool,
+        turn: &Turn<'_>,
+    ) -> Result<()> {
         let children = self.index.load_children(found.inode, until)?;
         self.bring_names(found, children, asked, turn)?;
         self.shared.count("populated_directories", 1);
@@ -130,7 +140,13 @@ impl Residency {
             let wanted = turn.wanted();
             bring_forward(rest, &wanted);
             let (batch, after) = rest.split_at_mut(BATCH.min(rest.len()));
-            self.bring_batch(found, &fd, batch.iter_mut().map(std::mem::take).collect(), asked, &mut foreign)?;
+            self.bring_batch(
+                found,
+                &fd,
+                batch.iter_mut().map(std::mem::take).collect(),
+                asked,
+                &mut foreign,
+            )?;
             // They are there now, or there are none of these names.
             turn.are_found(&wanted);
             rest = after;
