@@ -92,6 +92,34 @@ for at in (40 << 20, 7 << 20, 33 << 20, 1 << 20, 24 << 20, 47 << 20, 12 << 20):
 }
 
 /// Without the backend what is here is here, and what is not fails after the patience; nothing is ever wrong.
+/// A backend that takes requests and never answers is one that cannot be read from, too.
+#[test]
+fn who_is_never_answered_hears_so_in_time() {
+    let server = S3Server::start();
+    let setup = Setup::on_s3(&server).with("patience", "2s");
+    let fill = "for i in range(300): make(f'many/f{i}', 100)\nmake('g', 9 << 20)";
+    let Some(mut node) = filled(setup, fill) else { return };
+    begin_cold(&mut node);
+    server.knobs().hang.store(true, Relaxed);
+    python(
+        &node,
+        "import errno, time
+def fails(read):
+    began = time.time()
+    try:
+        read()
+    except OSError as error:
+        assert error.errno == errno.EIO, error
+        assert 1 < time.time() - began < 10, time.time() - began
+    else:
+        assert False, 'it was served by nobody'
+fails(lambda: open('many/f7', 'rb').read())
+fails(lambda: open('g', 'rb').read())",
+    );
+    server.knobs().heal();
+    python(&node, "right('many/f7', 100)\nright('g', 9 << 20)");
+}
+
 #[test]
 fn a_read_that_cannot_be_served_fails_and_later_succeeds() {
     let server = S3Server::start();

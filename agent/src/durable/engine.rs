@@ -11,7 +11,7 @@ use super::packs::HttpPacks;
 use super::wire::messages::{self, op};
 use crate::blob::{self, Blob, BlobError, Counted, Kind};
 use crate::meta::records::PackId;
-use crate::meta::{self, Batch, Meta, MetaError};
+use crate::meta::{self, Batch, Meta, MetaError, Until};
 
 /// A page of a scan asks for this many pairs and bytes at most.
 const PAGE: (u32, u32) = (4096, 1 << 20);
@@ -33,23 +33,28 @@ impl Drop for Lease {
 pub struct DurableMeta(pub Arc<Lease>);
 
 impl Meta for DurableMeta {
-    fn get(&self, key: &[u8]) -> meta::Result<Option<Bytes>> {
+    fn get(&self, key: &[u8], until: Until) -> meta::Result<Option<Bytes>> {
         if key.len() > meta::LONGEST_KEY {
             return Ok(None);
         }
         let link = &self.0.0;
         link.health.count(Counted::Get);
-        let answer = link.call(op::GET, messages::encode_get(key), 0)?;
+        let answer = link.call(op::GET, messages::encode_get(key), 0, until)?;
         Ok(messages::decode_got(&answer)?)
     }
 
-    fn scan(&self, prefix: &[u8], each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> meta::Result<()> {
+    fn scan(
+        &self,
+        prefix: &[u8],
+        until: Until,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> meta::Result<()> {
         let link = &self.0.0;
         let mut after: Option<Bytes> = None;
         loop {
             link.health.count(Counted::List);
             let request = messages::encode_scan(prefix, after.as_deref(), PAGE.0, PAGE.1);
-            let answer = link.call(op::SCAN, request, PAGE.1 as usize)?;
+            let answer = link.call(op::SCAN, request, PAGE.1 as usize, until)?;
             let (more, pairs) = messages::decode_page(&answer)?;
             for (key, value) in &pairs {
                 if !each(key, value) {
@@ -116,7 +121,7 @@ impl Blob for DurableBlob {
             Some(http) if bytes.len() > OVER_HTTP => {
                 self.watch(Kind::Write, http.put(link.epoch(), id, &bytes))
             }
-            _ => Ok(link.call(op::BLOB_PUT, Body(Bytes::copy_from_slice(id), bytes), 0).map(drop)?),
+            _ => Ok(link.call(op::BLOB_PUT, Body(Bytes::copy_from_slice(id), bytes), 0, None).map(drop)?),
         }
     }
 
@@ -137,7 +142,7 @@ impl Blob for DurableBlob {
         }
         let expected = usize::try_from(wanted).unwrap_or(usize::MAX);
         let bytes =
-            link.call(op::BLOB_GET, messages::encode_blob_get(id, range.start, range.end), expected)?;
+            link.call(op::BLOB_GET, messages::encode_blob_get(id, range.start, range.end), expected, None)?;
         if bytes.len() as u64 == wanted {
             Ok(bytes)
         } else {
@@ -148,6 +153,6 @@ impl Blob for DurableBlob {
     fn delete(&self, id: &PackId) -> blob::Result<()> {
         let link = &self.lease.0;
         link.health.count(Counted::Delete);
-        Ok(link.call(op::BLOB_DELETE, id.to_vec(), 0).map(drop)?)
+        Ok(link.call(op::BLOB_DELETE, id.to_vec(), 0, None).map(drop)?)
     }
 }

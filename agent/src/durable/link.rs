@@ -20,6 +20,7 @@ use super::wire::frame::{self, Frame, Message};
 use super::wire::messages::{self, Nonce, Opened, op};
 use super::wire::{Code, Result, WireError};
 use crate::blob::{Counted, Health, Kind};
+use crate::meta::{Until, left};
 
 /// A read or a pack that is not answered within this is `Unavailable`; who asked may ask again.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -204,8 +205,8 @@ impl Link {
         }
     }
 
-    /// Asks; waits for the answer. `expected` is how many bytes are asked for.
-    pub fn call(&self, op: u8, body: impl Into<Body>, expected: usize) -> Result<Bytes> {
+    /// Asks; waits for the answer, no longer than `until` then. `expected` is how many bytes are asked for.
+    pub fn call(&self, op: u8, body: impl Into<Body>, expected: usize, until: Until) -> Result<Bytes> {
         let body = body.into();
         let (done, answer) = oneshot::channel();
         let call = Call { op, cost: body.len() + expected, body, done };
@@ -217,7 +218,7 @@ impl Link {
             if op == op::BLOB_PUT { state.bulk.push_back(call) } else { state.calls.push_back(call) }
         }
         self.wake.notify_one();
-        let patience = if op == op::CLOSE { GOODBYE } else { PATIENCE };
+        let patience = left(if op == op::CLOSE { GOODBYE } else { PATIENCE }, until);
         match self.handle.block_on(async { tokio::time::timeout(patience, answer).await }) {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(self.fatal().unwrap_or_else(closed)),
@@ -310,7 +311,7 @@ impl Link {
             }
             state.ready
         };
-        if ready && let Err(error) = self.call(op::CLOSE, Vec::new(), 0) {
+        if ready && let Err(error) = self.call(op::CLOSE, Vec::new(), 0, None) {
             // Everything is durable; the object learns from the next opening that we have gone.
             tracing::debug!(backend = self.shown, "the volume was not given back: {error}");
         }

@@ -212,7 +212,7 @@ fn a_fenced_agent_stays_fenced() {
     let (request, ..) = played.commit();
     played.refuse(&request, Code::Fenced);
     assert!(matches!(answer.recv_timeout(Duration::from_secs(20)).unwrap(), Err(MetaError::Fenced)));
-    assert!(matches!(meta.get(b"key"), Err(MetaError::Fenced)));
+    assert!(matches!(meta.get(b"key", None), Err(MetaError::Fenced)));
     assert!(matches!(meta.submit(batch()).recv().unwrap(), Err(MetaError::Fenced)));
 }
 
@@ -248,15 +248,15 @@ fn a_commit_that_no_message_can_hold_is_made_in_its_turn() {
             let again = volume.open().meta;
             let mut pairs = 0;
             again
-                .scan(b"", &mut |_, _| {
+                .scan(b"", None, &mut |_, _| {
                     pairs += 1;
                     true
                 })
                 .unwrap();
             assert_eq!(pairs, 35_000 + 9_000 + 2, "with the format and the last one");
-            assert_eq!(again.get(b"last").unwrap().as_deref(), Some(&b"3"[..]));
+            assert_eq!(again.get(b"last", None).unwrap().as_deref(), Some(&b"3"[..]));
             let some = (1_u32 << 16) + 34_999;
-            assert_eq!(again.get(&some.to_be_bytes()).unwrap().unwrap(), vec![some as u8; 1000]);
+            assert_eq!(again.get(&some.to_be_bytes(), None).unwrap().unwrap(), vec![some as u8; 1000]);
         }
     });
 }

@@ -108,7 +108,7 @@ fn commit(meta: &dyn Meta, ops: &[Op<'_>]) {
 /// Everything under `prefix`, but for the volume's format.
 fn all(meta: &dyn Meta, prefix: &[u8]) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let (mut found, mut last) = (BTreeMap::new(), None);
-    meta.scan(prefix, &mut |key, value| {
+    meta.scan(prefix, None, &mut |key, value| {
         assert!(last.as_deref() < Some(key), "keys come in order, once each");
         last = Some(key.to_vec());
         if key != b"v" {
@@ -122,10 +122,10 @@ fn all(meta: &dyn Meta, prefix: &[u8]) -> BTreeMap<Vec<u8>, Vec<u8>> {
 
 fn a_new_volume_holds_its_format_only(engine: &dyn Engine) {
     let first = engine.open();
-    let format = first.get(b"v").unwrap().unwrap();
+    let format = first.get(b"v", None).unwrap().unwrap();
     assert!(all(&*first, b"").is_empty());
     first.close().unwrap();
-    assert_eq!(engine.open().get(b"v").unwrap(), Some(format), "the same volume is opened again");
+    assert_eq!(engine.open().get(b"v", None).unwrap(), Some(format), "the same volume is opened again");
 }
 
 fn commits_survive_and_keep_their_order(engine: &dyn Engine) {
@@ -136,10 +136,10 @@ fn commits_survive_and_keep_their_order(engine: &dyn Engine) {
         .collect();
     answers[49].recv().unwrap().unwrap();
     assert!(answers[..49].iter().all(|earlier| earlier.len() == 1), "an earlier commit is not durable yet");
-    assert_eq!(meta.get(b"last").unwrap().as_deref(), Some(&[49][..]));
+    assert_eq!(meta.get(b"last", None).unwrap().as_deref(), Some(&[49][..]));
     // Not closed: as after a crash.
     let again = engine.open();
-    assert_eq!(again.get(b"last").unwrap().as_deref(), Some(&[49][..]));
+    assert_eq!(again.get(b"last", None).unwrap().as_deref(), Some(&[49][..]));
     assert_eq!(all(&*again, b"i").len(), 50);
     drop(meta);
 }
@@ -151,9 +151,9 @@ fn deletes_and_overwrites(engine: &dyn Engine) {
     // One after the other: opening fences the older one, which may notice before it is read.
     for open in [&(|| Arc::clone(&meta)) as &dyn Fn() -> _, &|| engine.open()] {
         let meta: Arc<dyn Meta> = open();
-        assert_eq!(meta.get(b"a").unwrap(), None);
-        assert_eq!(meta.get(b"b").unwrap().as_deref(), Some(&b"3"[..]));
-        assert_eq!(meta.get(b"c").unwrap().as_deref(), Some(&b""[..]), "an empty value is a value");
+        assert_eq!(meta.get(b"a", None).unwrap(), None);
+        assert_eq!(meta.get(b"b", None).unwrap().as_deref(), Some(&b"3"[..]));
+        assert_eq!(meta.get(b"c", None).unwrap().as_deref(), Some(&b""[..]), "an empty value is a value");
         assert_eq!(all(&*meta, b"").len(), 2);
     }
 }
@@ -168,10 +168,10 @@ fn scans_respect_their_prefix(engine: &dyn Engine) {
         assert_eq!(all(&*meta, prefix).len(), expected, "{prefix:?}");
     }
     let mut seen = 0;
-    meta.scan(b"d", &mut |_, _| {
+    meta.scan(b"d", None, &mut |_, _| {
         seen += 1;
         // A reader may ask further from within.
-        assert!(meta.get(b"e").unwrap().is_some());
+        assert!(meta.get(b"e", None).unwrap().is_some());
         seen < 2
     })
     .unwrap();
@@ -188,7 +188,7 @@ fn large_values_and_batches(engine: &dyn Engine) {
     meta.submit(Batch { ops: many }).recv().unwrap().unwrap();
     for open in [&(|| Arc::clone(&meta)) as &dyn Fn() -> _, &|| engine.open()] {
         let meta: Arc<dyn Meta> = open();
-        assert_eq!(meta.get(b"large").unwrap().as_deref(), Some(&value[..]));
+        assert_eq!(meta.get(b"large", None).unwrap().as_deref(), Some(&value[..]));
         assert_eq!(all(&*meta, b"\0").len(), 10_000);
     }
 }
@@ -201,7 +201,7 @@ fn the_older_opening_is_fenced(engine: &dyn Engine) {
     let refused = older.submit(batch(&[(b"a", Some(b"stale")), (b"b", Some(b"stale"))])).recv().unwrap();
     assert!(matches!(refused, Err(MetaError::Fenced)), "{refused:?}");
     assert!(matches!(older.submit(batch(&[(b"a", None)])).recv().unwrap(), Err(MetaError::Fenced)));
-    assert!(matches!(older.get(b"a"), Err(MetaError::Fenced)));
+    assert!(matches!(older.get(b"a", None), Err(MetaError::Fenced)));
     assert_eq!(all(&*newer, b""), BTreeMap::from([(b"a".to_vec(), b"new".to_vec())]));
     commit(&*newer, &[(b"c", Some(b"on"))]);
     newer.close().unwrap();
@@ -215,7 +215,7 @@ fn submissions_after_close_are_answered(engine: &dyn Engine) {
     meta.close().unwrap();
     answer.recv().unwrap().unwrap();
     assert!(meta.submit(batch(&[(b"b", Some(b"2"))])).recv().unwrap().is_err());
-    assert!(matches!(meta.get(b"a"), Err(MetaError::Refused(_))));
+    assert!(matches!(meta.get(b"a", None), Err(MetaError::Refused(_))));
     assert_eq!(all(&*engine.open(), b"").len(), 1);
 }
 

@@ -12,6 +12,8 @@ mod conformance;
 
 pub use self::slate::{open, open_and_probe};
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use crossbeam::channel::Receiver;
 
@@ -80,22 +82,37 @@ pub(crate) fn check_record(key: &[u8], value: Option<&Bytes>) -> Result<()> {
 /// Result of a metadata call.
 pub type Result<T> = std::result::Result<T, MetaError>;
 
+/// Until when whoever reads waits for an answer; `None`: as long as the engine itself finds right.
+pub type Until = Option<Instant>;
+
+/// What is left of `patience` for somebody who waits `until` then.
+pub(crate) fn left(patience: Duration, until: Until) -> Duration {
+    until.map_or(patience, |until| patience.min(until.saturating_duration_since(Instant::now())))
+}
+
 /// A volume's metadata engine, opened as the writer. Blocking; callable from any plain (non-tokio) thread.
 pub trait Meta: Send + Sync {
     /// The value of `key`. Reads show durable commits only, never one that could still be lost; a commit is shown from
     /// the moment on at which its submission is answered.
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
+    ///
+    /// # Errors
+    /// `Unavailable` also where there is no answer `until` then.
+    fn get(&self, key: &[u8], until: Until) -> Result<Option<Bytes>>;
 
     /// The values of many keys, in their order, each as by [`Meta::get`]: side by side where that is of use.
     ///
     /// # Errors
     /// As [`Meta::get`], of any of them.
-    fn get_many(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>> {
-        keys.iter().map(|key| self.get(key)).collect()
+    fn get_many(&self, keys: &[Vec<u8>], until: Until) -> Result<Vec<Option<Bytes>>> {
+        keys.iter().map(|key| self.get(key, until)).collect()
     }
 
-    /// Calls `each` with every pair whose key starts with `prefix`, in key order, until it returns `false`.
-    fn scan(&self, prefix: &[u8], each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<()>;
+    /// Calls `each` with every pair whose key starts with `prefix`, in key order, until it returns `false`. `until` is meant of
+    /// each page, since whoever gets something goes on.
+    ///
+    /// # Errors
+    /// As [`Meta::get`].
+    fn scan(&self, prefix: &[u8], until: Until, each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<()>;
 
     /// Hands over the next commit. Commits become durable strictly in the order in which they were submitted; the
     /// receiver gets one answer: `Ok` once the batch is durable. `Unavailable` is never answered: the engine

@@ -98,7 +98,7 @@ fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> 
 }
 
 fn get<T: DeserializeOwned>(meta: &dyn Meta, key: &[u8]) -> Result<Option<T>> {
-    Ok(meta.get(key)?.map(|value| records::decode(key, &value)).transpose()?)
+    Ok(meta.get(key, None)?.map(|value| records::decode(key, &value)).transpose()?)
 }
 
 /// Numbers in records that others than agents read are below this.

@@ -79,7 +79,7 @@ impl Restore<'_> {
         let mut next = ROOT_INODE + 1;
         for prefix in [key::INODES, key::DENTRIES, key::BLOCKS, key::CHUNKS, key::PACKS, key::GARBAGE] {
             let mut failed = None;
-            self.meta.scan(prefix, &mut |key, value| {
+            self.meta.scan(prefix, None, &mut |key, value| {
                 let mut take = || -> Result<()> {
                     match key::parse(key)? {
                         key::Key::Dentry(dir, name) => {

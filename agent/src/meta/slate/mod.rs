@@ -28,7 +28,7 @@ use slatedb::config::{DurabilityLevel, ReadOptions, ScanOptions};
 use slatedb::{CloseReason, Db, ErrorKind};
 use tokio::sync::mpsc;
 
-use super::{Batch, Meta, MetaError, Result};
+use super::{Batch, Meta, MetaError, Result, Until, left};
 use crate::blob::Store;
 
 pub use self::open::{open, open_and_probe};
@@ -85,6 +85,7 @@ impl Shared {
     /// Runs a read until it has an answer; a database that is being opened again is waited for.
     fn read<T>(
         &self,
+        until: Until,
         mut attempt: impl AsyncFnMut(Db) -> std::result::Result<T, slatedb::Error>,
     ) -> Result<T> {
         let answer = async {
@@ -103,11 +104,12 @@ impl Shared {
             }
         };
         self.store.handle().block_on(async {
-            tokio::time::timeout(READ_PATIENCE, answer).await.unwrap_or_else(|_| {
+            let patience = left(READ_PATIENCE, until);
+            tokio::time::timeout(patience, answer).await.unwrap_or_else(|_| {
                 Err(MetaError::Unavailable(format!(
-                    "the metadata in '{}' could not be read for {} s: {}",
+                    "the metadata in '{}' could not be read for {:.1} s: {}",
                     self.store.shown(),
-                    READ_PATIENCE.as_secs(),
+                    patience.as_secs_f64(),
                     self.store.health().last_error().unwrap_or_else(|| "no answer".into())
                 )))
             })
@@ -139,15 +141,15 @@ fn scan_options() -> ScanOptions {
 }
 
 impl Meta for SlateMeta {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+    fn get(&self, key: &[u8], until: Until) -> Result<Option<Bytes>> {
         if key == MARKER {
             return Ok(None);
         }
-        self.shared.read(async |db| db.get_with_options(key, &read_options()).await)
+        self.shared.read(until, async |db| db.get_with_options(key, &read_options()).await)
     }
 
-    fn get_many(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>> {
-        self.shared.read(async |db| {
+    fn get_many(&self, keys: &[Vec<u8>], until: Until) -> Result<Vec<Option<Bytes>>> {
+        self.shared.read(until, async |db| {
             let reads = keys.iter().map(|key| {
                 let db = &db;
                 async move {
@@ -161,12 +163,12 @@ impl Meta for SlateMeta {
         })
     }
 
-    fn scan(&self, prefix: &[u8], each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<()> {
+    fn scan(&self, prefix: &[u8], until: Until, each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<()> {
         let mut last: Option<Bytes> = None;
         let mut open: Option<slatedb::DbIterator> = None;
         loop {
             // `each` runs outside of the runtime, so that it may call the engine itself.
-            let (page, more) = self.shared.read(async |db| {
+            let (page, more) = self.shared.read(until, async |db| {
                 let mut pairs = match open.take() {
                     Some(pairs) => pairs,
                     None => begin(&db, prefix, last.as_ref()).await?,

@@ -28,7 +28,7 @@ fn put(meta: &dyn Meta, key: &[u8], value: &[u8]) -> crossbeam::channel::Receive
 
 fn contents(meta: &dyn Meta) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut found = BTreeMap::new();
-    meta.scan(b"k", &mut |key, value| {
+    meta.scan(b"k", None, &mut |key, value| {
         found.insert(key.to_vec(), value.to_vec());
         true
     })
@@ -108,10 +108,10 @@ fn a_dead_store_keeps_commits_waiting_and_says_why() {
     let answer = put(&*meta, b"k", b"1");
     assert!(answer.recv_timeout(Duration::from_millis(500)).is_err(), "no false success, no false failure");
     assert!(store.health().last_error().unwrap().contains("503"));
-    assert_eq!(meta.get(b"k").unwrap(), None, "what is not durable is not shown");
+    assert_eq!(meta.get(b"k", None).unwrap(), None, "what is not durable is not shown");
     faulty.behave();
     answer.recv_timeout(Duration::from_secs(30)).unwrap().unwrap();
-    assert_eq!(meta.get(b"k").unwrap().as_deref(), Some(&b"1"[..]));
+    assert_eq!(meta.get(b"k", None).unwrap().as_deref(), Some(&b"1"[..]));
     meta.close().unwrap();
 }
 
@@ -134,7 +134,7 @@ proptest! {
         let mut acknowledged = 0_u64;
         for _ in 0..rounds {
             let meta = super::open(&over(Arc::clone(&store) as Arc<dyn ObjectStore>)).unwrap();
-            let seen = meta.get(b"k").unwrap().map_or(0, |value| u64::from_be_bytes(value.as_ref().try_into().unwrap()));
+            let seen = meta.get(b"k", None).unwrap().map_or(0, |value| u64::from_be_bytes(value.as_ref().try_into().unwrap()));
             // A commit in flight at the crash may have become durable.
             prop_assert!(seen == acknowledged || seen == acknowledged + 1, "{} after {}", seen, acknowledged);
             acknowledged = seen;
@@ -173,7 +173,7 @@ fn another_format_version_is_refused() {
         .unwrap();
     let meta = super::open(&store).unwrap();
     let key = records::key::format();
-    let format: Format = records::decode(&key, &meta.get(&key).unwrap().unwrap()).unwrap();
+    let format: Format = records::decode(&key, &meta.get(&key, None).unwrap().unwrap()).unwrap();
     let newer = records::encode(&Format { version: 99, ..format }).unwrap();
     meta.submit(Batch { ops: vec![(key.clone(), Some(newer))] }).recv().unwrap().unwrap();
     meta.close().unwrap();
@@ -209,7 +209,7 @@ fn ten_thousand_small_files_cost_few_requests() {
     let again = super::open(&store).unwrap();
     let mut found = 0;
     again
-        .scan(b"", &mut |_, _| {
+        .scan(b"", None, &mut |_, _| {
             found += 1;
             true
         })
@@ -255,7 +255,7 @@ fn a_minute_of_writing_through_compactions() {
     let again = super::open(&store).unwrap();
     let mut found = BTreeMap::new();
     again
-        .scan(b"k", &mut |key, value| {
+        .scan(b"k", None, &mut |key, value| {
             let key = u64::from_be_bytes(key[1..].try_into().unwrap());
             let mut expected = vec![0; 500];
             let round = model[&key];
@@ -305,10 +305,10 @@ fn a_cold_opening(openings: u64, clean: bool) -> [usize; 3] {
     });
     let meta = meta.unwrap();
     let records =
-        store.round_trips("a record", &BACKGROUND, || drop(meta.get(&records::key::head()).unwrap()));
+        store.round_trips("a record", &BACKGROUND, || drop(meta.get(&records::key::head(), None).unwrap()));
     let scan = store.round_trips("a directory", &BACKGROUND, || {
         let mut entries = 0;
-        meta.scan(&[b"d".as_slice(), &1u64.to_be_bytes()].concat(), &mut |_, _| {
+        meta.scan(&[b"d".as_slice(), &1u64.to_be_bytes()].concat(), None, &mut |_, _| {
             entries += 1;
             true
         })
@@ -395,7 +395,7 @@ fn overtaken(collect: bool, close: bool) {
     if let Some(other) = other {
         assert!(matches!(put(&*other, b"k", b"late").recv().unwrap(), Err(MetaError::Fenced)));
     }
-    assert_eq!(super::open(&store).unwrap().get(b"k").unwrap().as_deref(), Some(&b"mine"[..]));
+    assert_eq!(super::open(&store).unwrap().get(b"k", None).unwrap().as_deref(), Some(&b"mine"[..]));
 }
 
 #[test]
@@ -428,7 +428,7 @@ fn what_only_begins_like_a_manifest_is_none() {
         objects.put(&left, PutPayload::new()).await.unwrap();
     });
     let again = super::open(&store).unwrap();
-    assert_eq!(again.get(b"k").unwrap().as_deref(), Some(&b"first"[..]));
+    assert_eq!(again.get(b"k", None).unwrap().as_deref(), Some(&b"first"[..]));
     again.close().unwrap();
 }
 
@@ -442,7 +442,7 @@ fn an_opening_that_could_not_read_ahead_still_opens() {
     first.close().unwrap();
     *faulty.refuse_get.lock().unwrap() = Some("meta/manifest/");
     let again = super::open(&store).unwrap();
-    assert_eq!(again.get(b"k").unwrap().as_deref(), Some(&b"first"[..]));
+    assert_eq!(again.get(b"k", None).unwrap().as_deref(), Some(&b"first"[..]));
     again.close().unwrap();
 }
 

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::lazy::Until;
 use super::{Index, Result, VolumeError};
+use crate::meta::Until;
 use crate::meta::records::{self, BLOCK_SIZE, Block, ChunkHash, PackId, key};
 
 /// Reads of the backend under way at once.

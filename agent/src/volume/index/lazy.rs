@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Base, Changes, Index, Result, VolumeError, damaged};
 use crate::meta::records::key;
-use crate::meta::{self, Meta, MetaError};
+use crate::meta::{self, Meta, MetaError, Until};
 
 /// Pairs taken in at once.
 const BATCH: usize = 512;
@@ -20,9 +20,6 @@ const KINDS: [&[u8]; 6] = [key::DENTRIES, key::INODES, key::BLOCKS, key::CHUNKS,
 
 /// A key, and its value if there is one.
 pub(super) type Pair = (Vec<u8>, Option<Vec<u8>>);
-
-/// Until when a read may be tried again; `None`: for as long as the backend only refuses for now.
-pub type Until = Option<Instant>;
 
 /// How far the index is loaded.
 pub(super) struct Lazy {
@@ -157,7 +154,7 @@ impl Index {
             return Ok(Some(value.to_vec()));
         }
         if !self.knows(key)? {
-            let value = self.ask(until, |meta| meta.get(key))?;
+            let value = self.ask(until, |meta| meta.get(key, until))?;
             self.take_in(&[(key.to_vec(), value.map(|value| value.to_vec()))], None)?;
         }
         // Known, or taken in by somebody, since the first look.
@@ -175,7 +172,7 @@ impl Index {
         if wanted.is_empty() {
             return Ok(());
         }
-        let values = self.ask(until, |meta| meta.get_many(&wanted))?;
+        let values = self.ask(until, |meta| meta.get_many(&wanted, until))?;
         let values = values.into_iter().map(|value| value.map(|value| value.to_vec()));
         self.take_in(&wanted.into_iter().zip(values).collect::<Vec<_>>(), None)
     }
@@ -201,7 +198,7 @@ impl Index {
     ) -> Result<bool> {
         let waiting = Waiting::new(self);
         let whole = self.try_again(until, |meta| {
-            self.scan_in(meta, prefix, &mut |key| each(key) && !self.lazy.is_over(until))
+            self.scan_in(meta, prefix, until, &mut |key| each(key) && !self.lazy.is_over(until))
         });
         drop(waiting);
         whole
@@ -212,10 +209,11 @@ impl Index {
         &self,
         meta: &dyn Meta,
         prefix: &[u8],
+        until: Until,
         each: &mut dyn FnMut(&[u8]) -> bool,
     ) -> meta::Result<Result<bool>> {
         let (mut batch, mut failed, mut whole) = (Vec::with_capacity(BATCH), None, true);
-        meta.scan(prefix, &mut |key, value| {
+        meta.scan(prefix, until, &mut |key, value| {
             batch.push((key.to_vec(), Some(value.to_vec())));
             if batch.len() >= BATCH {
                 failed = self.take_in(&batch, None).err();
@@ -333,7 +331,7 @@ impl Index {
             }
             // Not counted as waited for: this is what makes way.
             let mut go_on = |key: &[u8]| each(key) && !self.lazy.stopped.load(Ordering::Acquire);
-            if !self.try_again(None, |meta| self.scan_in(meta, kind, &mut go_on))? {
+            if !self.try_again(None, |meta| self.scan_in(meta, kind, None, &mut go_on))? {
                 return Ok(false);
             }
             self.take_in(&[], Some(kind))?;

@@ -37,11 +37,11 @@ mod tests;
 mod undo;
 
 use self::lazy::Lazy;
-pub use self::lazy::Until;
 pub use self::local::{Absent, absent_key, set_absent, set_link, set_seen, set_unpopulated, unpopulated_key};
 pub use self::pieces::Pieces;
 use self::resident::Resident;
 pub use self::undo::Standing;
+pub use crate::meta::Until;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;

@@ -40,10 +40,15 @@ impl Backend {
 }
 
 impl Meta for Backend {
-    fn get(&self, key: &[u8]) -> crate::meta::Result<Option<Bytes>> {
+    fn get(&self, key: &[u8], _: Until) -> crate::meta::Result<Option<Bytes>> {
         Ok(self.read()?.get(key).map(|value| Bytes::copy_from_slice(value)))
     }
-    fn scan(&self, prefix: &[u8], each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> crate::meta::Result<()> {
+    fn scan(
+        &self,
+        prefix: &[u8],
+        _: Until,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> crate::meta::Result<()> {
         for (key, value) in self.read()?.range(prefix.to_vec()..) {
             if !key.starts_with(prefix) || !each(key, value) {
                 break;

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rand::RngExt;
 
 use crate::blob::{Blob, BlobError};
@@ -22,6 +22,9 @@ const THREADS: usize = 16;
 const RESERVED: usize = 4;
 /// Bounds of the pause between two tries.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Longest wait for reads under way, at the end, and between two looks at whether they are over.
+const STOP: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_millis(1);
 /// Bytes that were read lately and are kept: neighbours in a pack are often wanted one after another.
 const RECENT: usize = 16 << 20;
 
@@ -41,6 +44,8 @@ struct Inner {
     more: Condvar,
     /// Wakes those that pause, at the end.
     ended: Condvar,
+    /// When something was read last.
+    read: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -63,6 +68,8 @@ struct Flight {
     started: bool,
     /// Until when it is tried again.
     until: Instant,
+    /// Until when who asked first waited: later it is not to be relied on any more.
+    due: Instant,
     waiters: Vec<(Range<u64>, Sender<Fetched>)>,
 }
 
@@ -78,6 +85,7 @@ impl Fetcher {
             queue: Mutex::default(),
             more: Condvar::new(),
             ended: Condvar::new(),
+            read: Mutex::new(None),
         });
         let mut threads = Vec::with_capacity(THREADS);
         for n in 0..THREADS {
@@ -98,7 +106,11 @@ impl Fetcher {
             queue.recent.iter().find(|(p, outer, _)| *p == pack && within(outer))
         {
             let _ = to.send(Ok(part_of(bytes, outer, &range)));
-        } else if let Some(flight) = queue.flights.iter_mut().find(|f| f.pack == pack && within(&f.range)) {
+        } else if let Some(flight) = queue
+            .flights
+            .iter_mut()
+            .find(|f| f.pack == pack && within(&f.range) && (!f.started || Instant::now() < f.due))
+        {
             flight.until = flight.until.max(until);
             flight.urgent |= urgent;
             flight.waiters.push((range, to));
@@ -106,11 +118,37 @@ impl Fetcher {
             let number = queue.next;
             queue.next += 1;
             let waiters = vec![(range.clone(), to)];
-            queue.flights.push(Flight { number, pack, range, urgent, started: false, until, waiters });
+            let flight = Flight { number, pack, range, urgent, started: false, until, due: until, waiters };
+            queue.flights.push(flight);
         }
         drop(queue);
         self.inner.more.notify_one();
         answer
+    }
+
+    /// Waits for what [`Fetcher::get`] has promised somebody who waits: until `until`, and beyond that for as long as something is
+    /// read at all within `patience`. (Many may wait for a slow backend.)
+    ///
+    /// # Errors
+    /// Those of the read; one where nothing came.
+    pub fn wait(&self, answer: &Receiver<Fetched>, until: Instant, patience: Duration) -> Fetched {
+        let mut deadline = until;
+        loop {
+            match answer.recv_deadline(deadline) {
+                Ok(fetched) => return fetched,
+                Err(RecvTimeoutError::Disconnected) => return Err(closed()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let read = *self.inner.read.lock().unwrap_or_else(PoisonError::into_inner);
+            match read.map(|read| read + patience).filter(|later| *later > Instant::now()) {
+                Some(later) => deadline = later,
+                None => {
+                    let why = format!("the backend has not answered for {} s", patience.as_secs_f32());
+                    self.inner.shared.backend_refuses(&why);
+                    return Err(VolumeError::Failed(why));
+                }
+            }
+        }
     }
 
     /// Gives up what is queued, and ends the threads.
@@ -118,9 +156,16 @@ impl Fetcher {
         self.inner.queue().stopped = true;
         self.inner.more.notify_all();
         self.inner.ended.notify_all();
+        let deadline = Instant::now() + STOP;
         for thread in self.threads.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            // A thread that panicked has taken the process with it.
-            let _ = thread.join();
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(TICK);
+            }
+            // One that the backend does not answer is left to its request: nobody waits for it.
+            if thread.is_finished() {
+                // A thread that panicked has taken the process with it.
+                let _ = thread.join();
+            }
         }
     }
 }
@@ -190,6 +235,7 @@ impl Inner {
             let why = match self.blob.get(pack, range.clone()) {
                 Ok(bytes) => {
                     self.shared.backend_answers();
+                    *self.read.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
                     self.shared.count("gets", 1);
                     self.shared.count("got_bytes", bytes.len() as u64);
                     return Ok(bytes);

@@ -244,8 +244,11 @@ impl Residency {
         }
         targets.iter_mut().filter(|target| target.missing == 0).for_each(&mut write);
         for (get, answer) in reads.gets.iter().zip(under_way) {
-            let fetched =
-                answer.recv().unwrap_or_else(|_| Err(VolumeError::Failed("the volume is closed".into())));
+            let fetched = if urgent {
+                self.fetcher.wait(&answer, until, self.options.patience)
+            } else {
+                answer.recv().unwrap_or_else(|_| Err(VolumeError::Failed("the volume is closed".into())))
+            };
             let mut take = |item: &Item, read: Result<Bytes>| {
                 if let Some(target) = targets.get_mut(item.file) {
                     target.take(&self.index, item, read);

@@ -56,3 +56,18 @@ fn the_first_byte_is_near_after_a_crash() {
     let [opening, byte] = first_byte(&filled(20, 200, false), "7/file-50");
     assert!(opening <= 3 && byte <= 6, "opening {opening}, first byte {byte}");
 }
+
+#[test]
+fn who_asks_for_a_name_hears_in_time_that_nobody_answers() {
+    let store = filled(20, 200, true);
+    let mut node = Node::stopped("far:", Hydrate::OnRead);
+    node.store = Some(Arc::clone(&store));
+    node.start().unwrap();
+    store.delay_ms.store(20_000, Ordering::Relaxed);
+    let began = Instant::now();
+    let found = node.read_found("7/file-50", 0, 1);
+    // What is on its way already may still come: then it is found.
+    assert!(matches!(found, Err(libc::EIO) | Ok(_)), "{found:?}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    store.delay_ms.store(0, Ordering::Relaxed);
+}
