@@ -213,7 +213,10 @@ fn warmup_and_evict() {
     let server = S3Server::start();
     let fill = "for d in 'ab':\n    for i in range(20): make(f'{d}/f{i}', 100000)\n    make(f'{d}/sub/deep', 6 << 20)";
     let Some(mut node) = filled(Setup::on_s3(&server).with("patience", "1s"), fill) else { return };
+    node.bash("ln -s a link; mkfifo pipe; ln a/f1 a/again");
+    node.flush();
     begin_cold(&mut node);
+    assert_eq!(node.residency("resident_files"), 0, "what is not even named is not here");
     let said = node.work("warmup", &["a"]).succeeded();
     assert!(said.contains("21 files"), "{said}");
     let mut shallow = node.agent_command("warmup");
@@ -259,6 +262,8 @@ fn warmup_and_evict() {
     server.knobs().heal();
     python(&node, "right('a/new', 200000)\nfor i in range(20): right(f'a/f{i}', 100000)");
     node.work("warmup", &["nothing/here"]).refused(&["nothing/here", "there is no"]);
+    node.work("warmup", &["link/f1"]).refused(&["link/f1", "symbolic link"]);
+    node.work("evict", &["pipe"]).refused(&["pipe", "neither a file nor a directory"]);
     let mut outside = node.agent_command("evict");
     outside.arg("/usr");
     node.run_to_end(outside, LONG).refused(&["/usr", "no mount"]);

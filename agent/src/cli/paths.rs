@@ -124,14 +124,17 @@ fn below(cwd: &Path, path: &Path) -> PathBuf {
 }
 
 fn warmed_line(one: &Worked<Warmed>, took: Duration) -> String {
-    let Warmed { files, bytes, failed, why } = &one.done;
+    let Warmed { files, bytes, gone, failed, why } = &one.done;
     let mut line = format!(
-        "{}: {} with {} here after {}",
-        one.path.display(),
+        "{}: {} with {} brought here in {}",
+        shown(&one.path),
         counted(*files),
         Bytes(*bytes),
         Age(took)
     );
+    if *gone > 0 {
+        line.push_str(&format!("; {gone} of them did not stay: there is no room for all, raise cache_size"));
+    }
     if *failed > 0 {
         line.push_str(&format!(
             "; {failed} could not be brought: {}",
@@ -144,12 +147,18 @@ fn warmed_line(one: &Worked<Warmed>, took: Duration) -> String {
 fn evicted_lines(one: &Worked<Evicted>) -> String {
     let Evicted { files, bytes, kept } = &one.done;
     let mut lines =
-        format!("{}: {} of {} dropped from this disk\n", one.path.display(), Bytes(*bytes), counted(*files));
+        format!("{}: {} of {} dropped from this disk\n", shown(&one.path), Bytes(*bytes), counted(*files));
     for kept in kept {
         let files = counted(kept.files);
         lines.push_str(&format!("    kept: {} of {files}: {}\n", Bytes(kept.bytes), kept.why));
     }
     lines
+}
+
+/// A path in a line of its own, whatever is in it.
+fn shown(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    if text.contains(char::is_control) { text.escape_debug().to_string() } else { text.into_owned() }
 }
 
 fn counted(files: u64) -> String {
@@ -179,10 +188,17 @@ mod tests {
     #[test]
     fn the_lines_say_what_was_done_and_what_not() {
         let path = PathBuf::from("/storage/a");
-        let warmed = Warmed { files: 1, bytes: 2048, failed: 2, why: Some("no route to host".into()) };
+        let warmed =
+            Warmed { files: 1, bytes: 2048, failed: 2, gone: 0, why: Some("no route to host".into()) };
         assert_eq!(
             warmed_line(&Worked { path: path.clone(), done: warmed }, Duration::from_millis(1500)),
-            "/storage/a: 1 file with 2.0 KiB here after 1.5s; 2 could not be brought: no route to host"
+            "/storage/a: 1 file with 2.0 KiB brought here in 1.5s; 2 could not be brought: no route to host"
+        );
+        let warmed = Warmed { files: 9, bytes: 2048, gone: 8, ..Warmed::default() };
+        assert_eq!(
+            warmed_line(&Worked { path: "/storage/a\nb".into(), done: warmed }, Duration::from_millis(1500)),
+            "/storage/a\\nb: 9 files with 2.0 KiB brought here in 1.5s; 8 of them did not stay: there is no room for all, \
+             raise cache_size"
         );
         let kept = vec![Kept { why: "not in the backend yet".into(), files: 3, bytes: 1024 }];
         assert_eq!(

@@ -245,6 +245,9 @@ fn value<T>(
     }
 }
 
+/// Settings of a mount that are numbers without a unit.
+const NUMBERS: [&str; 2] = ["upload_parallelism", "quota_inodes"];
+
 impl MountLayer {
     /// Parses `PREFIX=URL[,KEY=VALUE]…`, the form of the command line and the environment. A comma that belongs
     /// to the URL is written `%2C`.
@@ -262,8 +265,11 @@ impl MountLayer {
                 .ok_or_else(|| format!("mount `{spec}`: `{part}` is not KEY=VALUE; {form}"))?;
             // The numbers without a unit; whatever else it is, the check of its type says so.
             let value = match text.parse::<i64>() {
-                Ok(number) if matches!(key, "upload_parallelism" | "quota_inodes") => {
-                    toml::Value::Integer(number)
+                Ok(number) if NUMBERS.contains(&key) => toml::Value::Integer(number),
+                Err(_) if NUMBERS.contains(&key) => {
+                    return Err(format!(
+                        "mount `{spec}`: `{key}` is `{text}`, which is no whole number; write it like {key}=1000"
+                    ));
                 }
                 _ => text.into(),
             };

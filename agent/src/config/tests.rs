@@ -171,7 +171,7 @@ fn a_spec_is_read_like_a_table() {
         ("/storage=s3://b,colour=red", "unknown key `colour`"),
         ("/storage=s3://b,max_lag=1", "not a duration"),
         ("/storage=s3://b,max_lag=1s,max_lag=2s", "given twice"),
-        ("/storage=s3://b,upload_parallelism=many", "invalid type"),
+        ("/storage=s3://b,upload_parallelism=many", "no whole number"),
         ("storage=s3://b", "not an absolute path"),
     ] {
         let error = MountLayer::from_spec(spec).unwrap_err();

@@ -17,10 +17,13 @@ pub struct Warmup {
 /// What a warmup brought about.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warmed {
-    /// Files that are wholly here now.
+    /// Files that were brought here, or were here.
     pub files: u64,
     /// Bytes in them.
     pub bytes: u64,
+    /// Those of them of which something is gone again: there is not so much room.
+    #[serde(default)]
+    pub gone: u64,
     /// Files that could not be brought here.
     pub failed: u64,
     /// Why, of the first one: a sentence.
@@ -62,6 +65,7 @@ impl Warmed {
     pub fn add(&mut self, other: Self) {
         self.files += other.files;
         self.bytes += other.bytes;
+        self.gone += other.gone;
         self.failed += other.failed;
         self.why = self.why.take().or(other.why);
     }
@@ -97,6 +101,6 @@ mod tests {
         let mut sum = Warmed { files: 1, bytes: 5, ..Warmed::default() };
         sum.add(Warmed { failed: 1, why: Some("gone".into()), ..Warmed::default() });
         sum.add(Warmed { failed: 1, why: Some("other".into()), ..Warmed::default() });
-        assert_eq!(sum, Warmed { files: 1, bytes: 5, failed: 2, why: Some("gone".into()) });
+        assert_eq!(sum, Warmed { files: 1, bytes: 5, gone: 0, failed: 2, why: Some("gone".into()) });
     }
 }

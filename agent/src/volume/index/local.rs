@@ -104,6 +104,19 @@ impl Index {
         }
     }
 
+    /// How many inodes of the tree the index has met.
+    ///
+    /// # Errors
+    /// Where the index cannot be read.
+    pub fn seen_count(&self) -> Result<u64> {
+        let mut count = 0;
+        for pair in self.records.prefix(b"s") {
+            pair.key()?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
     /// Calls `each` with everything of which not all is on this disk: directories first, each kind in the order of
     /// volume inode numbers.
     ///

@@ -219,6 +219,7 @@ impl Residency {
         if let Err(error) = released {
             tracing::warn!(%error, "files that were kept for names to come take room until the next start");
         }
+        self.meter.unnamed_files.store(0, Ordering::Relaxed);
         self.table.names_are_complete();
     }
 

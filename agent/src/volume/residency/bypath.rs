@@ -1,6 +1,7 @@
 //! What is brought here, or dropped, because somebody named a path: `storeshim warmup` and `storeshim evict`. Paths are those of
 //! the last cut. It must not know how either is done.
 
+use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +10,7 @@ use crossbeam::channel::{Receiver, bounded};
 use storeshim_protocol::request::Pin;
 
 use super::Residency;
-use super::evict::Gone;
+use super::evict::{Gone, Stays};
 use crate::meta::records::{Inode, ROOT_INODE};
 use crate::volume::status::Mutex;
 use crate::volume::{Evicted, Kept, Progress, VolumeError, Warmed, Warmup, Watch};
@@ -67,6 +68,7 @@ impl Residency {
         let (far, warmed) = (Far::default(), Mutex::new(Warmed::default()));
         let parallel = how.parallel.clamp(1, PARALLEL_MAX);
         let (give, take) = bounded::<Wanted>(4 * parallel);
+        let mut met = HashSet::new();
         std::thread::scope(|scope| {
             for _ in 0..parallel {
                 let take = take.clone();
@@ -74,6 +76,10 @@ impl Residency {
             }
             drop(take);
             let found = self.below(top, how.depth, true, &mut |inode, record| {
+                if !met.insert(inode) {
+                    // By another of its names.
+                    return Ok(true);
+                }
                 far.add(ALL, record.size);
                 let ino = self.index.seen(inode)?.map(|seen| seen.id.ino);
                 if let Some(ino) = ino {
@@ -87,7 +93,11 @@ impl Residency {
             found
         })?;
         far.tell("warming up", watch);
-        let done = std::mem::take(&mut *warmed.lock());
+        let mut done = std::mem::take(&mut *warmed.lock());
+        for inode in met {
+            done.gone += u64::from(self.index.absent(inode)?.is_some());
+        }
+        done.gone = done.gone.saturating_sub(done.failed);
         Ok(done)
     }
 
@@ -133,7 +143,8 @@ impl Residency {
 
     fn evict_batch(&self, batch: &mut Vec<u64>, far: &Far, evicted: &mut Evicted) -> Result<(), VolumeError> {
         for (_, Gone { bytes, stays }) in self.evict_inodes(batch)? {
-            let kept = stays.map(|(why, bytes)| Kept { why: why.words().into(), files: 1, bytes });
+            let kept = stays.filter(|(why, _)| *why != Stays::Nothing);
+            let kept = kept.map(|(why, bytes)| Kept { why: why.words().into(), files: 1, bytes });
             far.add(DONE, bytes);
             evicted.add(Evicted { files: u64::from(bytes > 0), bytes, kept: kept.into_iter().collect() });
         }
@@ -149,14 +160,33 @@ impl Residency {
             if populate {
                 self.populate_inode(at)?;
             }
-            at = self.index.child(at, name.as_bytes())?.ok_or_else(|| {
-                VolumeError::Failed(format!(
-                    "there is no {} in the volume as of its last commit; flush it if it is new",
-                    path.display()
-                ))
-            })?;
+            at = match self.index.child(at, name.as_bytes())? {
+                Some(child) => child,
+                None if self.kind(at)? == Some(libc::S_IFLNK) => {
+                    return Err(VolumeError::Failed(format!(
+                        "{} leads through a symbolic link, which is not followed here; give the path that the link stands for",
+                        path.display()
+                    )));
+                }
+                None => {
+                    return Err(VolumeError::Failed(format!(
+                        "there is no {} in the volume as of its last commit; flush it if it is new",
+                        path.display()
+                    )));
+                }
+            };
         }
-        Ok(at)
+        match self.kind(at)? {
+            Some(libc::S_IFREG | libc::S_IFDIR) | None => Ok(at),
+            Some(_) => Err(VolumeError::Failed(format!(
+                "{} is neither a file nor a directory, and so has no data; give one that is",
+                path.display()
+            ))),
+        }
+    }
+
+    fn kind(&self, inode: u64) -> Result<Option<u32>, VolumeError> {
+        Ok(self.index.inode(inode)?.map(|record| record.mode & libc::S_IFMT))
     }
 
     /// Calls `each` with every regular file at or below an inode, until it says no.

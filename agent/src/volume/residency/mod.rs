@@ -103,6 +103,8 @@ pub struct Status {
 pub struct Meter {
     /// Files of which something is absent; those that are not in the tree yet are none of them.
     pub absent_files: AtomicI64,
+    /// Files that are not in the tree yet, as far as it is known.
+    pub unnamed_files: AtomicI64,
     /// Requests for data, and those of them that found it here.
     pub asked: AtomicU64,
     /// See `asked`.
@@ -250,6 +252,7 @@ impl Residency {
             closed: AtomicBool::new(false),
             threads: Mutex::new(Vec::new()),
         });
+        residency.count_unnamed()?;
         residency.serve_marks(table);
         residency.keep_bounds()?;
         if residency.options.hydrate == Hydrate::Eager {
@@ -312,6 +315,17 @@ impl Residency {
         }
     }
 
+    /// Counts the files that are not in the tree.
+    fn count_unnamed(&self) -> Result<(), VolumeError> {
+        if !self.index.names_complete()? {
+            let files = self.shared.files.load(Ordering::Relaxed);
+            // Directories are among what is here, and nobody asks for their number: there are fewer of them.
+            let here = self.index.seen_count()?.saturating_sub(1);
+            self.meter.unnamed_files.store(files - i64::try_from(here).unwrap_or(files), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     /// Counts what is absent, for the table and the numbers. Until it ends, clients ask for everything.
     fn count(&self) -> Result<(), VolumeError> {
         self.index.absentees(|absentee| {
@@ -348,7 +362,7 @@ impl Residency {
     /// Cheap, at any time.
     pub fn status(&self) -> Status {
         let load = |number: &AtomicI64| number.load(Ordering::Relaxed).max(0) as u64;
-        let absent = load(&self.meter.absent_files);
+        let absent = load(&self.meter.absent_files) + load(&self.meter.unnamed_files);
         self.bounds(Status {
             names_complete: self.table.has_all_names(),
             resident_files: load(&self.shared.files).saturating_sub(absent),

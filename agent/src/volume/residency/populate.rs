@@ -333,6 +333,9 @@ impl Residency {
             // Which of them are not made is skipped above.
             let Some(stat) = made else { continue };
             entry.id = Some(stat.id);
+            if kind == libc::S_IFREG {
+                self.meter.unnamed_files.fetch_sub(1, Ordering::Relaxed);
+            }
             if let Some(old) = old {
                 // Staged by an agent that died, or it had a name that is gone: that inode lacks nothing any more.
                 self.forget(entry.inode, old.id.ino)?;
