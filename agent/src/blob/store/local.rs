@@ -1,6 +1,7 @@
 //! A directory as an object store that is as durable as it says. object_store's `LocalFileSystem` syncs a written
-//! file and its directory; two gaps remain and are closed here: a directory that exists but whose own entry was never
-//! synced (made by a concurrent call, or by an agent that was killed in between), and deletes.
+//! file and its directory; three gaps remain and are closed here: a directory that exists but whose own entry was never
+//! synced (made by a concurrent call, or by an agent that was killed in between), deletes, and the replacement of an object of
+//! a known version, by which SlateDB's collector of garbage says how far it is.
 //!
 //! It has no attributes, so a conditional PUT whose answer was lost shows as a conflict: when fsync(2) of the directory
 //! fails after the link was made. `meta` finds its own commits in it; an epoch claimed that way counts as another
@@ -21,7 +22,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UpdateVersion,
 };
 
 const NAME: &str = "file";
@@ -70,6 +71,33 @@ impl LocalStore {
             synced.insert(directory);
         }
         Ok(())
+    }
+}
+
+impl LocalStore {
+    /// Replaces an object that still has this version. A lock on its directory orders those who do (flock(2)); nobody
+    /// writes such an object in another way once it is there.
+    async fn update(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        version: &UpdateVersion,
+    ) -> Result<PutResult> {
+        let file = self.inner.path_to_filesystem(location)?;
+        let _locked = blocking(move || {
+            let directory = File::open(file.parent().unwrap_or(FilePath::new("/")))?;
+            directory.lock()?;
+            Ok(directory)
+        })
+        .await?;
+        let there = self.inner.head(location).await?;
+        if there.e_tag != version.e_tag {
+            return Err(Error::Precondition {
+                path: location.to_string(),
+                source: format!("its version is {:?}, not {:?}", there.e_tag, version.e_tag).into(),
+            });
+        }
+        self.inner.put_opts(location, payload, PutMode::Overwrite.into()).await
     }
 }
 
@@ -139,6 +167,9 @@ impl std::fmt::Display for LocalStore {
 impl ObjectStore for LocalStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         self.prepare(location).await?;
+        if let PutMode::Update(version) = &options.mode {
+            return self.update(location, payload, version).await;
+        }
         self.inner.put_opts(location, payload, options).await
     }
 
@@ -192,7 +223,6 @@ mod tests {
 
     #[test]
     fn nobody_else_can_read_what_is_stored() {
-        use object_store::ObjectStoreExt;
         use std::os::unix::fs::PermissionsExt;
         let parent = tempfile::tempdir().unwrap();
         let root = parent.path().join("a/b");
@@ -203,6 +233,29 @@ mod tests {
             let mode = std::fs::metadata(root.join(directory)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o700, "{directory}");
         }
+    }
+
+    #[test]
+    fn only_the_version_that_is_known_is_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(root.path()).unwrap();
+        let path = Path::from("meta/gc/boundary");
+        crate::blob::runtime().unwrap().block_on(async {
+            let update = |version: &PutResult, bytes: &'static str| {
+                let version = UpdateVersion { e_tag: version.e_tag.clone(), version: None };
+                store.put_opts(&path, bytes.into(), PutMode::Update(version).into())
+            };
+            let first = store.put(&path, "first".into()).await.unwrap();
+            let second = update(&first, "the second").await.unwrap();
+            let late = update(&first, "late").await;
+            assert!(matches!(late, Err(Error::Precondition { .. })), "{late:?}");
+            update(&second, "3rd").await.unwrap();
+            let there = store.get(&path).await.unwrap().bytes().await.unwrap();
+            assert_eq!(there, "3rd");
+            store.delete(&path).await.unwrap();
+            let gone = update(&second, "nowhere").await;
+            assert!(matches!(gone, Err(Error::NotFound { .. })), "{gone:?}");
+        });
     }
 
     #[test]

@@ -159,7 +159,16 @@ impl Marks {
                 Some(guard)
             }
             Err(error) => {
-                tracing::info!(%error, "absent files are guarded by leases: fanotify cannot be had");
+                // Most containers have no CAP_SYS_ADMIN; who has it would rather have marks.
+                if error.raw_os_error() == Some(libc::ENOSPC) {
+                    tracing::warn!(
+                        %error,
+                        "absent files are guarded by leases, since there are no fanotify marks left: raise \
+                         fs.fanotify.max_user_marks and start the agent again"
+                    );
+                } else {
+                    tracing::info!(%error, "absent files are guarded by leases: fanotify cannot be had");
+                }
                 None
             }
         });
