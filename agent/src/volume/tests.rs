@@ -136,6 +136,7 @@ struct Node {
     table: Arc<ResidencyTable>,
     faults: Arc<Faults>,
     durability: Durability,
+    patience: Duration,
 }
 
 /// What befalls reads of packs.
@@ -205,6 +206,7 @@ impl Node {
             table: Arc::new(ResidencyTable::anonymous().unwrap()),
             faults: Arc::default(),
             durability: Durability::Remote,
+            patience: Duration::from_millis(800),
         }
     }
 
@@ -222,7 +224,7 @@ impl Node {
             state: self.dir.path().join("state"),
             durability: self.durability,
             hydrate: self.hydrate,
-            patience: Duration::from_millis(800),
+            patience: self.patience,
             ..options()
         };
         let shared = Shared::new(Arc::new(OpenGate {

@@ -224,7 +224,10 @@ fn attend(
                 while !over.load(Ordering::Relaxed) {
                     node.try_flush(FLUSH);
                     if options.cache.is_some() {
-                        node.work("evict", &[""]);
+                        let mut evict = node.agent_command("evict");
+                        evict.arg(node.prefix());
+                        // A whole tree that changes all the time takes its time.
+                        node.run_to_end(evict, FLUSH);
                     }
                     std::thread::sleep(interval);
                 }

@@ -118,18 +118,32 @@ impl Residency {
                 // Everybody needs it. What else, who comes first is about to show.
                 self.momentum.somebody_comes();
             }
-            // Whoever waits for something goes first.
-            if self.requests_under_way() && self.momentum.window().is_none() {
-                self.pause((began.elapsed() * 2).min(Duration::from_millis(50)));
-            }
+            self.pause(self.rest_of(began.elapsed()));
         }
         Ok(true)
     }
 
-    /// Waits until what nobody waits for may come.
+    /// Between two batches of a directory that nobody waits for, until `wanted` says that somebody does.
+    pub(super) fn rest_until(&self, work: Duration, wanted: impl Fn() -> bool) {
+        let rested = Instant::now() + self.rest_of(work);
+        while !wanted() && (Instant::now() < rested || self.is_in_the_way()) {
+            self.pause(TICK);
+        }
+    }
+
+    /// How long to rest after work that nobody waits for: who waits for something goes first.
+    fn rest_of(&self, work: Duration) -> Duration {
+        let waits = self.requests_under_way() && self.momentum.window().is_none();
+        if waits { (work * 2).min(Duration::from_millis(50)) } else { Duration::ZERO }
+    }
+
+    /// Whether what nobody waits for is to wait.
+    fn is_in_the_way(&self) -> bool {
+        !self.is_closed() && self.options.hydrate != Hydrate::Eager && !self.momentum.lets_names_come()
+    }
+
     fn make_way(&self) {
-        while !self.is_closed() && self.options.hydrate != Hydrate::Eager && !self.momentum.lets_names_come()
-        {
+        while self.is_in_the_way() {
             self.pause(TICK);
         }
     }

@@ -136,22 +136,22 @@ impl Residency {
         }
         foreign.extend(there.into_keys());
         let mut rest = &mut missing[..];
-        loop {
+        while !rest.is_empty() {
+            let began = Instant::now();
             let wanted = turn.wanted();
-            bring_forward(rest, &wanted);
-            let (batch, after) = rest.split_at_mut(BATCH.min(rest.len()));
-            self.bring_batch(
-                found,
-                &fd,
-                batch.iter_mut().map(std::mem::take).collect(),
-                asked,
-                &mut foreign,
-            )?;
+            let (some, after) = match bring_forward(rest, &wanted) {
+                0 => rest.split_at_mut(BATCH.min(rest.len())),
+                front => rest.split_at_mut(front),
+            };
+            self.bring_batch(found, &fd, some.iter_mut().map(std::mem::take).collect(), asked, &mut foreign)?;
             // They are there now, or there are none of these names.
             turn.are_found(&wanted);
             rest = after;
-            if rest.is_empty() {
-                break;
+            if !rest.is_empty() && self.is_closed() {
+                return Err(VolumeError::Failed("the volume is closed".into()));
+            }
+            if !asked && !rest.is_empty() {
+                self.rest_until(began.elapsed(), || !turn.wanted().is_empty());
             }
         }
         let mut changes = Changes::new();
@@ -442,8 +442,8 @@ impl Residency {
     }
 }
 
-/// Moves entries with these names to the front.
-fn bring_forward(entries: &mut [(Vec<u8>, u64)], names: &HashSet<Vec<u8>>) {
+/// Moves entries with these names to the front; how many there are.
+fn bring_forward(entries: &mut [(Vec<u8>, u64)], names: &HashSet<Vec<u8>>) -> usize {
     let mut front = 0;
     for at in 0..entries.len() {
         if front == names.len() {
@@ -454,4 +454,5 @@ fn bring_forward(entries: &mut [(Vec<u8>, u64)], names: &HashSet<Vec<u8>>) {
             front += 1;
         }
     }
+    front
 }

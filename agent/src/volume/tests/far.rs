@@ -33,6 +33,7 @@ const BACKGROUND: [&str; 5] = ["meta/manifest", "meta/gc/", "meta/compactions", 
 fn first_byte(store: &Arc<Far>, path: &str) -> [usize; 2] {
     let mut node = Node::stopped("far:", Hydrate::OnRead);
     node.store = Some(Arc::clone(store));
+    node.patience = Duration::from_secs(60);
     let opening = store.round_trips("opening", &BACKGROUND, || node.start().unwrap());
     let byte = store.round_trips("first byte", &BACKGROUND, || drop(node.read_found(path, 0, 1).unwrap()));
     [opening, byte]
