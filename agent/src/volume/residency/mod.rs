@@ -2,8 +2,8 @@
 //! piece, and evicted when the cache is full. It must not know how a commit is made, nor how a request travels.
 //!
 //! ```text
-//! requests ─▶ populate ─▶ stage (entries)        table   what clients see of it
-//!          └▶ hydrate ──▶ wanted ─▶ fetch        file    what is absent of a file, and the inodes' locks
+//! requests ─▶ descend ─▶ populate ─▶ stage (entries)    table   what clients see of it
+//!          └▶ hydrate ─▶ wanted ─▶ fetch                file    what is absent of a file, and the inodes' locks
 //!             ahead, background: the same, before anybody asks; filled: small files with their names, as far as momentum lets
 //! ```
 
