@@ -514,8 +514,13 @@ impl Engine {
         since: Option<Instant>,
         at: std::time::SystemTime,
     ) -> Result<(), (VolumeError, Vec<Waiter>)> {
+        let changes_nothing = plan.is_empty();
         for id in self.pipeline.deleted.try_iter().chain(self.swept.try_iter()) {
             plan.changes.insert(key::garbage(&id), None);
+        }
+        if changes_nothing && !plan.is_empty() {
+            // A commit of what the backend has lost, and nothing else.
+            self.shared.count("sweeps", 1);
         }
         let mut job = Job {
             seq: self.seq,

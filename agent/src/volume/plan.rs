@@ -136,8 +136,7 @@ pub fn plan(index: &Index, mut look: Look<'_>, chunks: &mut dyn NewChunks) -> Re
     }
     same.iter().for_each(|key| drop(plan.changes.remove(key)));
     plan.next_inode = look.next_inode();
-    // Where nothing has changed, numbers that were given out on the way were given to nothing that stays.
-    if !plan.changes.is_empty() && look.next_inode() != index.next_inode()? {
+    if look.next_inode() != index.next_inode()? {
         index::set_next_inode(&mut plan.changes, look.next_inode())?;
     }
     Ok(plan)

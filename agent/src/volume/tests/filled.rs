@@ -63,11 +63,11 @@ fn small_files_come_with_their_names_behind_who_goes_through_them() {
     assert!(here == snapshot(&there.tree()), "names, attributes, data");
     // Nor does this agent or the next one take any of it for a change.
     there.volume().flush().unwrap();
-    assert_eq!((there.counter("commits"), missed(&there)), (0, 0));
+    assert_eq!((there.changes(), missed(&there)), (0, 0));
     there.volume().shutdown();
     there.start().unwrap();
     there.volume().flush().unwrap();
-    assert_eq!((there.counter("commits"), missed(&there)), (0, 0));
+    assert_eq!((there.changes(), missed(&there)), (0, 0));
     read_all(&there);
 }
 
@@ -89,7 +89,7 @@ fn names_come_without_data_that_cannot_be_had() {
     assert_eq!(there.ask(Ask::Populate { ino }).errno, 0);
     there.faults.refuse.store(false, Ordering::Relaxed);
     there.volume().flush().unwrap();
-    assert_eq!((there.counter("commits"), missed(&there)), (0, 0));
+    assert_eq!((there.changes(), missed(&there)), (0, 0));
     // Damage may be kept for a moment where it was read just now: the bytes are never shown.
     for dir in [5, 6, 7] {
         for file in 0..FILES {
