@@ -96,6 +96,7 @@ impl Table {
         let mut inner = self.inner.lock();
         if let Some(early) = &mut inner.early
             && !early.gone.remove(&inode)
+            && !early.added.contains(&inode)
         {
             early.counted.insert(inode);
             inner.add(ino, 1);
@@ -133,11 +134,13 @@ impl Table {
     pub fn whole(&self, inode: u64, ino: u64) {
         let mut inner = self.inner.lock();
         if let Some(early) = &mut inner.early
-            && !early.added.remove(&inode)
             && !early.counted.remove(&inode)
         {
+            // The counting may still meet it.
             early.gone.insert(inode);
-            return;
+            if !early.added.remove(&inode) {
+                return;
+            }
         }
         inner.add(ino, -1);
         if inner.early.is_none() && inner.absent.get(cell_of(ino)).is_some_and(|count| *count <= 0) {
@@ -413,9 +416,18 @@ mod tests {
         table.absent(20, 100);
         table.absent(21, 101);
         table.whole(21, 101);
+        // What began while they were counted is met by the counting, too; also when it is over.
+        table.count_early(20, 100);
+        table.count_early(21, 101);
+        table.absent(22, 102);
+        table.count_early(22, 102);
+        table.whole(22, 102);
         table.counted();
         assert_eq!(table.absentees(), 1);
         assert!(shown.whole(77).is_some() && shown.whole(99).is_some() && shown.whole(100).is_none());
+        assert!(shown.whole(101).is_some() && shown.whole(102).is_some());
+        table.whole(20, 100);
+        assert!(table.absentees() == 0 && shown.whole(100).is_some());
     }
 
     #[test]
