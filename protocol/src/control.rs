@@ -121,8 +121,8 @@ impl Mount {
         self.tree.get(out)
     }
 
-    /// How many bytes one call may add to the volume without asking for them: a part of what its quota leaves, 0 near the
-    /// quota, `u64::MAX` where there is none.
+    /// How many bytes one process may add to the volume without asking for them until this changes: a part of what the quota
+    /// leaves, 0 near the quota, `u64::MAX` where there is none.
     #[inline(always)]
     pub fn unasked(&self) -> u64 {
         !self.asking.load(Ordering::Relaxed)

@@ -212,7 +212,7 @@ impl Sessions {
         }
     }
 
-    /// Shows clients whether they are to ask before they add an inode, and how many bytes one call may add that does not ask.
+    /// Shows clients whether they are to ask before they add an inode, and how many bytes a process may add that does not.
     pub fn set_quota(&self, mount: usize, near: bool, unasked: u64) {
         if let Some(mount) = self.mount(mount) {
             mount.set_unasked(unasked);

@@ -2,8 +2,9 @@
 //! what the last cut saw, what was told since, and what has been granted and not been seen by a cut. It must not know what
 //! grows, nor how a cut is made.
 //!
-//! Asking costs a round trip, so far from the quota clients do not: but one call that adds more than a part of what is left
-//! asks wherever the volume stands. What many add at once is told as they go; how near is near depends on how fast that is.
+//! Asking costs a round trip, so far from the quota clients do not: each process may add a part of what is left, by one call or
+//! by many, until it is shown another number, which says that what it told was seen. How near is near depends on how fast the
+//! volume grows.
 //!
 //! Who exceeds the quota gets EDQUOT, for bytes and for inodes, as a project quota of a filesystem gives it; ENOSPC stays for
 //! a disk that is full.
@@ -23,8 +24,10 @@ const NEAR_INODES: u64 = 1000;
 const NEAR_PART: u64 = 50;
 /// The same of what is told between two looks: from where so many more like the last one would reach the quota.
 const NEAR_LOOKS: u64 = 4;
-/// One call adds at most one in so many bytes of what is left without asking.
-const UNASKED_PART: u64 = 4;
+/// All processes together add at most one in so many bytes of what is left from one look to the next without asking.
+const UNASKED_PART: u64 = 2;
+/// Between two counts of them.
+const COUNTED: Duration = Duration::from_millis(50);
 /// Between two looks at how near the quota is; and while it comes nearer.
 const PAUSE: Duration = Duration::from_millis(25);
 const SHORT_PAUSE: Duration = Duration::from_millis(5);
@@ -67,6 +70,8 @@ struct Inner {
     near: bool,
     /// What clients are shown that one call may add without asking; `None` before the first look.
     unasked: Option<u64>,
+    /// How many processes were attached, and when.
+    clients: Option<(Instant, u64)>,
     /// What was held at the last look.
     held: Usage,
     /// What was added from look to look lately.
@@ -217,7 +222,7 @@ impl Keeper {
         let unasked = match self.quota.bytes {
             None => u64::MAX,
             Some(_) if near => 0,
-            Some(most) => most.saturating_sub(held.bytes) / UNASKED_PART,
+            Some(most) => most.saturating_sub(held.bytes) / (UNASKED_PART * self.clients(&mut inner)),
         };
         if near != inner.near || inner.unasked != Some(unasked) {
             (inner.near, inner.unasked) = (near, Some(unasked));
@@ -253,6 +258,14 @@ impl Keeper {
     /// By how much the volume exceeds its quota, as far as cuts have seen.
     pub fn excess(&self, seen: Usage) -> Usage {
         seen.excess(&self.quota)
+    }
+
+    /// How many processes there are, at least one.
+    fn clients(&self, inner: &mut Inner) -> u64 {
+        if inner.clients.is_none_or(|(at, _)| at.elapsed() >= COUNTED) {
+            inner.clients = Some((Instant::now(), self.shared.gate().attached().len() as u64));
+        }
+        inner.clients.map_or(1, |(_, clients)| clients.max(1))
     }
 
     fn refusal(&self, held: Usage) -> Answer {
@@ -430,14 +443,14 @@ mod tests {
     fn a_part_of_what_is_left_may_be_added_unasked() {
         let mut test = Test::new(1 << 40, 1 << 20);
         let unasked = |test: &Test| test.keeper.inner.lock().unasked.unwrap();
-        assert_eq!(unasked(&test), 1 << 38);
+        assert_eq!(unasked(&test), 1 << 39);
         test.seen.bytes = 1 << 39;
         test.tick();
         assert_eq!(unasked(&test), 0, "such a step may be followed by another one");
         for _ in 0..100 {
             test.tick();
         }
-        assert_eq!(unasked(&test), 1 << 37);
+        assert_eq!(unasked(&test), 1 << 38);
         assert_eq!(test.grow(1 << 38, 0), 0, "it was asked for");
         assert_eq!(test.grow(1 << 38, 0), 0, "to the last byte");
         test.seen.bytes = 1 << 40;
