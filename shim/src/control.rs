@@ -366,7 +366,7 @@ pub fn flags(index: usize) -> u32 {
     mount(index).map_or(FLAG_LOCAL | FLAG_COMPLETE, |mount| mount.flags.load(Ordering::Acquire))
 }
 
-/// How many bytes one call may add to a mount's volume without asking for them.
+/// How many bytes this process may add to a mount's volume without asking for them, until the agent shows another number.
 #[inline(always)]
 pub fn unasked(index: usize) -> u64 {
     mount(index).map_or(u64::MAX, Mount::unasked)

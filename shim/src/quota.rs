@@ -1,11 +1,11 @@
-//! Growth of a volume that has a quota: the call that exceeds it fails, or does what fits. Far from the quota a call that adds
-//! little asks nobody: what it may add without asking is one word of shared memory. It must not know how anything grows.
+//! Growth of a volume that has a quota: the call that exceeds it fails, or does what fits. Far from the quota who adds
+//! little asks nobody: what may be added without asking is one word of shared memory. It must not know how anything grows.
 
 use core::ffi::c_int;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use storeshim_protocol::Intent;
 use storeshim_protocol::request::Ask;
+use storeshim_protocol::{Intent, MAX_MOUNTS};
 
 use crate::fds::File;
 use crate::sys::{self, Errno};
@@ -15,8 +15,43 @@ use crate::{ask, control, fds, tell};
 /// A hole of more bytes is asked for wherever there is a quota: of holes nothing is told but by the next cut.
 const HOLE: u64 = 1 << 20;
 
-/// This process has put a descriptor so far behind a file's end that a write there adds more than it writes.
-static FAR: AtomicBool = AtomicBool::new(false);
+/// What this process does in a mount with a quota.
+struct Spending {
+    /// Bytes that it has told since the agent was known to have looked; and [`FAR`].
+    spent: AtomicU64,
+    /// What the agent showed then; 0 where that is not known.
+    shown: AtomicU64,
+}
+
+/// A descriptor was put so far behind a file's end that a write there adds more than it writes.
+const FAR: u64 = 1 << 63;
+
+static SPENDING: [Spending; MAX_MOUNTS] =
+    [const { Spending { spent: AtomicU64::new(0), shown: AtomicU64::new(0) } }; MAX_MOUNTS];
+
+/// This process tells that it writes `bytes`: an agent that has no time to look is asked in the end.
+#[inline(always)]
+pub fn spend(index: usize, bytes: u64) {
+    if let Some(spending) = SPENDING.get(index) {
+        spending.spent.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Spending {
+    /// What was spent since the agent has looked, of which it shows `unasked` now.
+    fn since_looked(&self, unasked: u64) -> u64 {
+        let before = self.shown.swap(unasked, Ordering::Relaxed);
+        if before != unasked && before != 0 {
+            self.settle();
+        }
+        self.spent.load(Ordering::Relaxed)
+    }
+
+    /// The agent knows all that was spent.
+    fn settle(&self) {
+        self.spent.fetch_and(FAR, Ordering::Relaxed);
+    }
+}
 
 /// How much of a write of `n` bytes at `position`, the first of `total`, may be made: all of it, or what still fits.
 ///
@@ -27,8 +62,8 @@ pub fn allowed(fd: c_int, file: &File, position: Position, n: usize, total: usiz
         Position::At(offset) => offset.saturating_add(total as u64),
         _ => total as u64,
     };
-    let unasked = control::unasked(file.mount);
-    if most <= unasked && (unasked == u64::MAX || !FAR.load(Ordering::Relaxed)) {
+    let spent = SPENDING.get(file.mount).map_or(0, |spending| spending.spent.load(Ordering::Relaxed));
+    if most.saturating_add(spent) <= control::unasked(file.mount) {
         return Ok(n);
     }
     asked(fd, file, position, n, total)
@@ -43,13 +78,14 @@ fn asked(fd: c_int, file: &File, position: Position, n: usize, total: usize) -> 
     let index = file.mount;
     let (start, size, unasked) = (position.start(fd), size_of_file(fd), control::unasked(index));
     let growth = |n: usize| start.saturating_add(n as u64).saturating_sub(size);
-    if growth(total) <= unasked && start.saturating_sub(size) <= HOLE {
+    let Some(spending) = SPENDING.get(index) else { return Ok(n) };
+    let spent = spending.since_looked(unasked) & !FAR;
+    if growth(total).saturating_add(spent) <= unasked && start.saturating_sub(size) <= HOLE {
         return Ok(n);
     }
     let bytes = growth(n);
-    let Err((errno, left)) = (if bytes == 0 { Ok(()) } else { ask::grow(index, bytes) }) else {
-        return Ok(n);
-    };
+    let asked = if bytes == 0 { Ok(()) } else { ask::grow(index, bytes).inspect(|()| spending.settle()) };
+    let Err((errno, left)) = asked else { return Ok(n) };
     // What fits is written, as on a disk that fills up.
     let fits = (n as u64).saturating_sub(bytes.saturating_sub(left)) as usize;
     if left >= bytes || fits == 0 || growth(fits) > 0 && ask::grow(index, growth(fits)).is_err() {
@@ -100,7 +136,9 @@ fn sought_far(fd: c_int, at: u64) {
         && control::unasked(file.mount) != u64::MAX
         && beyond(fd, at) > HOLE
     {
-        FAR.store(true, Ordering::Relaxed);
+        if let Some(spending) = SPENDING.get(file.mount) {
+            spending.spent.fetch_or(FAR, Ordering::Relaxed);
+        }
     }
 }
 

@@ -119,6 +119,26 @@ fn only_a_call_that_adds_much_asks() {
 }
 
 #[test]
+fn many_calls_that_add_little_ask_once_the_agent_does_not_look() {
+    let Some(control) = bounded(4 << 20, 3 << 20) else { return };
+    let fd = open("little", 0);
+    for _ in 0..3 {
+        assert_eq!(write(fd, 1 << 20), 1 << 20);
+    }
+    assert_eq!(asked(), []);
+    assert_eq!(write_at(fd, 1 << 20, 0), 1 << 20, "in place");
+    assert_eq!(asked(), []);
+    assert_eq!(write(fd, 1 << 20), 1 << 20);
+    assert_eq!(asked(), [grew(1 << 20)]);
+    assert_eq!(write(fd, 1 << 20), 1 << 20);
+    assert_eq!(asked(), [], "with its answer it has looked");
+    for unasked in (3 << 20..).take(9) {
+        control.mounts[0].set_unasked(unasked);
+        assert_eq!((write(fd, 1 << 20), asked().len()), (1 << 20, 0), "it has looked again");
+    }
+}
+
+#[test]
 fn a_large_write_asks_as_it_goes_and_ends_with_the_quota() {
     let Some(control) = bounded((2 << 20) + 5, 1 << 20) else { return };
     let fd = open("large", 0);

@@ -75,7 +75,11 @@ fn tell_piece(inside: &Inside, fd: c_int, file: &File, position: Position, n: us
             inside.tell_range(file.ino, at, at.saturating_add(n));
         }
         Position::End if inside.has_told_end(file.ino) => inside.account(file.ino, n),
-        Position::End => inside.tell_range(file.ino, size_of_file(fd), u64::MAX),
+        Position::End => {
+            inside.tell_range(file.ino, size_of_file(fd), u64::MAX);
+            // Where is told, how much is not.
+            inside.account(file.ino, n);
+        }
     }
 }
 
