@@ -236,3 +236,33 @@ refused(lambda: os.open('n', os.O_WRONLY | os.O_CREAT))",
     );
     node.survives("a quota below what is there");
 }
+
+/// Writers that begin at once, far from the quota, each by small calls.
+#[test]
+fn many_writers_at_once_end_at_the_quota() {
+    let Some((mut node, _store)) = bounded("400MiB") else { return };
+    python(
+        &node,
+        "
+import threading
+data = bytes(1 << 20)
+def fill(name):
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT)
+    try:
+        while True: os.write(fd, data)
+    except OSError as error:
+        assert error.errno == errno.EDQUOT, error
+threads = []
+for child in range(4):
+    if os.fork() == 0:
+        mine = [threading.Thread(target=fill, args=(f'f{child}-{i}',)) for i in range(3)]
+        for thread in mine: thread.start()
+        for thread in mine: thread.join()
+        os._exit(0)
+for child in range(4):
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+held = sum(os.stat(name).st_size for name in os.listdir('.'))
+assert 300 << 20 < held <= 400 << 20, held",
+    );
+    node.survives("many writers");
+}
