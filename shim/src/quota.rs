@@ -135,10 +135,9 @@ fn sought_far(fd: c_int, at: u64) {
     if let Some(file) = fds::found(fd)
         && control::unasked(file.mount) != u64::MAX
         && beyond(fd, at) > HOLE
+        && let Some(spending) = SPENDING.get(file.mount)
     {
-        if let Some(spending) = SPENDING.get(file.mount) {
-            spending.spent.fetch_or(FAR, Ordering::Relaxed);
-        }
+        spending.spent.fetch_or(FAR, Ordering::Relaxed);
     }
 }
 
