@@ -237,7 +237,7 @@ refused(lambda: os.open('n', os.O_WRONLY | os.O_CREAT))",
     node.survives("a quota below what is there");
 }
 
-/// Writers that begin at once, far from the quota, each by small calls.
+/// Writers that begin at once, far from the quota, each by small calls: they exceed it by a call each at most.
 #[test]
 fn many_writers_at_once_end_at_the_quota() {
     let Some((mut node, _store)) = bounded("400MiB") else { return };
@@ -262,7 +262,8 @@ for child in range(4):
 for child in range(4):
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
 held = sum(os.stat(name).st_size for name in os.listdir('.'))
-assert 300 << 20 < held <= 400 << 20, held",
+# Each may have been about to write when it was told to ask.
+assert 300 << 20 < held <= (400 + 12) << 20, held",
     );
     node.survives("many writers");
 }
