@@ -51,7 +51,7 @@ pub const FLAG_LOCAL: u32 = 1 << 0;
 pub const FLAG_IDENTITY: u32 = 1 << 1;
 /// The whole tree is resident: the shim need not ask before it touches anything.
 pub const FLAG_COMPLETE: u32 = 1 << 2;
-/// The volume is near its quota: clients ask before they grow it.
+/// The volume is near its quota: clients ask before they add an inode. (Of bytes, [`Mount::unasked`] says more.)
 pub const FLAG_QUOTA_NEAR: u32 = 1 << 3;
 /// All directories are populated, so that a name that is not found is none. Stays once it is set.
 pub const FLAG_NAMES: u32 = 1 << 4;
@@ -95,7 +95,9 @@ pub struct Mount {
     pub dev: AtomicU64,
     /// Inode number of the tree's root.
     pub root_ino: AtomicU64,
-    reserved: [AtomicU64; 2],
+    /// [`Mount::unasked`], as its complement: a page of zeros bounds nothing.
+    asking: AtomicU64,
+    reserved: AtomicU64,
     prefix: PathField<{ PREFIX_MAX / 8 }>,
     tree: PathField<{ TREE_MAX / 8 }>,
     /// [`Space`], in its order.
@@ -117,6 +119,18 @@ impl Mount {
     /// Copies the path of the tree's root into `out`; as [`Mount::prefix`].
     pub fn tree(&self, out: &mut [u8]) -> Option<usize> {
         self.tree.get(out)
+    }
+
+    /// How many bytes one process may add to the volume without asking for them until this changes: a part of what the quota
+    /// leaves, 0 near the quota, `u64::MAX` where there is none.
+    #[inline(always)]
+    pub fn unasked(&self) -> u64 {
+        !self.asking.load(Ordering::Relaxed)
+    }
+
+    /// Agent only: sets that.
+    pub fn set_unasked(&self, bytes: u64) {
+        self.asking.store(!bytes, Ordering::Relaxed);
     }
 
     /// What the volume offers, `None` until the agent has said it.
@@ -238,6 +252,9 @@ pub struct Doorbell {
 
 #[cfg(test)]
 impl Mount {
+    /// Where that private word stands.
+    pub(crate) const ASKING: usize = core::mem::offset_of!(Self, asking);
+
     pub(crate) fn new() -> Self {
         Self {
             frozen: AtomicU32::new(0),
@@ -248,7 +265,8 @@ impl Mount {
             request_timeout_ms: AtomicU32::new(0),
             dev: AtomicU64::new(0),
             root_ino: AtomicU64::new(0),
-            reserved: std::array::from_fn(|_| AtomicU64::new(0)),
+            asking: AtomicU64::new(0),
+            reserved: AtomicU64::new(0),
             prefix: PathField::new(),
             tree: PathField::new(),
             space: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -315,6 +333,16 @@ mod tests {
         assert!(mount.set_paths(b"relative", b"/"));
         assert_eq!(mount.prefix(&mut out), None);
         assert_eq!(mount.tree(&mut out), None);
+    }
+
+    #[test]
+    fn an_entry_of_zeros_has_no_quota() {
+        let mount = Mount::new();
+        assert_eq!(mount.unasked(), u64::MAX);
+        for bytes in [0, 5, u64::MAX] {
+            mount.set_unasked(bytes);
+            assert_eq!(mount.unasked(), bytes);
+        }
     }
 
     #[test]

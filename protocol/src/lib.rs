@@ -76,6 +76,7 @@ mod layout {
         assert_eq!(offset_of!(Mount, frozen), 0);
         assert_eq!(offset_of!(Mount, state), 12);
         assert_eq!(offset_of!(Mount, root_ino), 32);
+        assert_eq!(Mount::ASKING, 40);
         assert_eq!(size_of::<Doorbell>(), 4096);
         assert_eq!(size_of::<Slot>(), 69632);
         assert_eq!(offset_of!(Slot, gate), 8);

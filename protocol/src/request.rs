@@ -152,12 +152,22 @@ pub enum Ask {
         /// How much.
         bytes: u64,
     },
-    /// The volume is near its quota: answer 0 when it may grow by so much, EDQUOT or ENOSPC when not.
+    /// The volume has a quota: answer 0 when it may grow by so much, EDQUOT when not; by how many bytes it may is the value then.
     Grow {
         /// By so many bytes.
         bytes: u64,
         /// And by so many inodes.
         inodes: u64,
+    },
+    /// A stream has made a file so long, past all hooks, and is about to add more: answer 0 when all that fits the volume's
+    /// quota, EDQUOT when not.
+    Streamed {
+        /// The file.
+        ino: u64,
+        /// How long it is now.
+        size: u64,
+        /// By how many bytes it will be longer.
+        pending: u64,
     },
 }
 
@@ -226,6 +236,7 @@ const ROOM: u8 = 8;
 const GROW: u8 = 9;
 const HINT: u8 = 10;
 const FIND: u8 = 11;
+const STREAMED: u8 = 12;
 
 impl Request {
     fn encode(self) -> (u64, [u64; 3]) {
@@ -241,6 +252,7 @@ impl Request {
             Ask::Blocks { ino } => (BLOCKS, 0, [ino, 0, 0]),
             Ask::Room { bytes } => (ROOM, 0, [bytes, 0, 0]),
             Ask::Grow { bytes, inodes } => (GROW, 0, [bytes, inodes, 0]),
+            Ask::Streamed { ino, size, pending } => (STREAMED, 0, [ino, size, pending]),
         };
         (u64::from(kind) | u64::from(self.mount) << 8 | flags << 16, body)
     }
@@ -263,6 +275,7 @@ impl Request {
             (BLOCKS, 0) => Ask::Blocks { ino: first },
             (ROOM, 0) => Ask::Room { bytes: first },
             (GROW, 0) => Ask::Grow { bytes: first, inodes: second },
+            (STREAMED, 0) => Ask::Streamed { ino: first, size: second, pending: third },
             _ => return Err(()),
         };
         Ok(Self { mount: (head >> 8) as u8, ask })
@@ -412,6 +425,7 @@ mod tests {
             Ask::Blocks { ino },
             Ask::Room { bytes: 5 },
             Ask::Grow { bytes: 5, inodes: 6 },
+            Ask::Streamed { ino, size: 5, pending: 6 },
         ];
         let cell = RequestCell::new();
         for ask in asks {

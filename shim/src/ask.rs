@@ -17,11 +17,28 @@ pub fn barrier(index: usize, ino: u64) -> Answer {
     request(index, Ask::Barrier { ino })
 }
 
+/// Asks whether the volume of mount `index` may grow by `bytes`.
+///
+/// Errors: as [`request`]; with EDQUOT the number of bytes by which it may.
+pub fn grow(index: usize, bytes: u64) -> Result<(), (Errno, u64)> {
+    match answered(index, Ask::Grow { bytes, inodes: 0 }) {
+        Ok(reply) if reply.errno == 0 => Ok(()),
+        Ok(reply) => Err((Errno(reply.errno), reply.value)),
+        Err(errno) => Err((errno, 0)),
+    }
+}
+
 /// Asks the agent and waits for its answer: the value that [`Ask`] names.
 ///
 /// Errors: what the agent answers (EIO, ESTALE); ETIMEDOUT after the mount's request timeout; EIO where this
 /// process cannot attach.
 pub fn request(index: usize, what: Ask) -> Answer {
+    let reply = answered(index, what)?;
+    if reply.errno == 0 { Ok(reply.value as usize) } else { Err(Errno(reply.errno)) }
+}
+
+#[inline(never)]
+fn answered(index: usize, what: Ask) -> Result<request::Answer, Errno> {
     let ring = attach::ring()?;
     let mount = control::mount(index).ok_or(Errno::of(errno::EIO))?;
     let limit = u64::from(mount.request_timeout_ms.load(Ordering::Relaxed)) * 1_000_000;
@@ -48,7 +65,7 @@ pub fn request(index: usize, what: Ask) -> Answer {
     result
 }
 
-fn ask(cell: &RequestCell, request: Request, limit_ns: u64) -> Answer {
+fn ask(cell: &RequestCell, request: Request, limit_ns: u64) -> Result<request::Answer, Errno> {
     let start = sys::now_ns();
     let posted = cell.post(request);
     loop {
@@ -60,7 +77,7 @@ fn ask(cell: &RequestCell, request: Request, limit_ns: u64) -> Answer {
         let until = sys::now_ns().saturating_add(slice);
         loop {
             if let Some(reply) = cell.take_reply() {
-                return answer(reply);
+                return Ok(reply);
             }
             let now = sys::now_ns();
             if now >= until {
@@ -70,11 +87,7 @@ fn ask(cell: &RequestCell, request: Request, limit_ns: u64) -> Answer {
         }
         if limit_ns != 0 && sys::now_ns().saturating_sub(start) >= limit_ns {
             // The answer may have come at the last moment.
-            return cell.abandon().map_or(Err(Errno::of(errno::ETIMEDOUT)), answer);
+            return cell.abandon().ok_or(Errno::of(errno::ETIMEDOUT));
         }
     }
-}
-
-fn answer(reply: request::Answer) -> Answer {
-    if reply.errno == 0 { Ok(reply.value as usize) } else { Err(Errno(reply.errno)) }
 }

@@ -14,7 +14,7 @@ use crate::{ask, control, fds, gate, place, tell};
 
 pub struct Run {
     pub control: &'static Control,
-    tree: String,
+    pub tree: String,
     /// That of mount 1, /lazy, which is not complete: on another device, where there is one.
     pub lazy: String,
 }
@@ -94,7 +94,7 @@ pub fn run() -> &'static Run {
     })
 }
 
-fn seat() -> Seat {
+pub fn seat() -> Seat {
     run();
     attach::seat(attach::ring().unwrap()).unwrap()
 }

@@ -5,8 +5,8 @@ use core::ffi::{CStr, c_char, c_void};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use storeshim_protocol::control::{
-    FLAG_COMPLETE, FLAG_IDENTITY, FLAG_LOCAL, HEARTBEAT_STALE_NS, PREFIX_MAX, THROTTLE_BLOCK, THROTTLE_SLOW,
-    TREE_MAX,
+    FLAG_COMPLETE, FLAG_IDENTITY, FLAG_LOCAL, FLAG_QUOTA_NEAR, HEARTBEAT_STALE_NS, PREFIX_MAX,
+    THROTTLE_BLOCK, THROTTLE_SLOW, TREE_MAX,
 };
 use storeshim_protocol::{Control, MAX_MOUNTS, Mount, MountState, names};
 
@@ -364,6 +364,22 @@ pub fn mount(index: usize) -> Option<&'static Mount> {
 #[inline(always)]
 pub fn flags(index: usize) -> u32 {
     mount(index).map_or(FLAG_LOCAL | FLAG_COMPLETE, |mount| mount.flags.load(Ordering::Acquire))
+}
+
+/// How many bytes this process may add to a mount's volume without asking for them, until the agent shows another number.
+#[inline(always)]
+pub fn unasked(index: usize) -> u64 {
+    mount(index).map_or(u64::MAX, Mount::unasked)
+}
+
+/// Whether what bytes are added to any mount may have to be asked for.
+pub fn some_has_quota() -> bool {
+    known_control().is_some_and(|control| control.mounts().iter().any(|mount| mount.unasked() != u64::MAX))
+}
+
+/// Whether there is a quota of a mount's volume to be asked about.
+pub fn has_quota(index: usize) -> bool {
+    unasked(index) != u64::MAX || flags(index) & FLAG_QUOTA_NEAR != 0
 }
 
 /// Whether barriers of this mount are the kernel's own.

@@ -32,6 +32,9 @@ mod outside;
 mod partial_tests;
 mod paths;
 mod place;
+mod quota;
+#[cfg(test)]
+mod quota_tests;
 mod reading;
 mod residency;
 mod respell;

@@ -9,7 +9,7 @@ use crate::act::Act;
 use crate::gate::{self, Inside};
 use crate::place::{self, Place};
 use crate::sys::{self, Answer, Bytes, Errno, PathBuf, errno, k};
-use crate::{control, fds, paths, tell};
+use crate::{control, fds, paths, quota, tell};
 
 /// An entry of a directory of a mount: the directory's inode, and where the name stands in the path. An empty name
 /// is any entry.
@@ -199,6 +199,7 @@ fn change_two_by(
         return Ok(Err(across(kind, a, b)));
     }
     let (mut before_old, mut before_new) = (Before::new(index), Before::new(index));
+    let mut counted = false;
     let (mut inside, old, new, file) = loop {
         let inside = match gate::enter(index, 0) {
             Ok(inside) => inside,
@@ -220,6 +221,15 @@ fn change_two_by(
                 (file, seeks)
             }
         };
+        if let Some(stat) = file.filter(|stat| !counted && stat.st_nlink == 0 && control::has_quota(index)) {
+            inside.leave();
+            counted = true;
+            let there = |b: Place| absent::stat_at(b.dirfd, b.path, k::AT_SYMLINK_NOFOLLOW).is_ok();
+            match quota::named(index, &stat) {
+                Err(errno) if !there(b) => return Ok(Err(errno)),
+                _ => continue,
+            }
+        }
         let goes = if kind == Kind::Rename { Change::Remove } else { Change::Move };
         let (before, place) = if lacks {
             (&mut before_old, a)

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-use storeshim_protocol::control::{FLAG_COMPLETE, FLAG_NAMES, FLAG_QUOTA_NEAR};
+use storeshim_protocol::control::{FLAG_COMPLETE, FLAG_NAMES};
 use storeshim_protocol::names;
 use storeshim_protocol::request::{Answer, Ask, Pin};
 use storeshim_protocol::residency::{PIECE, Residency, places_of};
@@ -640,7 +640,7 @@ fn room_is_asked_for_once_and_growth_near_the_quota() {
     });
     assert_eq!((full, tries), (Err(Errno::of(sys::errno::ENOSPC)), 2));
     assert_eq!(agent().asked().last(), Some(&Ask::Room { bytes: 5 }));
-    run().control.mounts[1].flags.fetch_or(FLAG_QUOTA_NEAR, Ordering::SeqCst);
+    run().control.mounts[1].set_unasked(0);
     let write = |n: usize, at: i64| {
         let data = vec![7u8; n];
         // SAFETY: a valid buffer.

@@ -8,7 +8,7 @@ use storeshim_protocol::intent::{Entry, encode, encode_short};
 use storeshim_protocol::ring::WAKE_AT;
 
 use crate::attach::{self, STACK_MAX, Seat, TOLD, Told};
-use crate::sys;
+use crate::{quota, sys};
 
 /// Ranges are told in whole pages of this many bytes.
 const PAGE: u64 = 4096;
@@ -128,6 +128,7 @@ pub fn account(seat: &Seat, index: usize, ino: u64, bytes: u64) {
         return;
     }
     seat.private.unsaid.store(0, Ordering::Relaxed);
+    quota::spend(index, unsaid);
     push(seat, index, &Intent::Written { ino, offset: u64::MAX, length: unsaid });
 }
 
@@ -153,7 +154,12 @@ pub fn push_range(seat: &Seat, index: usize, interval: u32, ino: u64, start: u64
     if !busy && holds(told, ino, when, start, end) {
         return;
     }
-    let length = if open_ended { u64::MAX } else { end - start };
+    let length = if open_ended {
+        u64::MAX
+    } else {
+        quota::spend(index, end - start);
+        end - start
+    };
     push(seat, index, &Intent::Written { ino, offset: start, length });
     if busy {
         return;

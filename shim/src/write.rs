@@ -4,7 +4,6 @@
 use core::ffi::c_int;
 
 use storeshim_protocol::Intent;
-use storeshim_protocol::control::FLAG_QUOTA_NEAR;
 use storeshim_protocol::request::{Ask, Pin};
 
 use crate::act::Act;
@@ -12,7 +11,7 @@ use crate::fds::File;
 use crate::gate::{self, Inside};
 use crate::residency::{self, END, Held};
 use crate::sys::{self, Answer, Errno, errno, k};
-use crate::{ask, control, reading, tell};
+use crate::{ask, control, quota, reading, tell};
 
 /// A gated piece is at most this long, in bytes: a cut waits for it.
 pub const SLICE: usize = 1 << 20;
@@ -45,7 +44,7 @@ impl Position {
     }
 
     /// Where that is now.
-    fn start(self, fd: c_int) -> u64 {
+    pub fn start(self, fd: c_int) -> u64 {
         match self {
             Self::At(offset) => offset,
             Self::Cursor => position_of(fd),
@@ -76,7 +75,11 @@ fn tell_piece(inside: &Inside, fd: c_int, file: &File, position: Position, n: us
             inside.tell_range(file.ino, at, at.saturating_add(n));
         }
         Position::End if inside.has_told_end(file.ino) => inside.account(file.ino, n),
-        Position::End => inside.tell_range(file.ino, size_of_file(fd), u64::MAX),
+        Position::End => {
+            inside.tell_range(file.ino, size_of_file(fd), u64::MAX);
+            // Where is told, how much is not.
+            inside.account(file.ino, n);
+        }
     }
 }
 
@@ -146,27 +149,9 @@ fn touched(fd: c_int, file: &File, needs: Needs) -> Result<(Held, Option<u64>), 
 /// Bytes of one change that need not be held while they are brought.
 const PINNED: u64 = 64 << 20;
 
-fn size_of_file(fd: c_int) -> u64 {
+/// How long the file behind `fd` is.
+pub fn size_of_file(fd: c_int) -> u64 {
     sys::fstat(fd).map_or(0, |stat| stat.st_size as u64)
-}
-
-/// Asks for what the volume's quota leaves, where that is little and the volume is about to grow by `bytes`.
-///
-/// Errors: EDQUOT or ENOSPC where there is not enough.
-#[inline]
-pub fn grows(index: usize, bytes: impl Fn() -> u64) -> Result<(), Errno> {
-    if control::flags(index) & FLAG_QUOTA_NEAR == 0 {
-        return Ok(());
-    }
-    match bytes() {
-        0 => Ok(()),
-        bytes => ask::request(index, Ask::Grow { bytes, inodes: 0 }).map(|_| ()),
-    }
-}
-
-/// By how much a file grows that will end at `end`.
-pub fn beyond(fd: c_int, end: u64) -> u64 {
-    end.saturating_sub(size_of_file(fd))
 }
 
 /// Whether the disk, which is full, has room for `bytes` now.
@@ -232,7 +217,6 @@ pub fn piece(
 
 #[inline(never)]
 fn piece_of(fd: c_int, file: &File, position: Position, n: usize, mut act: Act<'_, (), Answer>) -> Answer {
-    grows(file.mount, || beyond(fd, position.start(fd).saturating_add(n as u64)))?;
     let mut full = false;
     loop {
         let mut inside = entered(fd, file, Needs::Written(position, n))?;
@@ -255,7 +239,8 @@ fn piece_of(fd: c_int, file: &File, position: Position, n: usize, mut act: Act<'
 
 const FULL: Answer = Err(Errno::of(errno::ENOSPC));
 
-/// Writes `total` bytes in slices: `act(done, n, position)` writes `n` bytes of those after the first `done`.
+/// Writes `total` bytes in slices, as far as the quota lets it: `act(done, n, position)` writes `n` bytes of those after the
+/// first `done`.
 #[inline(always)]
 pub fn sliced(
     fd: c_int,
@@ -266,9 +251,12 @@ pub fn sliced(
 ) -> Answer {
     let mut done = 0usize;
     loop {
-        let n = total.saturating_sub(done).min(position.slice());
+        let left = total.saturating_sub(done);
         let position = position.after(done);
-        match piece(fd, file, position, n, || act(done, n, position)) {
+        let n = left.min(position.slice());
+        let wrote = quota::allowed(fd, file, position, n, left)
+            .and_then(|n| piece(fd, file, position, n, || act(done, n, position)));
+        match wrote {
             Ok(wrote) => {
                 done = done.saturating_add(wrote);
                 if wrote < n || done >= total {

@@ -122,10 +122,20 @@ fn remarks(mount: &MountStatus) -> Vec<String> {
         ));
     }
     notes.extend(residency(volume));
+    notes.extend(over_quota(volume));
     if !volume.foreign.is_empty() {
         notes.push(format!("programs without the shim: {}", volume.foreign.join(", ")));
     }
     notes
+}
+
+/// By how much a volume exceeds its quota: it does not grow until that is mended.
+fn over_quota(volume: &VolumeStatus) -> Option<String> {
+    let (bytes, inodes) = (volume.residency.over_quota_bytes, volume.residency.over_quota_inodes);
+    let by =
+        [(bytes > 0).then(|| Bytes(bytes).to_string()), (inodes > 0).then(|| format!("{inodes} inodes"))];
+    let by: Vec<String> = by.into_iter().flatten().collect();
+    (!by.is_empty()).then(|| format!("over its quota by {}: nothing may be added", by.join(" and ")))
 }
 
 /// What of a volume is on this disk: nothing is said before the volume is open.
@@ -188,6 +198,19 @@ system calls past libc: start these with `storeshim run --net=sud`, or their cha
     9 mv: renameat (in /bin/mv)
 ";
         assert_eq!(table(&status), format!("{expected}{told}"));
+    }
+
+    #[test]
+    fn a_volume_over_its_quota_is_said_to_be() {
+        let mut mount = mount_status("/storage");
+        let here = &mut mount.volume.residency;
+        (here.over_quota_bytes, here.over_quota_inodes) = (3 << 20, 2);
+        assert_eq!(
+            remarks(&mount).last().unwrap(),
+            "over its quota by 3.0 MiB and 2 inodes: nothing may be added"
+        );
+        mount.volume.residency.over_quota_bytes = 0;
+        assert_eq!(over_quota(&mount.volume).unwrap(), "over its quota by 2 inodes: nothing may be added");
     }
 
     #[test]

@@ -11,7 +11,7 @@ struct Metric {
     value: fn(&MountStatus) -> f64,
 }
 
-const GAUGES: [Metric; 16] = [
+const GAUGES: [Metric; 18] = [
     Metric { name: "up", help: "1 while the mount is ready", value: |m| flag(m.volume.state == "ready") },
     Metric {
         name: "dirty_bytes",
@@ -75,6 +75,16 @@ const GAUGES: [Metric; 16] = [
         name: "unguarded_files",
         help: "Files that a program without the shim could open before their data is here",
         value: |m| m.volume.residency.unguarded_files as f64,
+    },
+    Metric {
+        name: "over_quota_bytes",
+        help: "Bytes by which the volume exceeds its quota",
+        value: |m| m.volume.residency.over_quota_bytes as f64,
+    },
+    Metric {
+        name: "over_quota_inodes",
+        help: "Inodes by which the volume exceeds its quota",
+        value: |m| m.volume.residency.over_quota_inodes as f64,
     },
 ];
 

@@ -74,8 +74,8 @@ impl SessionPort for Sessions {
         Sessions::set_throttle(self, mount, throttle);
     }
 
-    fn set_quota_near(&self, mount: usize, near: bool) {
-        Sessions::set_quota_near(self, mount, near);
+    fn set_quota(&self, mount: usize, near: bool, unasked: u64) {
+        Sessions::set_quota(self, mount, near, unasked);
     }
 
     fn hooked(&self) -> session::Hooked {

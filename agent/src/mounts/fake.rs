@@ -90,7 +90,7 @@ impl SessionPort for FakeSessions {
 
     fn set_throttle(&self, _: usize, _: u32) {}
 
-    fn set_quota_near(&self, _: usize, _: bool) {}
+    fn set_quota(&self, _: usize, _: bool, _: u64) {}
     fn hooked(&self) -> crate::session::Hooked {
         crate::session::Hooked::default()
     }

@@ -53,8 +53,8 @@ impl Gatekeeper for MountGate {
         self.sessions.set_throttle(self.index, throttle);
     }
 
-    fn set_quota_near(&self, near: bool) {
-        self.sessions.set_quota_near(self.index, near);
+    fn set_quota(&self, near: bool, unasked: u64) {
+        self.sessions.set_quota(self.index, near, unasked);
     }
 
     fn hooked(&self) -> Hooked {

@@ -51,8 +51,8 @@ pub trait SessionPort: Send + Sync {
     fn show_names_complete(&self, mount: usize);
     /// Shows 0, `THROTTLE_SLOW` or `THROTTLE_BLOCK`.
     fn set_throttle(&self, mount: usize, throttle: u32);
-    /// Shows whether clients are to ask before they let the volume grow.
-    fn set_quota_near(&self, mount: usize, near: bool);
+    /// Shows whether clients are to ask before they add an inode, and how many bytes a process may add that does not.
+    fn set_quota(&self, mount: usize, near: bool, unasked: u64);
     /// What tells attached processes from others.
     fn hooked(&self) -> Hooked;
     /// Shows what the volume offers.

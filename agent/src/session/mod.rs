@@ -212,9 +212,10 @@ impl Sessions {
         }
     }
 
-    /// Shows clients whether they are to ask before they let the mount grow.
-    pub fn set_quota_near(&self, mount: usize, near: bool) {
+    /// Shows clients whether they are to ask before they add an inode, and how many bytes a process may add that does not.
+    pub fn set_quota(&self, mount: usize, near: bool, unasked: u64) {
         if let Some(mount) = self.mount(mount) {
+            mount.set_unasked(unasked);
             if near {
                 mount.flags.fetch_or(FLAG_QUOTA_NEAR, Ordering::Release);
             } else {

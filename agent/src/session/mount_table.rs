@@ -66,6 +66,7 @@ pub(super) fn add(shared: &Shared, entry: &MountEntry, outbox: Outbox) -> Result
         flags |= if set { flag } else { 0 };
     }
     mount.flags.store(flags, Ordering::Relaxed);
+    mount.set_unasked(u64::MAX);
     mount.request_timeout_ms.store(timeout_ms(entry.request_timeout), Ordering::Relaxed);
     mount.dev.store(root.dev(), Ordering::Relaxed);
     mount.root_ino.store(root.ino(), Ordering::Relaxed);

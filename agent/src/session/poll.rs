@@ -37,6 +37,10 @@ pub(super) fn run(shared: &Shared) {
             retired = true;
         }
         let requests = table.take_requests();
+        if requests.iter().any(|(request, _)| request.needs_told()) {
+            // What their askers told before they asked may have come after the look above.
+            table.drain(control, None);
+        }
         let pause = if table.is_empty() { IDLE } else { BUSY };
         drop(table);
         for (request, ours) in requests {

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
-use storeshim_protocol::request::{Answer, Request, Ticket};
+use storeshim_protocol::request::{Answer, Ask, Request, Ticket};
 
 use super::client::Ring;
 use super::{Reply, RequestSink, sys};
@@ -24,6 +24,11 @@ impl Pending {
             Ok(request) => sink.request(request, self.into_reply()),
             Err(()) => self.refuse(),
         }
+    }
+
+    /// Whether its answer depends on what its asker has told before.
+    pub(super) fn needs_told(&self) -> bool {
+        self.request.is_ok_and(|request| matches!(request.ask, Ask::Grow { .. } | Ask::Streamed { .. }))
     }
 
     /// Answers a request that nobody serves.

@@ -149,6 +149,7 @@ impl<'a> Cutter<'a, '_> {
             since = since.into_iter().chain(work.since).min();
             self.note(&work)?;
             entries += work.entries();
+            self.shared.unsettled.told(work.entries());
             told.add(&work);
             if let Some(why) = work.everywhere.take() {
                 tracing::info!(%why, "looking at the whole tree");

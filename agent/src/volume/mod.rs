@@ -68,8 +68,8 @@ pub trait Gatekeeper: Send + Sync {
     fn show_names_complete(&self) {}
     /// 0, `THROTTLE_SLOW` or `THROTTLE_BLOCK`.
     fn set_throttle(&self, throttle: u32);
-    /// Shows clients whether they are to ask before they let the volume grow.
-    fn set_quota_near(&self, _near: bool) {}
+    /// Shows clients whether they are to ask before they add an inode, and how many bytes a process may add that does not.
+    fn set_quota(&self, _near: bool, _unasked: u64) {}
     /// What tells processes that ask before they read from others. By default there are none.
     fn hooked(&self) -> Hooked {
         Hooked::default()

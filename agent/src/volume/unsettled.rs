@@ -21,6 +21,8 @@ struct Inner {
     everywhere: bool,
     /// Kernel inode numbers that it has taken up.
     cutting: HashSet<u64>,
+    /// Names and inodes that it was told of.
+    entries: u64,
     /// Kernel inode numbers that the last cut could not look at.
     troubled: HashSet<u64>,
     /// Volume inodes of each commit on its way, with its number.
@@ -45,6 +47,7 @@ impl Unsettled {
         let mut inner = self.inner.lock();
         inner.everywhere = false;
         inner.cutting.clear();
+        inner.entries = 0;
         inner.troubled = troubled;
         self.cuts.fetch_add(1, Ordering::Release);
     }
@@ -60,6 +63,16 @@ impl Unsettled {
         while inner.commits.front().is_some_and(|(first, _)| *first <= seq) {
             inner.commits.pop_front();
         }
+    }
+
+    /// The cut under way was told of so many names and inodes more.
+    pub fn told(&self, entries: u64) {
+        self.inner.lock().entries += entries;
+    }
+
+    /// Names and inodes that the cut under way was told of.
+    pub fn entries(&self) -> u64 {
+        self.inner.lock().entries
     }
 
     /// Cuts that have ended since the start.

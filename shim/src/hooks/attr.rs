@@ -3,7 +3,7 @@
 use core::ffi::{c_char, c_int, c_void};
 
 use storeshim_protocol::Intent;
-use storeshim_protocol::control::{FLAG_COMPLETE, FLAG_QUOTA_NEAR};
+use storeshim_protocol::control::FLAG_COMPLETE;
 
 use crate::absent::{self, Before};
 use crate::act::Act;
@@ -11,9 +11,10 @@ use crate::gate::Inside;
 use crate::hook::{answer, fail, hook, path_hook, real};
 use crate::hooks::open::of_mount;
 use crate::place::{self, CWD, Place};
+use crate::quota::grows;
 use crate::residency::Held;
 use crate::sys::{self, Errno, PathBuf, k};
-use crate::write::{TO_RESIZE, grows, resizing_opened};
+use crate::write::{TO_RESIZE, resizing_opened};
 use crate::{control, fds, gate, residency};
 
 /// Calls `act` with the place of `path`, inside the gate where it is in a mount, after the attributes of what it names
@@ -267,8 +268,7 @@ hook! {
 #[inline(never)]
 fn truncating(index: usize, place: Place, size: u64) -> Result<Held, Errno> {
     let held = Held::complete(index);
-    const ASKED: u32 = FLAG_COMPLETE | FLAG_QUOTA_NEAR;
-    if control::flags(index) & ASKED == FLAG_COMPLETE {
+    if control::flags(index) & FLAG_COMPLETE != 0 && control::unasked(index) == u64::MAX {
         return Ok(held);
     }
     let always = Held::always(index);
@@ -279,7 +279,7 @@ fn truncating(index: usize, place: Place, size: u64) -> Result<Held, Errno> {
     let opened = sys::openat(place.dirfd, place.path, (TO_RESIZE | k::O_LARGEFILE) as c_int, 0);
     let held = resizing_opened(index, opened, size)?;
     if opened.is_ok() {
-        grows(index, || size.saturating_sub(stat.st_size as u64))?;
+        grows(index, stat.st_ino, || size.saturating_sub(stat.st_size as u64))?;
     }
     Ok(held)
 }

@@ -10,7 +10,7 @@ use crate::gate;
 use crate::hook::{answer, hook, real};
 use crate::sys::{self, Answer, Errno, errno, k};
 use crate::write::{Position, SLICE, piece, sliced, synced};
-use crate::{reading, residency};
+use crate::{control, quota, reading, residency};
 
 /// What was brought has gone again. No errno of the kernel's.
 const GONE: Answer = Err(Errno(0));
@@ -30,11 +30,7 @@ struct Copy {
 impl Copy {
     /// Where it reads next.
     fn at(&self) -> u64 {
-        if sys::leads_nowhere(self.from) {
-            return sys::lseek(self.input, 0, k::SEEK_CUR).unwrap_or(0) as u64;
-        }
-        // SAFETY: the app vouches for its offset.
-        unsafe { self.from.read() }.max(0) as u64
+        offset_of(self.input, self.from)
     }
 
     /// Copies by slices, each of which is here when `act` is told its length. A copy to a file is made inside a gate, which
@@ -51,18 +47,22 @@ impl Copy {
             let n = (self.n - done).min(if gated { SLICE } else { PART });
             let start = self.at();
             let held = residency::bring(mount, ino, start, start.saturating_add(n as u64), Pin::open_if(pin));
-            let mut once = || match held {
+            let mut once = |n| match held {
                 Ok(held) if held.still() && self.at() == start => act.run(n),
                 Ok(_) => GONE,
                 Err(errno) => Err(errno),
             };
             let moved = match target {
                 Some((file, position)) if held.is_ok() => {
-                    piece(self.out, &file, position.after(done), n, once)
+                    let position = position.after(done);
+                    quota::allowed(self.out, &file, position, n, self.n - done).and_then(|n| {
+                        let mut once = || once(n);
+                        piece(self.out, &file, position, n, &mut once)
+                    })
                 }
                 _ => {
                     let _inside = if gated { Some(gate::enter(mount, ino)?) } else { None };
-                    once()
+                    once(n)
                 }
             };
             match moved {
@@ -78,6 +78,40 @@ impl Copy {
             }
         }
     }
+}
+
+/// How many of `n` bytes a copy can take from `input`, where that many would have to be asked for: programs ask for more than
+/// there is.
+#[inline(always)]
+fn in_source(input: c_int, from: *const i64, n: usize, unasked: u64) -> usize {
+    if n as u64 <= unasked { n } else { left_in_source(input, from, n) }
+}
+
+#[cold]
+#[inline(never)]
+fn left_in_source(input: c_int, from: *const i64, n: usize) -> usize {
+    /// Of what does not say how long it is, at a time.
+    const UNKNOWN: usize = 4096;
+    let Ok(stat) = sys::fstat(input) else { return n };
+    if !sys::is_regular(&stat) {
+        return n;
+    }
+    let (size, at) = (stat.st_size as u64, offset_of(input, from));
+    let mut byte = [0u8];
+    // Below /proc what is empty by its size may have something all the same.
+    if size == 0 && sys::pread(input, &mut byte, at as i64) == Ok(1) {
+        return n.min(UNKNOWN);
+    }
+    n.min(size.saturating_sub(at) as usize)
+}
+
+/// Where a copy reads next.
+fn offset_of(input: c_int, from: *const i64) -> u64 {
+    if sys::leads_nowhere(from) {
+        return sys::lseek(input, 0, k::SEEK_CUR).unwrap_or(0) as u64;
+    }
+    // SAFETY: the app vouches for its offset.
+    unsafe { from.read() }.max(0) as u64
 }
 
 /// Copies `n` bytes by `act`, which is told how many each time, into `target` where that is a file of a mount; `None` where
@@ -103,6 +137,7 @@ fn copy_by(
     n: usize,
     mut act: Act<'_, usize, Answer>,
 ) -> Option<Answer> {
+    let n = target.map_or(n, |(file, _)| in_source(input, from, n, control::unasked(file.mount)));
     let copied = match (residency::lacking(input), target) {
         (Some(source), _) => Copy { source, input, from, out, n }.run(target, act),
         // The kernel moves the offsets on by itself.
@@ -160,7 +195,7 @@ fn splice_in(
     out: c_int,
 ) -> Answer {
     const NONBLOCK: u32 = 2;
-    let n = n.min(SLICE);
+    let n = quota::allowed(out, file, at, n.min(SLICE), n.min(SLICE))?;
     loop {
         let moved = piece(out, file, at, n, || act(n, flags | NONBLOCK));
         match moved {

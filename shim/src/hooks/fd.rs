@@ -6,9 +6,9 @@ use storeshim_protocol::Intent;
 
 use super::socket::turn_sender;
 use crate::fds::{self, Known};
-use crate::hook::{answer, hook, real};
-use crate::sys::{self, k};
-use crate::{loader, streams, tell};
+use crate::hook::{answer, fail, hook, real};
+use crate::sys::{self, Errno, k};
+use crate::{control, loader, quota, streams, tell};
 
 /// Tells that a descriptor which could write is gone.
 #[inline(always)]
@@ -109,10 +109,48 @@ hook! {
 
 unsafe extern "C" {
     fn fileno(stream: *mut c_void) -> c_int;
+    fn __fpending(stream: *mut c_void) -> usize;
+    fn __fpurge(stream: *mut c_void);
+}
+
+/// Whether what a stream has written, and what is in its buffer, fits its volume's quota. The writing itself passes no hook, so
+/// this is where its program hears of it.
+///
+/// # Safety
+/// `stream` must be one, or null.
+unsafe fn fits(stream: *mut c_void) -> Result<(), Errno> {
+    if stream.is_null() || !control::some_has_quota() {
+        return Ok(());
+    }
+    // SAFETY: as above.
+    let (fd, pending) = unsafe { (fileno(stream), __fpending(stream)) };
+    if streams::has(fd) { quota::streamed(fd, pending) } else { Ok(()) }
+}
+
+hook! {
+    unsafe fn fflush | _IO_fflush(stream: *mut c_void) -> c_int => my_fflush {
+        match fits(stream) {
+            Ok(()) => real!(fflush)(stream),
+            Err(errno) => fail(errno),
+        }
+    }
+}
+
+hook! {
+    unsafe fn fflush_unlocked(stream: *mut c_void) -> c_int => my_fflush_unlocked {
+        match fits(stream) {
+            Ok(()) => real!(fflush_unlocked)(stream),
+            Err(errno) => fail(errno),
+        }
+    }
 }
 
 hook! {
     unsafe fn fclose | _IO_fclose(stream: *mut c_void) -> c_int => my_fclose {
+        let fits = fits(stream);
+        if fits.is_err() {
+            __fpurge(stream);
+        }
         let known = if stream.is_null() { fds::forget(-1) } else { fds::forget(fileno(stream)) };
         if !stream.is_null() {
             streams::remove(fileno(stream));
@@ -120,7 +158,10 @@ hook! {
         // What is still buffered is written now, before the end is told.
         let result = real!(fclose)(stream);
         closed(known);
-        result
+        match fits {
+            Err(errno) if result == 0 => fail(errno),
+            _ => result,
+        }
     }
 }
 

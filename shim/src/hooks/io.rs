@@ -5,9 +5,10 @@ use core::ffi::{c_int, c_void};
 use crate::act::Act;
 use crate::fds::{self, File};
 use crate::hook::{answer, fail, hook, real};
+use crate::quota::{self, beyond, grows};
 use crate::residency::{self, END};
 use crate::sys::{self, Answer, Errno, errno, k};
-use crate::write::{Needs, Position, beyond, entered, grows, made_room, piece, sliced, synced};
+use crate::write::{Needs, Position, entered, made_room, piece, size_of_file, sliced, synced};
 
 #[inline(always)]
 fn write_file(fd: c_int, file: &File, data: *const c_void, n: usize) -> Answer {
@@ -75,7 +76,10 @@ unsafe fn write_vectors(
     let all = unsafe { core::slice::from_raw_parts(vectors, count) };
     let total = all.iter().fold(0usize, |sum, v| sum.saturating_add(v.iov_len as usize));
     let slice = at(0).slice();
-    if total <= slice {
+    // Of so many bytes it is known that they fit.
+    let mut granted = quota::allowed(fd, file, at(0), total.min(slice), total)?;
+    let mut short = granted < total.min(slice);
+    if granted == total {
         let wrote = piece(fd, file, at(0), total, || sys::writev_at(fd, vectors, count, offset, flags));
         return synced(file, synchronous, wrote);
     }
@@ -84,7 +88,15 @@ unsafe fn write_vectors(
         let len = vector.iov_len as usize;
         let mut within = 0usize;
         while within < len {
-            let n = (len - within).min(slice);
+            if granted == 0 && !short {
+                let left = total.saturating_sub(done);
+                granted = quota::allowed(fd, file, at(done), left.min(slice), left).unwrap_or(0);
+                short = granted < left.min(slice);
+            }
+            let n = (len - within).min(granted);
+            if n == 0 {
+                return synced(file, synchronous, Ok(done));
+            }
             let part = k::iovec { iov_base: vector.iov_base.wrapping_byte_add(within), iov_len: n as _ };
             let wrote =
                 piece(fd, file, at(done), n, || sys::writev_at(fd, &raw const part, 1, here(done), flags));
@@ -92,6 +104,7 @@ unsafe fn write_vectors(
                 Ok(wrote) => {
                     done = done.saturating_add(wrote);
                     within += wrote;
+                    granted -= wrote.min(granted);
                     if wrote < n {
                         return synced(file, synchronous, Ok(done));
                     }
@@ -167,7 +180,7 @@ fn change_by(
 fn truncate(fd: c_int, file: &File, length: i64) -> Answer {
     let cuts = length >= 0 && file.known.writable();
     if cuts {
-        grows(file.mount, || beyond(fd, length as u64))?;
+        grows(file.mount, file.ino, || beyond(fd, length as u64))?;
     }
     let needs = if cuts { Needs::Cut(length as u64) } else { Needs::Nothing };
     change(fd, file, (length, END), needs, || sys::ftruncate(fd, length))
@@ -196,8 +209,10 @@ fn allocate(fd: c_int, file: &File, mode: c_int, offset: i64, length: i64) -> An
         mode if mode & CLEARING != 0 => Needs::Bytes(start, end),
         _ => Needs::Nothing,
     };
-    if mode_bits & (k::FALLOC_FL_KEEP_SIZE | SHIFTING) == 0 {
-        grows(file.mount, || beyond(fd, end))?;
+    if mode_bits & k::FALLOC_FL_INSERT_RANGE != 0 {
+        grows(file.mount, file.ino, || length_bytes)?;
+    } else if mode_bits & (k::FALLOC_FL_KEEP_SIZE | SHIFTING) == 0 && file.known.writable() {
+        grows(file.mount, file.ino, || beyond(fd, end))?;
     }
     let told = if mode_bits & SHIFTING != 0 { u64::MAX } else { end };
     let mut full = false;
@@ -281,6 +296,26 @@ unsafe fn shared(fd: c_int, request: u32, argument: usize) -> Result<(), Errno> 
     residency::pin(source, 0, END)
 }
 
+/// By how much a file grows that is to share what is in another one.
+///
+/// # Safety
+/// As [`shared`].
+#[inline(never)]
+unsafe fn cloned(fd: c_int, request: u32, argument: usize) -> u64 {
+    use linux_raw_sys::ioctl::{FICLONE, FICLONERANGE};
+    match request {
+        FICLONE => beyond(fd, size_of_file(argument as c_int)),
+        FICLONERANGE if !sys::leads_nowhere(argument as *const i64) => {
+            // SAFETY: a source, an offset there, a length, an offset here.
+            let [source, from, length, to] = unsafe { (argument as *const [u64; 4]).read_unaligned() };
+            let length =
+                if length == 0 { size_of_file(source as c_int).saturating_sub(from) } else { length };
+            beyond(fd, to.saturating_add(length))
+        }
+        _ => 0,
+    }
+}
+
 hook! {
     unsafe fn ioctl(fd: c_int, request: u64, argument: usize) -> c_int => my_ioctl {
         // What fallocate(2) does, by its older name: FS_IOC_UNRESVSP, FS_IOC_UNRESVSP64, FS_IOC_ZERO_RANGE, and the two that
@@ -297,6 +332,9 @@ hook! {
             linux_raw_sys::ioctl::FICLONE | linux_raw_sys::ioctl::FICLONERANGE | RESERVE | RESERVE_64 | PUNCH
             | PUNCH_64 | ZERO => {
                 match fds::found(fd) {
+                    Some(file) if let Err(errno) = grows(file.mount, file.ino, || cloned(fd, request as u32, argument)) => {
+                        fail(errno)
+                    }
                     Some(file) => answer(change(fd, &file, (0, END), Needs::Bytes(0, END), || {
                         sys::ioctl(fd, request, argument)
                     })),

@@ -67,15 +67,20 @@ pub fn cast_net() {
 /// What tests call.
 #[cfg(test)]
 pub mod tests {
+    use core::ffi::c_void;
+
     pub use super::attr::my_truncate;
     pub use super::copy::{my_copy_file_range, my_sendfile, my_splice};
-    pub use super::io::{my_fallocate, my_ftruncate, my_pwrite, my_write};
+    pub use super::fd::{my_fclose, my_fflush};
+    pub use super::io::{my_fallocate, my_ftruncate, my_posix_fallocate, my_pwrite, my_write, my_writev};
     pub use super::mmap::{my_mmap, my_mremap};
+    pub use super::name::my_linkat;
     pub use super::open::my_open;
     pub use super::read::{my_lseek, my_pread, my_preadv, my_preadv2, my_read, my_readv};
     pub use super::stdio::my_fopen;
 
     unsafe extern "C" {
         pub fn pipe(ends: *mut i32) -> i32;
+        pub fn fwrite(from: *const c_void, size: usize, n: usize, stream: *mut c_void) -> usize;
     }
 }

@@ -79,6 +79,7 @@ hook! {
         reading::moved(fd);
         let at = real!(lseek)(fd, offset, whence);
         reading::stands(fd, at);
+        crate::quota::sought(fd, at);
         at
     }
 }

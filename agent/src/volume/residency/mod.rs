@@ -93,6 +93,12 @@ pub struct Status {
     pub queued_pieces: u64,
     /// Files that a program without the shim could open before their data is here.
     pub unguarded_files: u64,
+    /// By how much the volume exceeds its quota.
+    #[serde(default)]
+    pub over_quota_bytes: u64,
+    /// See `over_quota_bytes`.
+    #[serde(default)]
+    pub over_quota_inodes: u64,
     /// How programs without the shim are kept from absent files.
     #[serde(default)]
     pub guard: Guarded,

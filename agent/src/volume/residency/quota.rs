@@ -2,11 +2,17 @@
 //! what the last cut saw, what was told since, and what has been granted and not been seen by a cut. It must not know what
 //! grows, nor how a cut is made.
 //!
+//! Asking costs a round trip, so far from the quota clients do not: each process may add a part of what is left, by one call or
+//! by many, until it is shown another number, which says that what it told was seen. How near is near depends on how fast the
+//! volume grows.
+//!
 //! Who exceeds the quota gets EDQUOT, for bytes and for inodes, as a project quota of a filesystem gives it; ENOSPC stays for
 //! a disk that is full.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use storeshim_protocol::request::Answer;
 
 use crate::session::Reply;
 use crate::volume::Quota;
@@ -16,6 +22,15 @@ use crate::volume::status::{Mutex, Shared};
 const NEAR_BYTES: u64 = 64 << 20;
 const NEAR_INODES: u64 = 1000;
 const NEAR_PART: u64 = 50;
+/// The same of what is told between two looks: from where so many more like the last one would reach the quota.
+const NEAR_LOOKS: u64 = 4;
+/// All processes together add at most one in so many bytes of what is left from one look to the next without asking.
+const UNASKED_PART: u64 = 2;
+/// Between two counts of them.
+const COUNTED: Duration = Duration::from_millis(50);
+/// Between two looks at how near the quota is; and while it comes nearer.
+const PAUSE: Duration = Duration::from_millis(25);
+const SHORT_PAUSE: Duration = Duration::from_millis(5);
 /// A grant is seen by the second cut that ends after it: the first may have looked before the call was made.
 const CUTS: u64 = 2;
 /// Where nothing is dirty, what was granted so long ago has not been used.
@@ -53,6 +68,16 @@ pub struct Keeper {
 #[derive(Default)]
 struct Inner {
     near: bool,
+    /// What clients are shown that one call may add without asking; `None` before the first look.
+    unasked: Option<u64>,
+    /// How many processes were attached, and when.
+    clients: Option<(Instant, u64)>,
+    /// What was held at the last look.
+    held: Usage,
+    /// What was added from look to look lately.
+    pace: Usage,
+    /// It holds more than it may, which was said.
+    over: bool,
     /// Until this many cuts have ended, there may be growth that was told and not asked for.
     unasked_until: u64,
     grants: Vec<Grant>,
@@ -62,12 +87,22 @@ struct Inner {
 
 struct Grant {
     usage: Usage,
+    stream: Option<u64>,
     until: u64,
     at: Instant,
 }
 
+/// What somebody asks for.
+struct Wanted {
+    now: Usage,
+    /// What of that cuts will not have seen.
+    after_cuts: Usage,
+    /// The inode that a stream has written to.
+    stream: Option<u64>,
+}
+
 struct Waiting {
-    usage: Usage,
+    wanted: Wanted,
     until: u64,
     reply: Box<dyn Reply>,
 }
@@ -80,11 +115,32 @@ impl Usage {
         }
     }
 
-    /// Whether it fits, as far as `more` wants anything: who only deletes or renames is never refused.
+    fn minus(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_sub(other.bytes),
+            inodes: self.inodes.saturating_sub(other.inodes),
+        }
+    }
+
+    fn max(self, other: Self) -> Self {
+        Self { bytes: self.bytes.max(other.bytes), inodes: self.inodes.max(other.inodes) }
+    }
+
+    fn times(self, n: u64) -> Self {
+        Self { bytes: self.bytes.saturating_mul(n), inodes: self.inodes.saturating_mul(n) }
+    }
+
+    /// By how much it exceeds the quota.
+    pub fn excess(self, quota: &Quota) -> Self {
+        self.minus(Self { bytes: quota.bytes.unwrap_or(u64::MAX), inodes: quota.inodes.unwrap_or(u64::MAX) })
+    }
+
+    /// Whether it fits, as far as `more` wants anything: who only deletes or renames is never refused. Who wants nothing asks
+    /// whether what has been added already fits.
     fn fits(self, more: Self, quota: &Quota) -> bool {
-        let all = self.plus(more);
-        (more.bytes == 0 || quota.bytes.is_none_or(|most| all.bytes <= most))
-            && (more.inodes == 0 || quota.inodes.is_none_or(|most| all.inodes <= most))
+        let excess = self.plus(more).excess(quota);
+        let asks_for_all = more == Self::default();
+        (excess.bytes == 0 || more.bytes == 0 && !asks_for_all) && (excess.inodes == 0 || more.inodes == 0)
     }
 }
 
@@ -94,14 +150,36 @@ impl Keeper {
         Self { quota, shared: Arc::clone(shared), cut, inner: Mutex::default() }
     }
 
-    /// Answers 0 where the volume may grow so, which is then reserved until a cut has seen it, and EDQUOT where not. Never
-    /// blocks: where it is close, the answer comes after the next cut.
+    /// Answers 0 where the volume may grow so, which is then reserved until a cut has seen it, and EDQUOT where not, with the
+    /// bytes by which it may as the value. Never blocks: where it is close, the answer comes after the next cut.
     pub fn grow(&self, more: Usage, seen: Usage, told: Told, reply: Box<dyn Reply>) {
+        self.ask(Wanted { now: more, after_cuts: more, stream: None }, seen, told, reply);
+    }
+
+    /// The same for a stream, which has added bytes to `ino` that no cut has seen, and has others pending.
+    pub fn streamed(
+        &self,
+        ino: u64,
+        (unseen, pending): (u64, u64),
+        seen: Usage,
+        told: Told,
+        reply: Box<dyn Reply>,
+    ) {
+        let bytes = |bytes| Usage { bytes, inodes: 0 };
+        let now = bytes(unseen.saturating_add(pending));
+        self.ask(Wanted { now, after_cuts: bytes(pending), stream: Some(ino) }, seen, told, reply);
+    }
+
+    fn ask(&self, wanted: Wanted, seen: Usage, told: Told, reply: Box<dyn Reply>) {
+        let more = wanted.now;
         let mut inner = self.inner.lock();
         let cuts = self.shared.unsettled.cuts();
         inner.expire(cuts);
-        if inner.held(seen, told, cuts).fits(more, &self.quota) {
-            inner.grants.push(Grant { usage: more, until: cuts + CUTS, at: Instant::now() });
+        // What a stream had added when it asked before is among what it has added now.
+        inner.grants.retain(|grant| grant.stream.is_none() || grant.stream != wanted.stream);
+        let held = inner.held(seen, told, cuts);
+        if held.fits(more, &self.quota) {
+            inner.grant(more, wanted.stream, cuts);
             drop(inner);
             return reply.reply(0);
         }
@@ -111,53 +189,103 @@ impl Keeper {
         });
         if again {
             drop(inner);
-            return reply.reply(libc::EDQUOT);
+            return reply.answer(self.refusal(held));
         }
         // Perhaps what was told overwrites what is there, or something was removed: a cut knows.
-        inner.waiting.push(Waiting { usage: more, until: cuts + CUTS, reply });
+        inner.waiting.push(Waiting { wanted, until: cuts + CUTS, reply });
         drop(inner);
         (self.cut)();
     }
 
-    /// To be called every few milliseconds: shows clients whether to ask, and answers those that wait for a cut.
-    pub fn tick(&self, seen: Usage, told: Told) {
+    /// Looks: shows clients when to ask, and answers those that wait for a cut. How long it is to be left alone then.
+    pub fn tick(&self, seen: Usage, told: Told) -> Duration {
         let mut inner = self.inner.lock();
         let cuts = self.shared.unsettled.cuts();
         inner.expire(cuts);
         if told.entries == 0 {
             inner.grants.retain(|grant| grant.at.elapsed() < UNUSED);
         }
-        let near = self.is_near(inner.held(seen, told, cuts));
+        let held = inner.held(seen, told, cuts);
+        // What was there at the first look nobody has added just now.
+        let added = if inner.unasked.is_none() { Usage::default() } else { held.minus(inner.held) };
+        // It slows down by and by: what was told by then is not all that is on its way.
+        inner.pace = added.max(
+            inner
+                .pace
+                .minus(Usage { bytes: inner.pace.bytes.div_ceil(8), inodes: inner.pace.inodes.div_ceil(8) }),
+        );
+        inner.held = held;
+        let near = self.is_near(held, inner.pace);
         if near && !inner.near {
             inner.unasked_until = cuts + CUTS;
         }
-        if near != inner.near {
-            inner.near = near;
-            self.shared.gate().set_quota_near(near);
+        let unasked = match self.quota.bytes {
+            None => u64::MAX,
+            Some(_) if near => 0,
+            Some(most) => most.saturating_sub(held.bytes) / (UNASKED_PART * self.clients(&mut inner)),
+        };
+        if near != inner.near || inner.unasked != Some(unasked) {
+            (inner.near, inner.unasked) = (near, Some(unasked));
+            self.shared.gate().set_quota(near, unasked);
         }
+        self.say_excess(&mut inner, seen);
         let due: Vec<Waiting> = inner.waiting.extract_if(.., |waiting| cuts >= waiting.until).collect();
         let more_cuts = !inner.waiting.is_empty();
         let mut answers = Vec::new();
-        for Waiting { usage, reply, .. } in due {
+        for Waiting { wanted, reply, .. } in due {
             let held = inner.held(seen, Told::default(), cuts);
-            if held.fits(usage, &self.quota) {
-                inner.grants.push(Grant { usage, until: cuts + CUTS, at: Instant::now() });
-                answers.push((reply, 0));
+            if held.fits(wanted.after_cuts, &self.quota) {
+                inner.grant(wanted.after_cuts, wanted.stream, cuts);
+                answers.push((reply, Answer { errno: 0, value: 0 }));
             } else {
-                inner.refused = Some((Instant::now(), cuts, usage));
-                answers.push((reply, libc::EDQUOT));
+                inner.refused = Some((Instant::now(), cuts, wanted.now));
+                answers.push((reply, self.refusal(held)));
             }
         }
         drop(inner);
-        for (reply, errno) in answers {
-            if errno != 0 {
+        for (reply, answer) in answers {
+            if answer.errno != 0 {
                 self.shared.count("quota_refusals", 1);
             }
-            reply.reply(errno);
+            reply.answer(answer);
         }
         if more_cuts {
             (self.cut)();
         }
+        if added == Usage::default() { PAUSE } else { SHORT_PAUSE }
+    }
+
+    /// By how much the volume exceeds its quota, as far as cuts have seen.
+    pub fn excess(&self, seen: Usage) -> Usage {
+        seen.excess(&self.quota)
+    }
+
+    /// How many processes there are, at least one.
+    fn clients(&self, inner: &mut Inner) -> u64 {
+        if inner.clients.is_none_or(|(at, _)| at.elapsed() >= COUNTED) {
+            inner.clients = Some((Instant::now(), self.shared.gate().attached().len() as u64));
+        }
+        inner.clients.map_or(1, |(_, clients)| clients.max(1))
+    }
+
+    fn refusal(&self, held: Usage) -> Answer {
+        let left = self.quota.bytes.map_or(0, |most| most.saturating_sub(held.bytes));
+        Answer { errno: libc::EDQUOT, value: left }
+    }
+
+    /// Says once that there is more than may be: programs that do not ask have written it, or the quota is a new one.
+    fn say_excess(&self, inner: &mut Inner, seen: Usage) {
+        let excess = self.excess(seen);
+        let over = excess != Usage::default();
+        if over && !inner.over {
+            tracing::warn!(
+                bytes = excess.bytes,
+                inodes = excess.inodes,
+                "the volume is over its quota by so much: it does not grow until it fits; delete files, or raise the \
+                 mount's quota_bytes or quota_inodes"
+            );
+        }
+        inner.over = over;
     }
 
     /// Ends the wait of everybody without an answer: the next agent gives it.
@@ -165,17 +293,23 @@ impl Keeper {
         self.inner.lock().waiting.clear();
     }
 
-    fn is_near(&self, held: Usage) -> bool {
+    fn is_near(&self, held: Usage, pace: Usage) -> bool {
         let near = |held: u64, most: Option<u64>, least: u64| {
             most.is_some_and(|most| held.saturating_add(least.max(most / NEAR_PART)) >= most)
         };
-        near(held.bytes, self.quota.bytes, NEAR_BYTES) || near(held.inodes, self.quota.inodes, NEAR_INODES)
+        let coming = pace.times(NEAR_LOOKS);
+        near(held.bytes, self.quota.bytes, NEAR_BYTES.max(coming.bytes))
+            || near(held.inodes, self.quota.inodes, NEAR_INODES.max(coming.inodes))
     }
 }
 
 impl Inner {
     fn expire(&mut self, cuts: u64) {
         self.grants.retain(|grant| cuts < grant.until);
+    }
+
+    fn grant(&mut self, usage: Usage, stream: Option<u64>, cuts: u64) {
+        self.grants.push(Grant { usage, stream, until: cuts + CUTS, at: Instant::now() });
     }
 
     /// All that the volume holds or may come to hold without asking again.
@@ -198,10 +332,10 @@ mod tests {
     use super::*;
     use crate::volume::tests::idle_gate;
 
-    struct Answer(crossbeam::channel::Sender<i32>);
-    impl Reply for Answer {
-        fn answer(self: Box<Self>, answer: storeshim_protocol::request::Answer) {
-            let _ = self.0.send(answer.errno);
+    struct To(crossbeam::channel::Sender<Answer>);
+    impl Reply for To {
+        fn answer(self: Box<Self>, answer: Answer) {
+            let _ = self.0.send(answer);
         }
     }
 
@@ -232,8 +366,13 @@ mod tests {
 
         /// The answer, once the cuts that it may wait for have been made.
         fn grow(&self, bytes: u64, inodes: u64) -> i32 {
+            self.asked(bytes, inodes).errno
+        }
+
+        fn asked(&self, bytes: u64, inodes: u64) -> Answer {
             let (to, answer) = crossbeam::channel::bounded(1);
-            self.keeper.grow(Usage { bytes, inodes }, self.seen, Told::default(), Box::new(Answer(to)));
+            let more = Usage { bytes, inodes };
+            self.keeper.grow(more, self.seen, Told::default(), Box::new(To(to)));
             if answer.is_empty() {
                 self.cuts(2);
                 self.tick();
@@ -248,12 +387,13 @@ mod tests {
         assert_eq!(test.grow(600, 0), 0);
         assert_eq!(test.grow(300, 1), 0, "granted beside what was granted before");
         let (to, answer) = crossbeam::channel::bounded(1);
-        test.keeper.grow(Usage { bytes: 200, inodes: 0 }, test.seen, Told::default(), Box::new(Answer(to)));
+        let more = Usage { bytes: 200, inodes: 0 };
+        test.keeper.grow(more, test.seen, Told::default(), Box::new(To(to)));
         assert!(answer.is_empty(), "a cut may find that it fits");
         test.seen = Usage { bytes: 900, inodes: 1 };
         test.cuts(2);
         test.tick();
-        assert_eq!(answer.try_recv().unwrap(), libc::EDQUOT);
+        assert_eq!(answer.try_recv().unwrap(), Answer { errno: libc::EDQUOT, value: 100 });
         assert_eq!(test.grow(100, 9), 0, "up to the last byte and inode");
         test.seen = Usage { bytes: 1000, inodes: 10 };
         test.cuts(2);
@@ -276,10 +416,94 @@ mod tests {
     #[test]
     fn clients_ask_only_near_the_quota() {
         let test = Test::new(1 << 40, 1 << 20);
-        let near = |bytes, inodes| test.keeper.is_near(Usage { bytes, inodes });
+        let near = |bytes, inodes| test.keeper.is_near(Usage { bytes, inodes }, Usage::default());
         assert!(!near(0, 0) && !near(9 << 36, 9 << 16));
         assert!(near((1 << 40) - (1 << 33), 0) && near(0, (1 << 20) - 1000));
         assert!(!test.keeper.inner.lock().near);
+    }
+
+    #[test]
+    fn the_faster_it_grows_the_sooner_clients_ask() {
+        let test = Test::new(1 << 30, 1 << 20);
+        let near = |bytes, inodes| {
+            test.keeper.is_near(Usage { bytes: 1 << 29, inodes: 1 << 19 }, Usage { bytes, inodes })
+        };
+        assert!(!near(100 << 20, 100_000) && near(128 << 20, 0) && near(0, 1 << 17));
+        let told = |bytes| test.keeper.tick(Usage::default(), Told { bytes, entries: 1 });
+        assert_eq!(told(300 << 20), SHORT_PAUSE);
+        assert!(test.keeper.inner.lock().near, "three more like that are beyond the quota");
+        for _ in 0..40 {
+            told(300 << 20);
+        }
+        assert_eq!(told(300 << 20), PAUSE);
+        assert!(!test.keeper.inner.lock().near);
+    }
+
+    #[test]
+    fn a_part_of_what_is_left_may_be_added_unasked() {
+        let mut test = Test::new(1 << 40, 1 << 20);
+        let unasked = |test: &Test| test.keeper.inner.lock().unasked.unwrap();
+        assert_eq!(unasked(&test), 1 << 39);
+        test.seen.bytes = 1 << 39;
+        test.tick();
+        assert_eq!(unasked(&test), 0, "such a step may be followed by another one");
+        for _ in 0..100 {
+            test.tick();
+        }
+        assert_eq!(unasked(&test), 1 << 38);
+        assert_eq!(test.grow(1 << 38, 0), 0, "it was asked for");
+        assert_eq!(test.grow(1 << 38, 0), 0, "to the last byte");
+        test.seen.bytes = 1 << 40;
+        assert_eq!(test.grow(1, 0), libc::EDQUOT);
+    }
+
+    #[test]
+    fn who_is_refused_hears_what_is_left() {
+        let mut test = Test::new(1000, 10);
+        test.seen.bytes = 900;
+        assert_eq!(test.asked(101, 0), Answer { errno: libc::EDQUOT, value: 100 });
+        assert_eq!(test.asked(100, 0).errno, 0);
+        test.seen.bytes = 2000;
+        test.cuts(2);
+        assert_eq!(test.asked(1, 0), Answer { errno: libc::EDQUOT, value: 0 });
+    }
+
+    #[test]
+    fn what_a_stream_has_added_counts_before_a_cut_sees_it() {
+        let mut test = Test::new(1000, 10);
+        let streamed = |test: &Test, ino, unseen, pending| {
+            let (to, answer) = crossbeam::channel::bounded(1);
+            test.keeper.streamed(ino, (unseen, pending), test.seen, Told::default(), Box::new(To(to)));
+            answer
+        };
+        let granted = Ok(Answer { errno: 0, value: 0 });
+        assert_eq!(streamed(&test, 5, 600, 10).try_recv(), granted);
+        assert_eq!(streamed(&test, 5, 610, 10).try_recv(), granted, "it is the same file");
+        assert_eq!(streamed(&test, 6, 300, 80).try_recv(), granted, "to the last byte");
+        let (answer, other) = (streamed(&test, 7, 0, 1), streamed(&test, 5, 700, 0));
+        test.seen.bytes = 1000;
+        test.cuts(2);
+        test.tick();
+        assert_eq!(answer.try_recv().unwrap().errno, libc::EDQUOT);
+        assert_eq!(other.try_recv(), granted, "what it has written fits");
+        test.seen.bytes = 1001;
+        let answer = streamed(&test, 5, 0, 0);
+        test.cuts(2);
+        test.tick();
+        assert_eq!(answer.try_recv().unwrap().errno, libc::EDQUOT);
+    }
+
+    #[test]
+    fn who_wants_nothing_more_hears_whether_it_fits() {
+        let mut test = Test::new(1000, 10);
+        test.seen = Usage { bytes: 1000, inodes: 20 };
+        assert_eq!(test.grow(0, 0), 0, "of inodes it is not");
+        assert_eq!(test.keeper.excess(test.seen), Usage { bytes: 0, inodes: 10 });
+        test.seen.bytes = 1001;
+        assert_eq!(test.grow(0, 0), libc::EDQUOT);
+        assert_eq!(test.grow(0, 1), libc::EDQUOT);
+        test.seen.inodes = 1;
+        assert_eq!(test.grow(0, 1), 0, "an inode has no bytes");
     }
 
     #[test]

@@ -117,7 +117,9 @@ impl Residency {
             Ask::Unlink { ino } => self.unlinking(ino).map(|()| Ok(0)),
             Ask::Seek { ino, start, hole } => self.seek(ino, start, hole),
             Ask::Blocks { ino } => self.blocks(ino),
-            Ask::Room { .. } | Ask::Grow { .. } => return self.ask_for_room(ask, reply),
+            Ask::Room { .. } | Ask::Grow { .. } | Ask::Streamed { .. } => {
+                return self.ask_for_room(ask, reply);
+            }
             Ask::Barrier { .. } => Ok(Err(libc::EINVAL)),
         };
         if self.is_closed() {

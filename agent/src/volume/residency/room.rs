@@ -15,8 +15,6 @@ use crate::volume::{Guarding, VolumeError};
 
 /// Between two looks at how full the cache is, if nobody calls.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Between two looks at how near the quota is.
-const QUOTA_PAUSE: Duration = Duration::from_millis(25);
 
 /// The residency as hydration sees it from below.
 struct Below(Weak<Residency>);
@@ -78,10 +76,8 @@ impl Residency {
                     if wanted.swap(false, Ordering::AcqRel) {
                         own.settle();
                     }
-                    if let Some(quota) = own.quota.get() {
-                        quota.tick(own.usage(), own.told());
-                    }
-                    std::thread::sleep(QUOTA_PAUSE);
+                    let Some(quota) = own.quota.get() else { return };
+                    std::thread::sleep(quota.tick(own.usage(), own.told()));
                 }
             })?;
         }
@@ -125,7 +121,7 @@ impl Residency {
         }
     }
 
-    /// Answers [`Ask::Room`] and [`Ask::Grow`]; the former may take its time.
+    /// Answers [`Ask::Room`], [`Ask::Grow`] and [`Ask::Streamed`]; the first may take its time.
     pub(super) fn ask_for_room(&self, ask: Ask, reply: Box<dyn Reply>) {
         match ask {
             Ask::Room { bytes } => {
@@ -133,11 +129,27 @@ impl Residency {
                 reply.reply(if self.has_room(bytes) { 0 } else { libc::ENOSPC });
             }
             Ask::Grow { bytes, inodes } => match self.quota.get() {
-                Some(quota) => quota.grow(Usage { bytes, inodes }, self.usage(), self.told(), reply),
+                Some(quota) => {
+                    let more = Usage { bytes, inodes };
+                    quota.grow(more, self.usage(), self.told(), reply);
+                }
+                None => reply.reply(0),
+            },
+            Ask::Streamed { ino, size, pending } => match self.quota.get() {
+                Some(quota) => {
+                    let unseen = size.saturating_sub(self.seen_size(ino));
+                    quota.streamed(ino, (unseen, pending), self.usage(), self.told(), reply);
+                }
                 None => reply.reply(0),
             },
             _ => reply.reply(libc::EINVAL),
         }
+    }
+
+    /// How long a file was when a cut saw it last; one that cannot be looked up counts as new.
+    fn seen_size(&self, ino: u64) -> u64 {
+        let size = |ino| Some(self.index.inode(self.index.kernel(ino).ok()??.inode).ok()??.size);
+        size(ino).unwrap_or(0)
     }
 
     /// What the last cut saw.
@@ -149,13 +161,17 @@ impl Residency {
     fn told(&self) -> Told {
         let sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
         let cutting = self.shared.cutting_bytes.load(Ordering::Relaxed);
-        Told { bytes: sink.bytes.saturating_add(cutting), entries: sink.entries() }
+        let entries = sink.entries() + self.shared.unsettled.entries();
+        Told { bytes: sink.bytes.saturating_add(cutting), entries }
     }
 
     /// Adds what is known here to a status.
     pub(super) fn bounds(&self, status: Status) -> Status {
         let absent = self.meter.absent_files.load(Ordering::Relaxed).max(0) as u64;
+        let excess = self.quota.get().map_or(Usage::default(), |quota| quota.excess(self.usage()));
         Status {
+            over_quota_bytes: excess.bytes,
+            over_quota_inodes: excess.inodes,
             resident_bytes: self.index.resident(),
             cache_size: self.cache.size(),
             pinned_bytes: self.bytes_in_use(),

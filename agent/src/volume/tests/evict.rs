@@ -47,7 +47,7 @@ impl Gatekeeper for Gate {
     }
     fn set_throttle(&self, _: u32) {}
     fn set_space(&self, _: &Space) {}
-    fn set_quota_near(&self, near: bool) {
+    fn set_quota(&self, near: bool, _: u64) {
         self.near.store(near, Ordering::SeqCst);
     }
     fn hooked(&self) -> Hooked {
