@@ -80,6 +80,10 @@ impl core::fmt::Debug for Names {
 
 /// What is asked. Inodes are kernel inode numbers of the tree's filesystem, so that a rename in between changes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "who asks cannot allocate, and waits for the answer in any case"
+)]
 pub enum Ask {
     /// Answer when all that was done on this mount before is durable at the mount's level.
     Barrier {

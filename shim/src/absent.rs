@@ -322,6 +322,10 @@ pub struct Before {
 
 /// What is lacking.
 #[derive(Clone, Copy)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is no allocation, and nothing is written where nothing is needed"
+)]
 enum Need {
     Nothing,
     /// The directory of the name, which may be there.
