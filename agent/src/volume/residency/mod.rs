@@ -96,6 +96,9 @@ pub struct Status {
     /// How programs without the shim are kept from absent files.
     #[serde(default)]
     pub guard: Guarded,
+    /// Why nothing can be evicted, while that is so.
+    #[serde(default)]
+    pub eviction_error: Option<String>,
 }
 
 /// Numbers that are kept as things happen. Signed where several threads add and take away in any order.
