@@ -223,6 +223,10 @@ impl Residency {
         }
         let cache = Cache::new(&options, &files);
         let bytes = shared.bytes.load(Ordering::Relaxed).max(0) as u64;
+        if let Some(notice) = policy::shortfall(&options, bytes, cache.size()) {
+            tracing::warn!(prefix = %options.prefix.display(), "{notice}");
+            shared.notice.lock().get_or_insert(notice);
+        }
         options.hydrate = policy::decide(&options, bytes, cache.size());
         let marks = Marks::new(options.guard, options.hydrate != Hydrate::Eager, guard);
         let table = shown.file();
