@@ -164,6 +164,7 @@ fn residency(volume: &VolumeStatus) -> Vec<String> {
     }
     more.extend((here.pinned_bytes > 0).then(|| format!("{} pinned", Bytes(here.pinned_bytes))));
     notes.extend((!more.is_empty()).then(|| more.join("; ")));
+    notes.extend(here.eviction_error.as_ref().map(|why| format!("nothing can be evicted: {why}")));
     notes
 }
 

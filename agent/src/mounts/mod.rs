@@ -395,7 +395,7 @@ impl OneMount {
             Err(error) => {
                 let (state, errno) = match error {
                     VolumeError::Fenced => (MountState::Fenced, libc::ESTALE),
-                    VolumeError::Failed(_) => (MountState::Failed, libc::EIO),
+                    VolumeError::NoRoom(_) | VolumeError::Failed(_) => (MountState::Failed, libc::EIO),
                 };
                 gate.router.refuse(self.index, errno);
                 gate.sessions.set_state(self.index, state);

@@ -220,7 +220,8 @@ fn acknowledge_all(index: &Index, shared: &Shared, acks: Receiver<(Job, Submitte
         if let Some(answer) = answer {
             match answer.recv() {
                 Ok(Ok(())) => match index.confirm(job.seq, job.nonce) {
-                    Ok(()) => {
+                    // What was before the cut stays noted, until the next start finds that it has become durable.
+                    Ok(()) | Err(VolumeError::NoRoom(_)) => {
                         shared.committed(job.seq);
                         for id in &job.dead_packs {
                             // The thread that deletes ends after this one.

@@ -273,7 +273,19 @@ impl<'a> Cutter<'a, '_> {
             }
         }
         if before != *self.suspects {
-            self.index.set_suspects(&before, self.suspects)?;
+            let noted = self.index.set_suspects(&before, self.suspects);
+            if let Err(error) = noted {
+                // The next cut is to note them: it is told of them once more.
+                *self.suspects = before;
+                let mut sink = self.sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                for (ino, dirty) in &work.inodes {
+                    if let Some(flags) = dirty.opened {
+                        let opened = sink.add_inode(*ino).opened.get_or_insert_default();
+                        *opened = opened.with(flags);
+                    }
+                }
+                return Err(error);
+            }
         }
         self.journal.taken(self.suspects);
         for who in &work.stragglers {

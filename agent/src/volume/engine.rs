@@ -14,7 +14,7 @@ use storeshim_protocol::{MountState, OpenFlags};
 use super::chunks::ChunkStore;
 use super::commit::{Job, Pipeline, Uploader, Waiter};
 use super::cut::{Audit, CROWD, Cut, Cutter, Sink, Suspects};
-use super::index::{Changes, Index};
+use super::index::{Changes, For, Index};
 use super::loader::Loader;
 use super::look::Trouble;
 use super::open::{self, Local, Opened};
@@ -43,6 +43,11 @@ const OPERATIONS_MAX: u64 = 100_000;
 const SETTLE: Duration = Duration::from_secs(2);
 /// Between two looks at what the volume offers.
 const SPACE_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a cut waits for room on this disk, where there is none to note it, and the pause between two looks. Who waits
+/// for its commit is told then; the next one is tried after a while.
+const ROOM: Duration = Duration::from_secs(2);
+const ROOM_PAUSE: Duration = Duration::from_millis(20);
+const ROOM_AGAIN: Duration = Duration::from_secs(1);
 /// How often the engine looks at the dirty set's age and size.
 const TICK: Duration = Duration::from_millis(25);
 
@@ -436,17 +441,61 @@ impl Engine {
 
     /// Makes a cut and sends it on its way; whether an adoption has more to take in.
     fn cut(&mut self, waiters: Vec<Waiter>, audit: Audit) -> bool {
+        let may_wait = !matches!(audit, Audit::Adopt);
+        if may_wait && let Err(error) = self.await_room() {
+            if let Audit::Found(found) = audit {
+                self.sink.lock().unwrap_or_else(PoisonError::into_inner).merge(found);
+            }
+            self.put_off(&error, waiters);
+            return false;
+        }
         let started = Instant::now();
-        let more = self.try_cut(waiters, audit).unwrap_or_else(|(error, waiters)| {
-            self.shared.fail(error.clone());
-            waiters.into_iter().for_each(|w| w.failed(&error));
-            false
-        });
+        let (mut more, mut late) = (false, false);
+        match self.try_cut(waiters, audit) {
+            Ok(cut) => more = cut,
+            Err((error @ VolumeError::NoRoom(_), waiters)) if may_wait => {
+                // Before what it took counts as settled.
+                let why = "this disk was full";
+                self.sink.lock().unwrap_or_else(PoisonError::into_inner).look_everywhere(why);
+                self.put_off(&error, waiters);
+                late = true;
+            }
+            Err((error, waiters)) => {
+                self.shared.fail(error.clone());
+                waiters.into_iter().for_each(|w| w.failed(&error));
+            }
+        }
         self.shared.cut_ended();
         self.shared.unsettled.cut_ended(self.troubled.iter().map(|trouble| trouble.ino).collect());
-        // At least as much rest as work, and never so much that the promised lag is lost to it.
-        self.next_cut = Instant::now() + started.elapsed().min(self.options.max_lag / 2);
+        if !late {
+            // At least as much rest as work, and never so much that the promised lag is lost to it.
+            self.next_cut = Instant::now() + started.elapsed().min(self.options.max_lag / 2);
+        }
         more
+    }
+
+    /// Waits until what a cut finds can be noted: meanwhile what can go is evicted.
+    fn await_room(&self) -> Result<(), VolumeError> {
+        let until = Instant::now() + ROOM;
+        loop {
+            match self.index.provide(0, For::Room) {
+                Err(_) if Instant::now() < until && self.shared.failure().is_none() => {
+                    std::thread::sleep(ROOM_PAUSE);
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// There is no room for a cut: another one is made later, and nothing that it would have found is forgotten.
+    fn put_off(&mut self, error: &VolumeError, waiters: Vec<Waiter>) {
+        self.shared.count("cuts_put_off", 1);
+        let trouble = self.shared.trouble.lock().replace(error.to_string());
+        if trouble.is_none() {
+            tracing::warn!(%error, "changes wait to be committed");
+        }
+        waiters.into_iter().for_each(|w| w.failed(error));
+        self.next_cut = Instant::now() + ROOM_AGAIN;
     }
 
     fn try_cut(&mut self, waiters: Vec<Waiter>, audit: Audit) -> Result<bool, (VolumeError, Vec<Waiter>)> {
@@ -499,7 +548,10 @@ impl Engine {
             Err(error) => return Err((error, waiters)),
         }
         // Once the index has what was found of them.
-        index.set_suspects(&kept, &still).map_err(|error| (error, Vec::new()))?;
+        if let Err(error) = index.set_suspects(&kept, &still) {
+            self.released.extend(kept);
+            return Err((error, Vec::new()));
+        }
         Ok(more)
     }
 

@@ -248,6 +248,9 @@ pub enum VolumeError {
         "another agent has taken over this volume; stop this one or start it again to take the volume back"
     )]
     Fenced,
+    /// This disk has no room for what is to be noted: it goes on once there is. The sentence says what to do.
+    #[error("{0}")]
+    NoRoom(String),
     /// Anything else; the sentence says what, where and what to do.
     #[error("{0}")]
     Failed(String),
@@ -258,6 +261,7 @@ impl VolumeError {
     pub fn errno(&self) -> i32 {
         match self {
             Self::Fenced => libc::ESTALE,
+            Self::NoRoom(_) => libc::ENOSPC,
             Self::Failed(_) => libc::EIO,
         }
     }

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::de::DeserializeOwned;
 
 use super::entry;
-use super::index::{self, Base, Changes, Doubt, Index, Kernel, Seen, Standing};
+use super::index::{self, Base, Changes, Doubt, Index, Kernel, Reserve, Seen, Standing};
 use super::residency;
 use super::restore::Restore;
 use super::status::Shared;
@@ -29,7 +29,11 @@ impl Local {
     /// # Errors
     /// Of this disk.
     pub fn open(options: &VolumeOptions) -> Result<Self> {
-        Index::open(&options.state.join("index")).map(Self)
+        // First: where the disk is full, this is what the index has for its opening.
+        let reserve = Reserve::open(&options.state)?;
+        let index = Index::open(&options.state.join("index"))?;
+        index.hold(reserve);
+        Ok(Self(index))
     }
 }
 

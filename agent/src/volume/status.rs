@@ -127,7 +127,7 @@ impl Shared {
             tracing::error!(%error, "the volume has stopped");
             self.gate.set_state(match error {
                 VolumeError::Fenced => MountState::Fenced,
-                VolumeError::Failed(_) => MountState::Failed,
+                VolumeError::NoRoom(_) | VolumeError::Failed(_) => MountState::Failed,
             });
             *failure = Some(error);
         }
@@ -236,7 +236,7 @@ impl Shared {
         let failure = self.failure();
         let state = match (&failure, self.ready.load(Ordering::Acquire)) {
             (Some(VolumeError::Fenced), _) => "fenced",
-            (Some(VolumeError::Failed(_)), _) => "failed",
+            (Some(VolumeError::NoRoom(_) | VolumeError::Failed(_)), _) => "failed",
             (None, true) => "ready",
             (None, false) => "restoring",
         };

@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Base, Changes, Index, Result, VolumeError, damaged};
+use super::{Base, Changes, For, Index, Result, VolumeError, damaged, size_of_change};
 use crate::meta::records::key;
 use crate::meta::{self, Meta, MetaError, Until};
 
+/// Records that are asked for by name, and not since they lie beside others: so many at once.
+const FEW: usize = 64;
 /// Pairs taken in at once.
 const BATCH: usize = 512;
 /// Bounds of the pause between two tries of a read.
@@ -237,6 +239,9 @@ impl Index {
         if self.lazy.is_loaded() {
             return Ok(());
         }
+        let bytes = pairs.iter().map(|(key, value)| size_of_change(key, value.as_deref())).sum();
+        // Single ones a cut may need; that all are here makes only for speed.
+        self.provide(bytes, if range.is_none() && pairs.len() <= FEW { For::Room } else { For::More })?;
         let mut batch = self.db.batch();
         for (key, value) in pairs {
             if self.lazy.is_ours(key) || self.records.contains_key(key)? || self.is_buried(key)? {

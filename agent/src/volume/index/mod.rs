@@ -31,6 +31,7 @@ mod bulk;
 mod lazy;
 mod local;
 mod pieces;
+mod reserve;
 mod resident;
 #[cfg(test)]
 mod tests;
@@ -39,12 +40,15 @@ mod undo;
 use self::lazy::Lazy;
 pub use self::local::{Absent, absent_key, set_absent, set_link, set_seen, set_unpopulated, unpopulated_key};
 pub use self::pieces::Pieces;
+pub use self::reserve::{For, Reserve};
 use self::resident::Resident;
 pub use self::undo::Standing;
 pub use crate::meta::Until;
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use fjall::config::PartitioningPolicy;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -151,6 +155,7 @@ pub struct Index {
     records: Keyspace,
     lazy: Lazy,
     resident: Resident,
+    reserve: OnceLock<Reserve>,
 }
 
 const BASE: &[u8] = b"m";
@@ -191,15 +196,32 @@ fn tagged(tag: u8, numbers: &[u64]) -> Vec<u8> {
 
 fn damaged(what: impl std::fmt::Display) -> VolumeError {
     VolumeError::Failed(format!(
-        "the local index cannot be used ({what}); stop the agent and move the mount's state directory away: the \
-         volume is then restored from its backend"
+        "the local index cannot be used ({what}); stop the agent, move the directory `index` of the mount's state \
+         directory away and start it again: the volume is then restored from its backend, and the tree set aside with what \
+         may not be there yet"
     ))
 }
 
 impl From<fjall::Error> for VolumeError {
     fn from(e: fjall::Error) -> Self {
+        // Of the latter the cause was met by a thread of the database, which has logged it.
+        if is_full(&e) || matches!(e, fjall::Error::Poisoned) {
+            return Self::Failed(format!(
+                "the local index could not be written ({e}), most likely since the disk of the mount's state directory is \
+                 full: make room there, then restart the agent; nothing is lost, and nothing is to be moved away"
+            ));
+        }
         damaged(e)
     }
+}
+
+/// Whether an error is that of a full disk.
+fn is_full(error: &fjall::Error) -> bool {
+    let error = match error {
+        fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => error,
+        _ => return false,
+    };
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 type Result<T> = std::result::Result<T, VolumeError>;
@@ -208,26 +230,55 @@ type Result<T> = std::result::Result<T, VolumeError>;
 const CACHE: u64 = 32 << 20;
 /// Changes that are kept in memory until they are written as a table, in bytes.
 const MEMTABLE: u64 = 8 << 20;
+/// On a small disk they are one in so many of what is held in reserve, and at least so many bytes.
+const MEMTABLE_PART: u64 = 4;
+const MEMTABLE_LEAST: u64 = 256 << 10;
 
 impl Index {
     /// Opens the index in directory `path`, or makes an empty one.
     pub fn open(path: &Path) -> Result<Self> {
+        let memtable = (reserve::size_on(path.parent().unwrap_or(path)) / MEMTABLE_PART).max(MEMTABLE_LEAST);
         let db = Database::builder(path).cache_size(CACHE).worker_threads(1).open()?;
         let records = db.keyspace("index", || {
             // A table of 64 MiB has a filter of several, which the cache cannot keep: in one block it would be read, and its
             // checksum computed, for each look-up. In parts of 4 KiB a look-up reads what it needs.
             KeyspaceCreateOptions::default()
-                .max_memtable_size(MEMTABLE)
+                .max_memtable_size(MEMTABLE.min(memtable))
                 .filter_block_partitioning_policy(PartitioningPolicy::all(true))
                 .index_block_partitioning_policy(PartitioningPolicy::all(true))
         })?;
-        let index = Self { db, records, lazy: Lazy::new(), resident: Resident::default() };
+        let index =
+            Self { db, records, lazy: Lazy::new(), resident: Resident::default(), reserve: OnceLock::new() };
         let base = index.base()?;
         index.lazy.stand(base.as_ref());
         if index.is_loaded() {
             index.forget_loading()?;
         }
         Ok(index)
+    }
+
+    /// Holds room back for the changes to come. To be called once.
+    pub fn hold(&self, reserve: Reserve) {
+        let _ = self.reserve.set(reserve);
+    }
+
+    /// What is held back, if anything.
+    pub fn reserve(&self) -> Option<&Reserve> {
+        self.reserve.get()
+    }
+
+    /// Whether `bytes` of changes may be made now.
+    ///
+    /// # Errors
+    /// [`VolumeError::NoRoom`] where this disk is full.
+    pub fn provide(&self, bytes: u64, what: For) -> Result<()> {
+        self.reserve.get().map_or(Ok(()), |reserve| reserve.provide(bytes, what))
+    }
+
+    /// What is not refused here the database would meet itself, and take nothing any more.
+    fn provide_for(&self, changes: &Changes) -> Result<()> {
+        let bytes = changes.iter().map(|(key, value)| size_of_change(key, value.as_deref())).sum();
+        self.provide(bytes, For::Room)
     }
 
     /// What the index stands for; `None` while it is empty.
@@ -416,6 +467,7 @@ impl Index {
         before: &HashMap<u64, OpenFlags>,
         now: &HashMap<u64, OpenFlags>,
     ) -> Result<()> {
+        self.provide((before.len() + now.len()) as u64 * PER_CHANGE, For::Room)?;
         let mut batch = self.db.batch();
         for (ino, flags) in now.iter().filter(|(ino, flags)| before.get(ino) != Some(flags)) {
             batch.insert(&self.records, suspect_key(*ino), encode(&flags.0)?);
@@ -490,6 +542,7 @@ impl Index {
 
     /// Takes over records of this node alone, which change nothing of the volume and need no undo.
     pub fn apply_local(&self, changes: &Changes) -> Result<()> {
+        self.provide_for(changes)?;
         let _counted = self.resident.change(&self.records, changes)?;
         let mut batch = self.db.batch();
         for (key, value) in changes {
@@ -500,6 +553,13 @@ impl Index {
         }
         Ok(batch.commit()?)
     }
+}
+
+/// What a change takes besides its key and its value, in bytes.
+const PER_CHANGE: u64 = 64;
+
+fn size_of_change(key: &[u8], value: Option<&[u8]>) -> u64 {
+    (key.len() + value.map_or(0, <[u8]>::len)) as u64 + PER_CHANGE
 }
 
 /// Encodes a local record.

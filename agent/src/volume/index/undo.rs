@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BASE, Base, Changes, Doubt, Index, Result, Seen, damaged, encode, seen_key, tagged};
+use super::lazy::Pair;
+use super::{
+    BASE, Base, Changes, Doubt, For, Index, Result, Seen, damaged, encode, seen_key, size_of_change, tagged,
+};
 use crate::meta::Head;
 use crate::meta::records::key;
 
@@ -33,6 +36,9 @@ impl Index {
     pub fn apply(&self, seq: u64, nonce: u128, changes: &Changes) -> Result<()> {
         // Nobody else changes records of the volume meanwhile; of what is not here yet the true value is fetched.
         let undo = Undo { nonce, before: self.before(changes)? };
+        let size = |(key, value): &Pair| size_of_change(key, value.as_deref());
+        self.provide(undo.before.iter().map(size).sum(), For::Room)?;
+        self.provide_for(changes)?;
         let _writing = self.lazy.writing();
         let _counted = self.resident.change(&self.records, changes)?;
         let mut batch = self.db.batch();
@@ -47,6 +53,7 @@ impl Index {
     pub fn confirm(&self, seq: u64, nonce: u128) -> Result<()> {
         let _writing = self.lazy.writing();
         let Some(mut base) = self.base()? else { return Err(damaged("it has no base")) };
+        self.provide(0, For::Room)?;
         (base.seq, base.nonce) = (seq, nonce);
         let mut batch = self.db.batch();
         batch.insert(&self.records, BASE, encode(&base)?);

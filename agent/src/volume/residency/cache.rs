@@ -15,7 +15,7 @@ use super::in_use::InUse;
 use super::lru::{Policy, Run};
 use super::openers::Openers;
 use super::pin::{Early, Unsure};
-use crate::volume::index::Index;
+use crate::volume::index::{Index, Reserve};
 use crate::volume::status::Mutex;
 use crate::volume::{VolumeError, VolumeOptions, space};
 
@@ -32,7 +32,8 @@ const LEAST: u64 = 4 << 20;
 const RESERVE: u64 = 256 << 20;
 /// Of a small filesystem, one in so many bytes.
 const RESERVE_PART: u64 = 32;
-/// How long a fetch waits for room while nothing can be evicted: then it takes what it needs, for the size is an aim.
+/// How long a fetch waits for room while nothing can be evicted: then it takes what it needs, for the size is an aim; but not
+/// what the index needs.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// See the module.
@@ -64,6 +65,10 @@ pub struct Cache {
     /// What could not go when it was offered last.
     pub in_use: InUse,
     waiting: AtomicU64,
+    /// Bytes that they wait for.
+    wanted: AtomicU64,
+    /// Why nothing can be evicted, while that is so.
+    trouble: Mutex<Option<String>>,
     rounds: StdMutex<Rounds>,
     changed: Condvar,
 }
@@ -109,6 +114,8 @@ impl Cache {
             coming: AtomicU64::new(0),
             in_use: InUse::default(),
             waiting: AtomicU64::new(0),
+            wanted: AtomicU64::new(0),
+            trouble: Mutex::default(),
             rounds: StdMutex::default(),
             changed: Condvar::new(),
         }
@@ -147,6 +154,28 @@ impl Cache {
         self.waiting.load(Ordering::Relaxed) > 0
     }
 
+    /// The evictor is to look now.
+    pub fn wake(&self) {
+        self.rounds().wanted = true;
+        self.changed.notify_all();
+    }
+
+    /// A round of the evictor has failed, or not: shown by the status, and logged once.
+    pub fn tell(&self, failed: Option<&VolumeError>) {
+        let mut trouble = self.trouble.lock();
+        match (failed, trouble.as_ref()) {
+            (Some(error), None) => tracing::error!(%error, "nothing can be evicted for now; trying again"),
+            (None, Some(_)) => tracing::info!("what can go is evicted again"),
+            _ => {}
+        }
+        *trouble = failed.map(ToString::to_string);
+    }
+
+    /// Why nothing can be evicted, while that is so.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
+    }
+
     /// Ends the evictor, and every wait.
     pub fn end(&self) {
         self.rounds().ended = true;
@@ -161,6 +190,15 @@ impl Cache {
         }
         rounds.wanted = false;
         !rounds.ended
+    }
+
+    /// The evictor does nothing for a while, but not past the end.
+    pub fn rest(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        let mut rounds = self.rounds();
+        while !rounds.ended && Instant::now() < until {
+            rounds = self.changed.wait_timeout(rounds, pause).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// A round is over; `stuck`: there is nothing more that could go now.
@@ -187,11 +225,18 @@ impl Cache {
 }
 
 impl Residency {
-    /// Waits until `bytes` of data that was fetched may be written. Never in vain: where nothing can be evicted, the cache
-    /// grows beyond its size. Not to be called with an inode's lock held.
-    pub fn admit(&self, bytes: u64) -> Admitted<'_> {
+    /// Waits until `bytes` of data that was fetched may be written. Where nothing can be evicted, the cache grows beyond its
+    /// size, but not to the last of this disk, which is for the index: then `None`. Not to be called with an inode's lock
+    /// held.
+    pub fn admit(&self, bytes: u64) -> Option<Admitted<'_>> {
         let cache = &self.cache;
-        let fits = || cache.taken(&self.index).saturating_add(bytes) <= cache.size();
+        let is_on_disk = |kept: u64| {
+            let coming = cache.coming.load(Ordering::Relaxed);
+            self.free() >= bytes.saturating_add(coming).saturating_add(kept)
+        };
+        let fits = || {
+            cache.taken(&self.index).saturating_add(bytes) <= cache.size() && is_on_disk(self.reserve() / 2)
+        };
         let began = Instant::now();
         let mut rounds = cache.rounds();
         if cache.taken(&self.index).saturating_add(bytes) > cache.high() {
@@ -199,20 +244,34 @@ impl Residency {
             cache.changed.notify_all();
         }
         cache.waiting.fetch_add(1, Ordering::Relaxed);
+        cache.wanted.fetch_add(bytes, Ordering::Relaxed);
+        let mut admitted = true;
         while !fits() && !rounds.ended {
             let stuck = rounds.stuck.is_some_and(|at| at > began || at.elapsed() < PATIENCE);
             if stuck || began.elapsed() > 10 * PATIENCE {
-                self.shared.count("admitted_beyond_the_cache", 1);
-                break;
+                if is_on_disk(self.index.reserve().map_or(0, Reserve::margin)) {
+                    self.shared.count("admitted_beyond_the_cache", 1);
+                    break;
+                }
+                if began.elapsed() > self.options.patience.min(10 * PATIENCE) {
+                    admitted = false;
+                    break;
+                }
             }
-            rounds.wanted = true;
-            cache.changed.notify_all();
+            // A round that found nothing is not asked to look again at once.
+            if rounds.stuck.is_none_or(|at| at.elapsed() >= PATIENCE / 20) {
+                rounds.wanted = true;
+                cache.changed.notify_all();
+            }
             rounds =
                 cache.changed.wait_timeout(rounds, PATIENCE / 20).unwrap_or_else(PoisonError::into_inner).0;
         }
         cache.waiting.fetch_sub(1, Ordering::Relaxed);
-        cache.coming.fetch_add(bytes, Ordering::Relaxed);
-        Admitted { cache, bytes }
+        cache.wanted.fetch_sub(bytes, Ordering::Relaxed);
+        admitted.then(|| {
+            cache.coming.fetch_add(bytes, Ordering::Relaxed);
+            Admitted { cache, bytes }
+        })
     }
 
     /// Bytes that are to be evicted now: what the tree takes beyond its share, or what this disk lacks.
@@ -224,18 +283,27 @@ impl Residency {
         } else {
             0
         };
-        over.max(self.lacking(0))
+        let waited = cache.is_waited_for().then(|| {
+            cache.wanted.load(Ordering::Relaxed).saturating_add(cache.coming.load(Ordering::Relaxed))
+        });
+        over.max(self.lacking(waited.unwrap_or(0)))
     }
 
-    /// Bytes that programs may still write on this disk.
+    /// Bytes that programs may still write on this disk; all, where it does not say.
     pub fn free(&self) -> u64 {
-        space::of_directory(self.tree.path()).map_or(0, |space| space.free_bytes)
+        space::of_directory(self.tree.path()).map_or(u64::MAX, |space| space.free_bytes)
     }
 
-    /// Bytes that this disk lacks for `bytes` and the reserve.
+    /// Bytes of this disk that are kept free of data.
+    fn reserve(&self) -> u64 {
+        space::of_directory(self.tree.path()).map_or(0, |space| RESERVE.min(space.total_bytes / RESERVE_PART))
+    }
+
+    /// Bytes that this disk lacks for `bytes`, what is kept free, and what the index has given up of its own.
     pub fn lacking(&self, bytes: u64) -> u64 {
         let Some(space) = space::of_directory(self.tree.path()) else { return 0 };
-        let reserve = RESERVE.min(space.total_bytes / RESERVE_PART);
+        let given_up = self.index.reserve().map_or(0, Reserve::missing);
+        let reserve = RESERVE.min(space.total_bytes / RESERVE_PART).saturating_add(given_up);
         // Only begun where half of it is gone, so that it is not done for every page.
         if bytes == 0 && space.free_bytes >= reserve / 2 {
             return 0;
@@ -279,7 +347,7 @@ impl Residency {
 }
 
 /// Whether much of a part of a file is in the page cache, and clean: it was read, or has just been written by us. `false`
-/// where the kernel does not tell (cachestat(2), since 6.5).
+/// where the kernel does not tell (cachestat(2), since 6.5), and on tmpfs, where the page cache is all that there is of a file.
 pub fn is_cached(file: &File, start: u64, len: u64) -> bool {
     const CACHESTAT: libc::c_long = 451;
     const PAGE: u64 = 4096;
@@ -303,8 +371,11 @@ pub fn is_cached(file: &File, start: u64, len: u64) -> bool {
     let mut stat = Stat::default();
     // SAFETY: both structs are as the kernel has them, and live across the call.
     let done = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut stat, 0) };
+    let is_memory = || {
+        nix::sys::statfs::fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
+    };
     let clean = stat.cache.saturating_sub(stat.dirty.saturating_add(stat.writeback));
-    done == 0 && clean >= (len / PAGE / 8).max(1)
+    done == 0 && clean >= (len / PAGE / 8).max(1) && !is_memory()
 }
 
 /// Lets the kernel forget what it has cached of a part of a file: whether it is cached later says whether it was read since.

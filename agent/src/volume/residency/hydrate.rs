@@ -19,7 +19,7 @@ use super::pin::Pinned;
 use super::wanted::{self, Item, Source};
 use crate::guard::fanotify::Marked;
 use crate::volume::capture;
-use crate::volume::index::{self, Changes, Doubt, Index, Pieces};
+use crate::volume::index::{self, Changes, Doubt, For, Index, Pieces};
 use crate::volume::look::same;
 use crate::volume::{Hydrate, VolumeError};
 
@@ -325,11 +325,12 @@ impl Residency {
         slice: std::ops::Range<u64>,
         parts: &[(u64, Bytes)],
     ) -> std::result::Result<(), Unwritten> {
-        let _room = self.admit((slice.end - slice.start) * PIECE);
+        let bytes = (slice.end - slice.start) * PIECE;
+        let _room = self.admit(bytes).ok_or(Unwritten::NoRoom)?;
+        // That bytes are here must be noted once they are: whether that can be done is asked before.
+        self.index.provide(0, For::More)?;
         match self.try_write(target, slice.clone(), parts) {
-            Err(Unwritten::NoRoom) if self.make_room((slice.end - slice.start) * PIECE) => {
-                self.try_write(target, slice, parts)
-            }
+            Err(Unwritten::NoRoom) if self.make_room(bytes) => self.try_write(target, slice, parts),
             other => other,
         }
     }

@@ -102,6 +102,9 @@ pub struct Status {
     /// How programs without the shim are kept from absent files.
     #[serde(default)]
     pub guard: Guarded,
+    /// Why nothing can be evicted, while that is so.
+    #[serde(default)]
+    pub eviction_error: Option<String>,
 }
 
 /// Numbers that are kept as things happen. Signed where several threads add and take away in any order.
@@ -228,6 +231,10 @@ impl Residency {
         }
         let cache = Cache::new(&options, &files);
         let bytes = shared.bytes.load(Ordering::Relaxed).max(0) as u64;
+        if let Some(notice) = policy::shortfall(&options, bytes, cache.size()) {
+            tracing::warn!(prefix = %options.prefix.display(), "{notice}");
+            shared.notice.lock().get_or_insert(notice);
+        }
         options.hydrate = policy::decide(&options, bytes, cache.size());
         let marks = Marks::new(options.guard, options.hydrate != Hydrate::Eager, guard);
         let table = shown.file();

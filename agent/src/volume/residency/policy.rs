@@ -21,6 +21,16 @@ pub fn decide(options: &VolumeOptions, bytes: u64, cache_size: u64) -> Hydrate {
     }
 }
 
+/// What is to be known of a mount that was asked to have everything here, and cannot keep it.
+pub fn shortfall(options: &VolumeOptions, bytes: u64, cache_size: u64) -> Option<String> {
+    (options.hydrate == Hydrate::Eager && bytes > cache_size).then(|| {
+        format!(
+            "hydrate=eager, but the volume's {bytes} bytes do not fit into the cache of {cache_size}: what is beyond is evicted \
+             again, and programs without the shim may meet absent files; raise cache_size"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -35,5 +45,13 @@ mod tests {
         assert_eq!(decided(Hydrate::Auto, true, 101), Hydrate::OnRead);
         assert_eq!(decided(Hydrate::OnRead, true, 1), Hydrate::OnRead);
         assert_eq!(decided(Hydrate::Eager, false, 101), Hydrate::Eager);
+    }
+
+    #[test]
+    fn who_is_promised_everything_is_told_where_it_does_not_fit() {
+        let told = |hydrate, bytes| shortfall(&VolumeOptions { hydrate, ..options() }, bytes, 100);
+        assert!(told(Hydrate::Eager, 101).unwrap().contains("raise cache_size"));
+        assert_eq!(told(Hydrate::Eager, 100), None);
+        assert_eq!(told(Hydrate::OnRead, 101), None);
     }
 }

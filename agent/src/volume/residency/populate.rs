@@ -19,7 +19,7 @@ use crate::meta::records::Inode;
 use crate::volume::VolumeError;
 use crate::volume::dirty::Names;
 use crate::volume::entry::Parts;
-use crate::volume::index::{self, Changes, Doubt, Pieces, Seen, Until};
+use crate::volume::index::{self, Changes, Doubt, For, Pieces, Seen, Until};
 use crate::volume::tree::{FileId, Stat};
 
 /// Entries that are moved to their names under one lock. A directory with no more is not worth a single one.
@@ -64,6 +64,8 @@ impl Residency {
             self.show_populated(dir, found.stat.id.ino)?;
             return Ok(());
         }
+        // Before names are in the tree: what they stand for is noted with what is held back for more than them.
+        self.index.provide(0, For::More)?;
         // Who waits for a single entry has his turn before.
         self.index.load_children(dir, until)?;
         let turn = self.populating.turn(dir);

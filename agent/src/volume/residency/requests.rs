@@ -131,7 +131,9 @@ impl Residency {
             Ok(Err(errno)) => Answer { errno, value: 0 },
             Err(error) => {
                 tracing::warn!(?ask, %error, "a request has failed");
-                Answer { errno: error.errno(), value: 0 }
+                // That this disk is full is nothing that a reader has to do with.
+                let errno = if matches!(error, VolumeError::NoRoom(_)) { libc::EIO } else { error.errno() };
+                Answer { errno, value: 0 }
             }
         });
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use storeshim_protocol::request::Ask;
 
+use super::cache::Cache;
 use super::quota::{Keeper, Told, Usage};
 use super::{Residency, Status, Uses, lease};
 use crate::session::Reply;
@@ -15,6 +16,8 @@ use crate::volume::{Guarding, VolumeError};
 
 /// Between two looks at how full the cache is, if nobody calls.
 const PAUSE: Duration = Duration::from_millis(200);
+/// After a round that failed: the first pause, and the longest one.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// The residency as hydration sees it from below.
 struct Below(Weak<Residency>);
@@ -37,6 +40,28 @@ impl Uses for Below {
     }
 }
 
+/// Makes rounds until the cache ends or a `round` says so by `None`; else it says whether more is to go than can. One that fails
+/// is not the last: a cache without bounds would fill this disk.
+fn keep_room(cache: &Cache, mut round: impl FnMut() -> Result<Option<bool>, VolumeError>) {
+    let mut pause = BACKOFF.0;
+    while cache.next_round(PAUSE) {
+        let done = round();
+        cache.tell(done.as_ref().err());
+        match done {
+            Ok(None) => return,
+            Ok(Some(stuck)) => {
+                pause = BACKOFF.0;
+                cache.round_ended(stuck);
+            }
+            Err(_) => {
+                cache.round_ended(true);
+                cache.rest(pause);
+                pause = (pause * 2).min(BACKOFF.1);
+            }
+        }
+    }
+}
+
 impl Residency {
     /// Starts what bounds the volume: the evictor, the guards, the quota's keeper.
     ///
@@ -50,11 +75,22 @@ impl Residency {
         self.tree.set_unguard(Box::new(move |ino| weak.upgrade().is_some_and(|own| own.unguard(ino))));
         // It is set once.
         let _ = self.uses.set(Arc::new(Below(Arc::downgrade(self))));
+        if let Some(reserve) = self.index.reserve() {
+            let weak = Arc::downgrade(self);
+            reserve.on_short(Box::new(move || {
+                if let Some(own) = weak.upgrade() {
+                    own.cache.wake();
+                }
+            }));
+        }
         self.spawn("evict", |own| {
-            if let Err(error) = own.keep_room() {
-                tracing::error!(%error, "nothing is evicted any more");
-                own.cache.end();
-            }
+            let mut counted = false;
+            // What is here is to be counted before anybody asks.
+            own.cache.wake();
+            keep_room(&own.cache, || match own.shared.failure() {
+                None => own.round(&mut counted).map(Some),
+                Some(_) => Ok(None),
+            });
         })?;
         self.spawn("guard", |own| {
             if own.options.guard == Guarding::Off {
@@ -84,25 +120,34 @@ impl Residency {
         Ok(())
     }
 
-    fn keep_room(&self) -> Result<(), VolumeError> {
-        while !self.index.count_resident()? {
-            if self.is_closed() {
-                return Ok(());
+    /// Evicts what is to go now; whether more is to go than can.
+    fn round(&self, counted: &mut bool) -> Result<bool, VolumeError> {
+        if !*counted {
+            while !self.index.count_resident()? {
+                if self.is_closed() {
+                    return Ok(false);
+                }
             }
+            self.cache.counted(self.index.resident());
+            *counted = true;
         }
-        self.cache.counted(self.index.resident());
-        while self.cache.next_round(PAUSE) && self.shared.failure().is_none() {
-            let excess = self.excess();
-            if excess > 0 {
-                // Who waits for room has no time for what may have been read lately.
-                let gone = self.evict(excess, true)?;
-                self.cache.round_ended(gone.bytes == 0 && !gone.late);
-            } else {
-                self.look_who_is_in_use();
-                self.cache.round_ended(false);
+        let excess = self.excess();
+        let mut stuck = false;
+        if excess > 0 {
+            // Who waits for room has no time for what may have been read lately.
+            let mut gone = self.evict(excess, true)?;
+            if gone.bytes == 0 && self.lacking(0) > 0 {
+                // The disk itself is full.
+                gone = self.evict(excess, false)?;
             }
+            stuck = gone.bytes == 0 && !gone.late;
+        } else {
+            self.look_who_is_in_use();
         }
-        Ok(())
+        if let Some(reserve) = self.index.reserve() {
+            reserve.restore();
+        }
+        Ok(stuck)
     }
 
     /// Whether there is room for `bytes` on this disk, once what can go has gone.
@@ -177,7 +222,39 @@ impl Residency {
             pinned_bytes: self.bytes_in_use(),
             unguarded_files: absent.saturating_sub(self.guards.held() + self.marks.held()),
             guard: self.marks.guarded(),
+            eviction_error: self.cache.trouble(),
             ..status
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::volume::tests::options;
+
+    #[test]
+    fn a_round_that_fails_is_told_and_is_not_the_last() {
+        let cache = Cache::new(&options(), &Arc::default());
+        let mut rounds = 0;
+        keep_room(&cache, || {
+            rounds += 1;
+            let why = "the index does not answer";
+            match rounds {
+                1 | 2 => {
+                    assert_eq!(cache.trouble().as_deref(), (rounds == 2).then_some(why));
+                    Err(VolumeError::Failed(why.into()))
+                }
+                3 => Ok(Some(false)),
+                4 => {
+                    assert_eq!(cache.trouble(), None);
+                    Ok(Some(true))
+                }
+                _ => Ok(None),
+            }
+        });
+        assert_eq!(rounds, 5);
+        cache.end();
+        keep_room(&cache, || unreachable!("it has ended"));
     }
 }

@@ -1,5 +1,7 @@
 //! The bounded cache over a real tree: what goes comes back as it was, and nobody reads zeros in between.
 
+mod full;
+
 use std::ops::Range;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -96,6 +98,8 @@ struct How {
     quota: Quota,
     most: Duration,
     tree: Option<PathBuf>,
+    /// Beside the tree by default only where that is in the site's own directory.
+    state: Option<PathBuf>,
 }
 
 impl Site {
@@ -103,12 +107,13 @@ impl Site {
         let dir = tempfile::tempdir().unwrap();
         let tree = how.tree.unwrap_or_else(|| dir.path().join("tree"));
         fs::create_dir_all(&tree).unwrap();
-        fs::create_dir_all(dir.path().join("state")).unwrap();
+        let state = how.state.unwrap_or_else(|| dir.path().join("state"));
+        fs::create_dir_all(&state).unwrap();
         let store = Store::open(&format!("memory:{name}"), &StoreOptions::default()).unwrap();
         let meta = crate::meta::open(&store).unwrap();
         let options = VolumeOptions {
             tree: tree.clone(),
-            state: dir.path().join("state"),
+            state: state.clone(),
             cache_size: how.cache_size,
             quota: how.quota,
             ..options()
@@ -123,7 +128,7 @@ impl Site {
         let shared = Shared::new(Arc::<Gate>::clone(&gate));
         let blob = Arc::new(Slow { store: Arc::new(store), most: how.most, failing: AtomicBool::new(false) });
         let sink: Arc<Mutex<DirtySet>> = Arc::default();
-        let journal = Arc::new(Journal::open(&dir.path().join("state")));
+        let journal = Arc::new(Journal::open(&state));
         let local = Local::open(&options).unwrap();
         let volume =
             Volume::open(options, local, meta, Arc::<Slow>::clone(&blob), shared, Arc::clone(&sink), journal)
