@@ -24,6 +24,8 @@ fn cold(setup: Setup, fill: &str) -> Option<Node> {
     node.lose();
     node.start();
     node.await_names();
+    // The look at everything that is there is over.
+    node.flush();
     Some(node)
 }
 
@@ -91,4 +93,28 @@ while time.time() < end:
     assert!(counter(&node, "evicted_bytes") > 4 * cache, "{:#}", node.status());
     let said = node.work("evict", &[""]).succeeded();
     assert!(!said.contains("kept"), "{said}");
+}
+
+/// Nobody but the agent has anything open: it does not stand in its own way, whatever guards the files.
+#[test]
+fn the_agent_alone_takes_itself_for_nobody() {
+    if pids::own("the_agent_alone_takes_itself_for_nobody") != Pids::Own {
+        return;
+    }
+    let store = FileStore::new();
+    let (size, files, rounds) = (40 * MIB, 2, 8);
+    let setup = Setup::identity(store.url()).with("cache_size", "16MiB").with("guard", "leases");
+    let Some(node) = cold(setup, "make('a', 40 << 20)\nmake('b', 40 << 20)") else { return };
+    for _ in 0..rounds {
+        node.warm();
+    }
+    let (hydrated, breaks) = (counter(&node, "hydrated_bytes"), counter(&node, "lease_breaks"));
+    println!("{} MiB came, {breaks} leases were broken", hydrated / MIB);
+    assert_eq!(counter(&node, "failed_hydrations"), 0, "{:#}", node.status());
+    assert!(hydrated <= rounds * files * size, "{} MiB came: {:#}", hydrated / MIB, node.status());
+    // Nobody brings back what is told to go.
+    let said = node.work("evict", &[""]).succeeded();
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(node.residency("resident_bytes"), 0, "{said}\n{:#}", node.status());
+    assert_eq!(counter(&node, "hydrated_bytes"), hydrated, "{:#}", node.status());
 }
