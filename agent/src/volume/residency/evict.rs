@@ -269,7 +269,12 @@ impl Residency {
             let gone =
                 if late { Ok(one.stay(Stays::Late)) } else { self.take_away(inode, &one, frozen.deadline()) };
             match gone {
-                Ok(gone) => outcome.push((inode, one.runs, gone)),
+                Ok(gone) => {
+                    if one.open {
+                        self.shared.count("evicted_while_open", gone.bytes);
+                    }
+                    outcome.push((inode, one.runs, gone));
+                }
                 Err(error) => {
                     drop(frozen);
                     return Err(error);
