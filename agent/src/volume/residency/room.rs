@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use storeshim_protocol::request::Ask;
 
@@ -15,6 +15,8 @@ use crate::volume::{Guarding, VolumeError};
 
 /// Between two looks at how full the cache is, if nobody calls.
 const PAUSE: Duration = Duration::from_millis(200);
+/// For how long calls that do not leave the gate may keep data waiting for room.
+const LATE: Duration = Duration::from_millis(100);
 /// Between two looks at how near the quota is.
 const QUOTA_PAUSE: Duration = Duration::from_millis(25);
 
@@ -95,13 +97,19 @@ impl Residency {
             }
         }
         self.cache.counted(self.index.resident());
+        // Since when calls inside the gate have been in the way of everything.
+        let mut late: Option<Instant> = None;
         while self.cache.next_round(PAUSE) && self.shared.failure().is_none() {
             let excess = self.excess();
             if excess > 0 {
                 // Who waits for room has no time for what may have been read lately.
                 let gone = self.evict(excess, true)?;
-                self.cache.round_ended(gone.bytes == 0 && !gone.late);
+                late = (gone.bytes == 0 && gone.late).then(|| late.unwrap_or_else(Instant::now));
+                // One of them may itself wait for data that waits for room: a truncate(2) of a marked file, say.
+                let blocked = late.is_some_and(|since| since.elapsed() > LATE);
+                self.cache.round_ended(gone.bytes == 0 && (blocked || !gone.late));
             } else {
+                late = None;
                 self.look_who_is_in_use();
                 self.cache.round_ended(false);
             }
