@@ -43,12 +43,24 @@ fn counter(node: &Node, name: &str) -> u64 {
 /// Nobody writes, and so everything may go: also of files that are read while they are offered.
 #[test]
 fn readers_of_more_than_the_cache_stay_within_it() {
-    if pids::own("readers_of_more_than_the_cache_stay_within_it") != Pids::Own {
+    readers("readers_of_more_than_the_cache_stay_within_it", "auto");
+}
+
+#[test]
+fn readers_of_leased_files_stay_within_the_cache() {
+    readers("readers_of_leased_files_stay_within_the_cache", "leases");
+}
+
+fn readers(name: &str, guard: &str) {
+    if pids::own(name) != Pids::Own {
         return;
     }
     let store = FileStore::new();
     let cache = 16 * MIB;
-    let setup = Setup::identity(store.url()).with("cache_size", "16MiB").with("audit_interval", "1h");
+    let setup = Setup::identity(store.url())
+        .with("cache_size", "16MiB")
+        .with("guard", guard)
+        .with("audit_interval", "1h");
     let Some(node) = cold(setup, "make('a', 40 << 20)\nmake('b', 40 << 20)") else { return };
     let mut readers: Vec<App> = ["a", "b"]
         .iter()
