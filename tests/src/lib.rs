@@ -11,6 +11,7 @@ pub mod contents;
 pub mod delay;
 pub mod installed;
 pub mod node;
+pub mod pids;
 pub mod programs;
 pub mod proxy;
 pub mod s3;

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
@@ -257,7 +258,8 @@ impl Tree {
         match self.open_in_steps(path, flags) {
             Err(e) if shut(&e) => self.open_shut(path, flags),
             Err(e) if guarded(&e) => {
-                through_leases(|| self.open_in_steps(path, flags), || self.unguarded(path))
+                let until = Instant::now() + LEASES;
+                through_leases(until, || self.open_in_steps(path, flags), || self.unguarded(path))
             }
             other => other,
         }
@@ -400,9 +402,9 @@ fn shut(e: &io::Error) -> bool {
     e.raw_os_error() == Some(libc::EACCES)
 }
 
-/// How often an open is tried again that meets a lease, and the pause before that.
-const LEASES_TRIED: u32 = 100;
-const LEASE: std::time::Duration = std::time::Duration::from_millis(2);
+/// For how long an open is tried again that meets a lease, and the pause before that.
+pub const LEASES: Duration = Duration::from_millis(200);
+const LEASE: Duration = Duration::from_millis(2);
 
 /// Opens, without waiting, what the agent itself may hold a lease on: a guard is given up by `unguard`, which says whether
 /// there was one; any other is held for some calls only, to ask who has the file open, or while bytes come or go.
@@ -410,17 +412,23 @@ const LEASE: std::time::Duration = std::time::Duration::from_millis(2);
 /// # Errors
 /// Those of `open` and `unguard`; EWOULDBLOCK where the lease stays.
 pub fn through_leases<T>(
+    until: Instant,
     open: impl Fn() -> io::Result<T>,
     unguard: impl Fn() -> io::Result<bool>,
 ) -> io::Result<T> {
-    for _ in 0..LEASES_TRIED {
+    loop {
         match open() {
-            Err(e) if guarded(&e) && !unguard()? => std::thread::sleep(LEASE),
-            Err(e) if guarded(&e) => {}
+            Err(e) if guarded(&e) => {
+                if !unguard()? {
+                    if Instant::now() >= until {
+                        return Err(e);
+                    }
+                    std::thread::sleep(LEASE);
+                }
+            }
             other => return other,
         }
     }
-    open()
 }
 
 /// Somebody holds a lease on it.

@@ -144,12 +144,20 @@ impl Residency {
     fn evict_batch(&self, batch: &mut Vec<u64>, far: &Far, evicted: &mut Evicted) -> Result<(), VolumeError> {
         for (_, Gone { bytes, stays }) in self.evict_inodes(batch)? {
             let kept = stays.filter(|(why, _)| *why != Stays::Nothing);
-            let kept = kept.map(|(why, bytes)| Kept { why: why.words().into(), files: 1, bytes });
+            let kept = kept.map(|(why, bytes)| Kept { why: self.why(why), files: 1, bytes });
             far.add(DONE, bytes);
             evicted.add(Evicted { files: u64::from(bytes > 0), bytes, kept: kept.into_iter().collect() });
         }
         batch.clear();
         Ok(())
+    }
+
+    /// Why something stays, for people: also whom it is due to, where that is known.
+    fn why(&self, stays: Stays) -> String {
+        match (stays, self.cache.openers.lock().why_blind()) {
+            (Stays::Unknown, Some(blind)) => format!("{}: {blind}", stays.words()),
+            _ => stays.words().into(),
+        }
     }
 
     /// The volume inode at a path.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use storeshim_protocol::residency::PIECE;
 
 use super::Residency;
+use super::doubted::Doubted;
 use super::file::{Files, RUN};
 use super::in_use::InUse;
 use super::lru::{Policy, Run};
@@ -64,6 +65,8 @@ pub struct Cache {
     coming: AtomicU64,
     /// What could not go when it was offered last.
     pub in_use: InUse,
+    /// What could not go because nobody knows whether it has changed.
+    pub doubted: Doubted,
     waiting: AtomicU64,
     /// Bytes that they wait for.
     wanted: AtomicU64,
@@ -113,6 +116,7 @@ impl Cache {
             evicting: Mutex::default(),
             coming: AtomicU64::new(0),
             in_use: InUse::default(),
+            doubted: Doubted::default(),
             waiting: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
             trouble: Mutex::default(),

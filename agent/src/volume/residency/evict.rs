@@ -269,7 +269,12 @@ impl Residency {
             let gone =
                 if late { Ok(one.stay(Stays::Late)) } else { self.take_away(inode, &one, frozen.deadline()) };
             match gone {
-                Ok(gone) => outcome.push((inode, one.runs, gone)),
+                Ok(gone) => {
+                    if one.open {
+                        self.shared.count("evicted_while_open", gone.bytes);
+                    }
+                    outcome.push((inode, one.runs, gone));
+                }
                 Err(error) => {
                     drop(frozen);
                     return Err(error);
@@ -282,6 +287,7 @@ impl Residency {
         drop(frozen);
         let paused = closed.elapsed();
         self.shared.paused(paused);
+        self.look_at_doubted();
         std::thread::sleep((paused * REST).min(REST_MAX));
         for (inode, runs, gone) in &outcome {
             self.judge_runs(*inode, runs, gone);
@@ -324,11 +330,18 @@ impl Residency {
         if !self.is_clean(ino, inode)? {
             return Ok(one.stay(Stays::Dirty));
         }
-        match one.found.open(self, libc::O_RDWR | libc::O_NONBLOCK) {
-            Ok(file) => self.take_from(inode, one, &file, deadline),
-            Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => Ok(one.stay(Stays::Pinned)),
-            Err(_) => Ok(one.stay(Stays::Moving)),
-        }
+        // Before it is opened: whoever has the lock takes a descriptor that can write for a program's, and a lease of ours would
+        // keep him from the file that he waits for.
+        let locked = self.files.lock(inode);
+        let file = match one.found.open_until(self, libc::O_RDWR | libc::O_NONBLOCK, deadline) {
+            Ok(file) => file,
+            Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => return Ok(one.stay(Stays::Pinned)),
+            Err(_) => return Ok(one.stay(Stays::Moving)),
+        };
+        let (gone, locked) = self.take_from(inode, one, &file, locked, deadline)?;
+        drop(file);
+        drop(locked);
+        Ok(gone)
     }
 
     /// Whether the backend has what is in a file, as far as anybody told. The gate is closed.
@@ -344,18 +357,20 @@ impl Residency {
         Ok(!told && self.shared.unsettled.is_settled(ino, inode) && !self.index.is_suspect(ino)?)
     }
 
-    fn take_from(
-        &self,
+    /// Returns the lock as well: the file is to be closed under it.
+    fn take_from<'r>(
+        &'r self,
         inode: u64,
         one: &Ready,
         file: &File,
+        mut locked: Locked<'r>,
         deadline: Instant,
-    ) -> Result<Gone, VolumeError> {
+    ) -> Result<(Gone, Locked<'r>), VolumeError> {
         let ino = one.found.stat.id.ino;
         let lease = lease::alone(file.as_fd());
         if matches!(lease, Alone::No) && !one.open {
             // Since we have looked.
-            return Ok(one.stay(Stays::Used));
+            return Ok((one.stay(Stays::Used), locked));
         }
         let is_alone = matches!(lease, Alone::Yes(_));
         // Who has pinned it since that look is known by when he did.
@@ -364,42 +379,41 @@ impl Residency {
         // Who opens a marked file is pinned or brings it again, under the lock. A lease would only hold up who takes events,
         // for whom the holder of that lock may wait.
         let _lease = one.kept.is_none().then_some(lease);
-        let mut locked = self.files.lock(inode);
         let now = self.files.now();
         let state = locked.state(&self.index)?;
         state.pin(self.cache.early.take(ino));
         if let Some(pinned) = state.pinned {
             if !is_closed || !pinned.is_over(now, is_alone) {
-                return Ok(one.stay(Stays::Pinned));
+                return Ok((one.stay(Stays::Pinned), locked));
             }
             state.pinned = None;
         }
         // Where the agent was held up, writers go on.
         if Instant::now() > deadline {
-            return Ok(one.stay(Stays::Late));
+            return Ok((one.stay(Stays::Late), locked));
         }
         let own = match Own::with(self, locked, ino, file.as_fd()) {
             Ok(own) => own,
-            Err(_) => return Ok(one.stay(Stays::Moving)),
+            Err((_, locked)) => return Ok((one.stay(Stays::Moving), locked)),
         };
         self.take_pieces(inode, one, own, file)
     }
 
-    fn take_pieces(
-        &self,
+    fn take_pieces<'r>(
+        &'r self,
         inode: u64,
         one: &Ready,
-        mut own: Own<'_, '_>,
+        mut own: Own<'r, '_>,
         file: &File,
-    ) -> Result<Gone, VolumeError> {
+    ) -> Result<(Gone, Locked<'r>), VolumeError> {
         let (ino, size) = (one.found.stat.id.ino, own.before.size);
-        let stays = |own: Own<'_, '_>, why| {
-            self.table.moving(ino, false);
-            drop(own);
-            Ok(one.stay(why))
-        };
+        let stays = |own: Own<'r, '_>, why| Ok((one.stay(why), own.leave()));
         let unchanged = match self.index.seen(inode)? {
-            Some(seen) if same(&seen, &own.before) && seen.doubt != Doubt::Racy => {
+            Some(seen) if same(&seen, &own.before) && seen.doubt == Doubt::Racy => {
+                self.cache.doubted.add(ino);
+                false
+            }
+            Some(seen) if same(&seen, &own.before) => {
                 // What moved the times besides us shows in the record alone.
                 let record = self.index.inode(inode)?;
                 record.is_some_and(|record| (record.size, record.mtime) == (size, own.before.mtime))
@@ -436,11 +450,10 @@ impl Residency {
         }
         self.table.show(ino, all, &absent);
         let mut changes = Changes::new();
-        let locked: Locked<'_> = own.end(&mut changes)?;
+        let locked = own.end(&mut changes)?;
         self.index.apply_local(&changes)?;
-        drop(locked);
         // What could not be removed counts as absent all the same, and is fetched again.
-        Ok(Gone { bytes, stays: solid.then_some((Stays::Solid, bytes)) })
+        Ok((Gone { bytes, stays: solid.then_some((Stays::Solid, bytes)) }, locked))
     }
 }
 

@@ -6,14 +6,14 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Residency;
 use crate::meta::records::ROOT_INODE;
 use crate::volume::VolumeError;
 use crate::volume::index::Kernel;
 use crate::volume::look::join;
-use crate::volume::tree::{FileId, Stat, check, cstring, through_leases};
+use crate::volume::tree::{FileId, LEASES, Stat, check, cstring, through_leases};
 
 /// Names of an inode that are tried, and directories on the way up.
 const NAMES_TRIED: usize = 16;
@@ -57,6 +57,14 @@ impl Inode {
     /// # Errors
     /// Those of open(2).
     pub fn open(&self, residency: &Residency, flags: i32) -> io::Result<std::fs::File> {
+        self.open_until(residency, flags, Instant::now() + LEASES)
+    }
+
+    /// The same, with an instant until which a lease is waited for.
+    ///
+    /// # Errors
+    /// As there; EWOULDBLOCK where the lease stays.
+    pub fn open_until(&self, residency: &Residency, flags: i32, until: Instant) -> io::Result<std::fs::File> {
         let link = cstring(format!("/proc/self/fd/{}", self.handle.as_raw_fd()).as_bytes())?;
         let open = || -> io::Result<std::fs::File> {
             // SAFETY: a C string.
@@ -64,7 +72,7 @@ impl Inode {
             // SAFETY: the kernel has just given us this descriptor.
             Ok(std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
         };
-        let open = || through_leases(open, || Ok(residency.unguard(self.stat.id.ino)));
+        let open = || through_leases(until, open, || Ok(residency.unguard(self.stat.id.ino)));
         match open() {
             Err(e) if e.raw_os_error() == Some(libc::EACCES) => {
                 residency.tree.with_permission(self.handle.as_fd(), 0o600, open)

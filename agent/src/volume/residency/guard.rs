@@ -35,6 +35,9 @@ const ROUND: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(5);
 /// Files up to this size are fetched whole when a program opens them that will ask for what it reads.
 const SMALL: u64 = 8 << 20;
+/// Until then whoever wants to open a file stands in the kernel's list of those who wait, and the agent itself, which does not
+/// wait, has given the guard up: the signal comes before either.
+const SEEN: Duration = Duration::from_millis(20);
 /// How long the kernel waits where it does not say.
 const BREAK_TIME: Duration = Duration::from_secs(45);
 
@@ -60,8 +63,17 @@ struct Guard {
     file: Arc<File>,
     /// It can be written through.
     writable: bool,
-    /// Since when somebody waits, and whether the file is being fetched for that.
-    broken: Option<(Instant, bool)>,
+    /// Somebody wants to open it.
+    broken: Option<Broken>,
+}
+
+#[derive(Clone, Copy)]
+struct Broken {
+    since: Instant,
+    /// It was looked for who that is.
+    seen: bool,
+    /// The file is being fetched for him.
+    fetching: bool,
 }
 
 impl Default for Guards {
@@ -129,6 +141,19 @@ impl Guards {
         inner.held.iter().filter(|(_, guard)| lease::is_breaking(&guard.file)).map(|(ino, _)| *ino).collect()
     }
 
+    fn fetching(&self, ino: u64, fetching: bool) {
+        if let Some(broken) = self.inner.lock().held.get_mut(&ino).and_then(|guard| guard.broken.as_mut()) {
+            broken.fetching = fetching;
+        }
+    }
+
+    /// Of which it was not to be seen yet who wants to open them.
+    fn unseen(&self) -> Vec<u64> {
+        let inner = self.inner.lock();
+        let unseen = |guard: &Guard| guard.broken.is_some_and(|broken| !broken.seen);
+        inner.held.iter().filter(|(_, guard)| unseen(guard)).map(|(ino, _)| *ino).collect()
+    }
+
     /// Those of which nothing may be absent any more.
     fn some(&self) -> Vec<(u64, u64)> {
         self.inner.lock().held.iter().map(|(ino, guard)| (*ino, guard.inode)).collect()
@@ -189,7 +214,9 @@ impl Residency {
                     self.guards.inner.lock().queue.push_front(inode);
                 }
             }
-            let idle = self.guards.inner.lock().queue.is_empty();
+            let unseen = self.guards.unseen();
+            unseen.iter().for_each(|ino| self.guard_broken(*ino));
+            let idle = unseen.is_empty() && self.guards.inner.lock().queue.is_empty();
             if let Some(fd) = wait(&signals, if idle { 5 * REST } else { REST })
                 && let Some(ino) = self.guards.of_descriptor(fd)
             {
@@ -240,22 +267,30 @@ impl Residency {
         }
     }
 
-    /// Somebody waits to open a file.
+    /// Somebody wants to open a file, or did when a signal was sent whose descriptor may be another guard's by now.
     fn guard_broken(self: &Arc<Self>, ino: u64) {
         let waiters = waiters(ino);
         let own = std::process::id();
         let hooked = self.shared.gate().hooked();
         let asks = |pid: &u32| *pid == own || openers::is_hooked(*pid, &hooked);
-        let (inode, since, fetching) = {
+        let (inode, Broken { since, fetching, .. }) = {
             let mut inner = self.guards.inner.lock();
             let Some(guard) = inner.held.get_mut(&ino) else { return };
-            let first = guard.broken.is_none();
-            let (since, fetching) = *guard.broken.get_or_insert((Instant::now(), false));
-            if first {
+            if !lease::is_breaking(&guard.file) {
+                return;
+            }
+            if guard.broken.is_none() {
                 self.shared.count("lease_breaks", 1);
             }
-            (guard.inode, since, fetching)
+            let new = Broken { since: Instant::now(), seen: false, fetching: false };
+            let broken = guard.broken.get_or_insert(new);
+            broken.seen |= !waiters.is_empty() || broken.since.elapsed() >= SEEN;
+            if !broken.seen {
+                return;
+            }
+            (guard.inode, *broken)
         };
+        // Whoever is still not to be seen is in another pid namespace, or has not waited: he may come again.
         if !waiters.is_empty() && waiters.iter().all(asks) {
             self.guards.drop_guard(ino);
             // Once he has closed it.
@@ -278,9 +313,7 @@ impl Residency {
             return;
         }
         if !fetching {
-            if let Some(guard) = self.guards.inner.lock().held.get_mut(&ino) {
-                guard.broken = Some((since, true));
-            }
+            self.guards.fetching(ino, true);
             let reply = Whole { residency: Arc::downgrade(self), ino };
             self.request(Ask::Hydrate { ino, start: 0, end: u64::MAX, pin: Pin::Open }, Box::new(reply));
         }
@@ -298,9 +331,9 @@ impl Reply for Whole {
         let Some(residency) = self.residency.upgrade() else { return };
         if answer.errno == 0 {
             residency.guards.drop_guard(self.ino);
-        } else if let Some(guard) = residency.guards.inner.lock().held.get_mut(&self.ino) {
+        } else {
             // Whoever waits goes on waiting while there is time: the next round tries again.
-            guard.broken = guard.broken.map(|(since, _)| (since, false));
+            residency.guards.fetching(self.ino, false);
         }
     }
 }

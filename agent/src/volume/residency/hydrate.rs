@@ -37,6 +37,8 @@ const TRIES: u32 = 20;
 /// How often the rings are drained until nothing waits for a busy sink, and the pause before the next time.
 const DRAINS: u32 = 10;
 const BUSY: Duration = Duration::from_micros(100);
+/// For how long a lease is waited for under a file's lock, and then without it before the next time.
+const LEASED: Duration = Duration::from_millis(10);
 /// Between two looks for a file that moves about.
 const MOVES: Duration = Duration::from_millis(5);
 
@@ -329,21 +331,32 @@ impl Residency {
         let _room = self.admit(bytes).ok_or(Unwritten::NoRoom)?;
         // That bytes are here must be noted once they are: whether that can be done is asked before.
         self.index.provide(0, For::More)?;
-        match self.try_write(target, slice.clone(), parts) {
-            Err(Unwritten::NoRoom) if self.make_room(bytes) => self.try_write(target, slice, parts),
-            other => other,
+        let until = Instant::now() + self.options.patience;
+        let (mut written, mut made_room) = (self.try_write(target, slice.clone(), parts), false);
+        loop {
+            match written {
+                Err(Unwritten::NoRoom) if !made_room && self.make_room(bytes) => made_room = true,
+                // Nobody else waits for this inode's lock meanwhile.
+                Err(Unwritten::Leased) if Instant::now() < until => std::thread::sleep(LEASED),
+                other => return other,
+            }
+            written = self.try_write(target, slice.clone(), parts);
         }
     }
 
     fn cannot_write(&self, inode: u64, error: Unwritten) -> VolumeError {
-        let why = match error {
-            Unwritten::NoRoom => std::io::Error::from_raw_os_error(libc::ENOSPC),
-            Unwritten::Io(e) => e,
-            Unwritten::Stale => std::io::Error::from_raw_os_error(libc::ESTALE),
+        let (why, what) = match error {
+            Unwritten::NoRoom => (std::io::Error::from_raw_os_error(libc::ENOSPC), "make room"),
+            Unwritten::Io(e) => (e, "mend the disk"),
+            Unwritten::Leased => (
+                std::io::Error::from_raw_os_error(libc::EWOULDBLOCK),
+                "another program holds a lease on it (/proc/locks names it): end that one, or raise patience",
+            ),
+            Unwritten::Stale => (std::io::Error::from_raw_os_error(libc::ESTALE), "try again"),
             Unwritten::Index(e) => return e,
         };
         VolumeError::Failed(format!(
-            "data of the file with inode {inode} of the volume cannot be written below {}: {why}; make room or mend the disk",
+            "data of the file with inode {inode} of the volume cannot be written below {}: {why}; {what}",
             self.tree.path().display()
         ))
     }
@@ -373,11 +386,12 @@ impl Residency {
             return Err(Unwritten::Stale);
         }
         let leased = self.leased(ino);
+        let open = |flags| found.open_until(self, flags | libc::O_NONBLOCK, Instant::now() + LEASED);
         // Who has it open for writing may change it while its times are put back: no look may then rely on them, not even
         // one of an agent to come. Asked before our own descriptor counts as a writer, and again when it is gone.
         let reader = match &leased {
             Some(_) => None,
-            None => Some(found.open(self, libc::O_RDONLY | libc::O_NONBLOCK)?),
+            None => Some(open(libc::O_RDONLY)?),
         };
         let has_writers = || reader.as_ref().is_some_and(|file| !self.tree.no_writers(file));
         if has_writers() {
@@ -385,10 +399,10 @@ impl Residency {
         }
         let opened = match &leased {
             Some(file) => file.try_clone()?,
-            None => found.open(self, libc::O_RDWR | libc::O_NONBLOCK)?,
+            None => open(libc::O_RDWR)?,
         };
         let mut changes = Changes::new();
-        let mut own = Own::with(self, locked, ino, opened.as_fd())?;
+        let mut own = Own::with(self, locked, ino, opened.as_fd()).map_err(|(error, _)| error)?;
         let before = own.before;
         // Whoever was here before us has told nobody, or his change is still to be looked at: his bytes stand.
         let touched = self.index.seen(found.inode)?.is_none_or(|seen| !same(&seen, &before));
@@ -415,6 +429,8 @@ impl Residency {
         // Who wrote and has closed it has told before he wrote. That is only in memory. A lease that still stands has kept
         // everybody out; one that was given up meanwhile let somebody in while the times were put back.
         let kept_out = leased.is_some() && self.leased(ino).is_some();
+        // It can write, and may be the last one of its guard: whoever has the lock next would take it for a program's.
+        drop(leased);
         if has_writers() || !kept_out && self.is_told(ino) {
             self.doubt(found.inode)?;
         }
@@ -464,6 +480,8 @@ impl Residency {
 
 /// Why pieces were not written.
 enum Unwritten {
+    /// Somebody else holds a lease on the file.
+    Leased,
     /// The disk is full.
     NoRoom,
     /// What was fetched is not what the volume has by now.
@@ -476,6 +494,7 @@ impl From<std::io::Error> for Unwritten {
     fn from(e: std::io::Error) -> Self {
         match e.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT) => Self::NoRoom,
+            Some(libc::EWOULDBLOCK) => Self::Leased,
             _ => Self::Io(e),
         }
     }

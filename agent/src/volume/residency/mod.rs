@@ -13,6 +13,7 @@ mod burial;
 mod bypath;
 mod cache;
 mod descend;
+mod doubted;
 mod evict;
 mod extents;
 mod fetch;

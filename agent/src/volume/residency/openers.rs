@@ -23,8 +23,8 @@ const MAPS_MAX: u64 = 64 << 20;
 pub struct Openers {
     /// By kernel inode number.
     open: HashMap<u64, Use>,
-    /// There are processes that cannot be looked into: they may have anything open.
-    blind: bool,
+    /// A process that cannot be looked into: it may have anything open, or mapped.
+    blind: Option<String>,
     at: Option<Instant>,
 }
 
@@ -44,7 +44,7 @@ impl Openers {
         let hooked = gate.hooked();
         let mut rings = HashSet::new();
         let Ok(processes) = fs::read_dir("/proc") else {
-            found.blind = true;
+            found.blind = Some("/proc cannot be read".into());
             return found;
         };
         for process in processes.flatten() {
@@ -54,7 +54,10 @@ impl Openers {
             }
         }
         // One that is attached and not to be seen is in another pid namespace; others may be there as well.
-        found.blind |= hooked.rings.iter().any(|ring| !rings.contains(ring));
+        if found.blind.is_none() && hooked.rings.iter().any(|ring| !rings.contains(ring)) {
+            found.blind =
+                Some("a program that asks is in another pid namespace, where others may be as well".into());
+        }
         found
     }
 
@@ -73,12 +76,12 @@ impl Openers {
 
     /// How a file is used that somebody has open; `None` where that cannot be told.
     pub fn of(&self, ino: u64) -> Option<Use> {
-        if self.blind { None } else { self.open.get(&ino).copied() }
+        if self.blind.is_some() { None } else { self.open.get(&ino).copied() }
     }
 
     /// Whether nobody had a file open, for all that can be told.
     pub fn is_closed(&self, ino: u64) -> bool {
-        !self.blind && self.at.is_some() && !self.open.contains_key(&ino)
+        self.blind.is_none() && self.at.is_some() && !self.open.contains_key(&ino)
     }
 
     /// Kernel inode numbers of the files that somebody has open or mapped, as far as can be told.
@@ -88,7 +91,20 @@ impl Openers {
 
     /// Whether there are processes that cannot be looked into.
     pub fn is_blind(&self) -> bool {
-        self.blind
+        self.blind.is_some()
+    }
+
+    /// Why it cannot be told who has what open, if so: the first of the processes, for people.
+    pub fn why_blind(&self) -> Option<&str> {
+        self.blind.as_deref()
+    }
+
+    fn cannot_look_into(&mut self, process: &Path) {
+        self.blind.get_or_insert_with(|| {
+            let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
+            let pid = process.file_name().unwrap_or_default().to_string_lossy();
+            format!("process {pid} ({}) does not let itself be looked into", name.trim_end())
+        });
     }
 
     fn look_into(&mut self, process: &Path, dev: u64, hooked: &Hooked, rings: &mut HashSet<u64>) {
@@ -105,7 +121,7 @@ impl Openers {
                 }
             }
             Err(error) if has_ended(&error) => return,
-            Err(_) => self.blind = true,
+            Err(_) => self.cannot_look_into(process),
         }
         // The device of a mapping is not that of stat(2) on overlayfs and btrfs: a number alone may be another file's,
         // which is then spared as well.
@@ -117,7 +133,7 @@ impl Openers {
                 files.insert(ino, true);
             }),
             Err(error) if has_ended(&error) => return,
-            Err(_) => self.blind = true,
+            Err(_) => self.cannot_look_into(process),
         }
         for (ino, mapped) in files {
             let of = self.open.entry(ino).or_default();
@@ -161,7 +177,7 @@ impl Openers {
     pub fn made_up(open: &[u64], blind: bool) -> Self {
         Self {
             open: open.iter().map(|ino| (*ino, Use::default())).collect(),
-            blind,
+            blind: blind.then(|| "made up".into()),
             at: Some(Instant::now()),
         }
     }

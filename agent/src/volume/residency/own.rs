@@ -9,6 +9,7 @@ use nix::sys::time::TimeSpec;
 
 use super::Residency;
 use super::file::Locked;
+use super::table::Moving;
 use crate::volume::VolumeError;
 use crate::volume::index::{self, Changes, Seen};
 use crate::volume::look::same;
@@ -17,9 +18,10 @@ use crate::volume::tree::{Stat, check, cstring};
 /// An inode that the agent is just changing: its lock is held, and clients know that its times are not its own.
 pub struct Own<'r, 'f> {
     residency: &'r Residency,
+    // Ends before the lock does.
+    moving: Moving<'r>,
     /// The inode's lock.
     pub locked: Locked<'r>,
-    ino: u64,
     file: BorrowedFd<'f>,
     /// As it stood before.
     pub before: Stat,
@@ -31,22 +33,24 @@ impl<'r, 'f> Own<'r, 'f> {
     /// # Errors
     /// Where it cannot be looked at.
     pub fn begin(residency: &'r Residency, inode: u64, ino: u64, file: BorrowedFd<'f>) -> io::Result<Self> {
-        Self::with(residency, residency.files.lock(inode), ino, file)
+        Self::with(residency, residency.files.lock(inode), ino, file).map_err(|(error, _)| error)
     }
 
     /// As [`Own::begin`], with the lock taken already.
     ///
     /// # Errors
-    /// As there.
+    /// As there; the lock comes back.
     pub fn with(
         residency: &'r Residency,
         locked: Locked<'r>,
         ino: u64,
         file: BorrowedFd<'f>,
-    ) -> io::Result<Self> {
-        residency.table.moving(ino, true);
-        let before = residency.tree.stat(file).inspect_err(|_| residency.table.moving(ino, false))?;
-        Ok(Self { residency, locked, ino, file, before })
+    ) -> Result<Self, (io::Error, Locked<'r>)> {
+        let moving = residency.table.moving(ino);
+        match residency.tree.stat(file) {
+            Ok(before) => Ok(Self { residency, moving, locked, file, before }),
+            Err(error) => Err((error, locked)),
+        }
     }
 
     /// Puts the time of modification back, and notes what stat(2) says now. Where somebody else had changed the inode before,
@@ -55,10 +59,15 @@ impl<'r, 'f> Own<'r, 'f> {
     /// # Errors
     /// Where the index cannot be read.
     pub fn end(self, changes: &mut Changes) -> Result<Locked<'r>, VolumeError> {
-        let Self { residency, locked, ino, file, before } = self;
+        let Self { residency, moving, locked, file, before } = self;
         let noted = note(residency, locked.inode(), file, before, changes);
-        residency.table.moving(ino, false);
+        drop(moving);
         noted.map(|()| locked)
+    }
+
+    /// The lock, where nothing was done.
+    pub fn leave(self) -> Locked<'r> {
+        self.locked
     }
 }
 

@@ -1,7 +1,7 @@
 //! What can be found out of a file before the gate is closed for its eviction: whether somebody reads it, has it open, and asks
 //! before he reads. It must not know how anything is taken away.
 
-use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,20 @@ use super::preaccess::Kept;
 use super::{Residency, find};
 use crate::volume::VolumeError;
 use crate::volume::index::Pieces;
+
+/// For how long others' hands on a file are waited for.
+const SOON: Duration = Duration::from_millis(20);
+
+/// A look at who has what open is worth this long for a file that is open and was not among them.
+const NEWS: Duration = Duration::from_millis(50);
+
+/// In whose hands a file is.
+enum Hands {
+    Nobody,
+    Somebody,
+    /// This filesystem or user gets no leases.
+    Unknown,
+}
 
 /// A file of which something may go.
 pub struct Ready {
@@ -37,6 +51,9 @@ impl Residency {
     pub(super) fn may_go(&self, offer: &Offer) -> Result<bool, VolumeError> {
         let Run { inode, run } = offer.run;
         let Some(found) = self.at_its_place(inode)? else { return Ok(true) };
+        // A guard is given up for it, and nobody need wait for a lease of ours meanwhile.
+        let _locked = self.files.lock(inode);
+        self.unguard(found.stat.id.ino);
         let Ok(file) = found.open(self, libc::O_RDONLY | libc::O_NONBLOCK) else { return Ok(true) };
         let (start, len) = (run * RUN * PIECE, RUN * PIECE);
         let end = found.stat.size.min(start + len);
@@ -71,34 +88,59 @@ impl Residency {
     pub(super) fn make_ready(&self, mut ready: Ready, marked: Instant) -> Ready {
         let since = ready.kept.as_ref().map(|_| marked);
         let ino = ready.found.stat.id.ino;
-        self.unguard(ino);
-        (ready.open, ready.stays) = match ready.found.open(self, libc::O_RDONLY | libc::O_NONBLOCK) {
-            Ok(file) => match lease::alone(file.as_fd()) {
-                Alone::Yes(_) => {
-                    self.cache.unsure.met_closed(ino);
-                    (false, None)
-                }
-                Alone::No => match self.in_use(ino, false, since) {
-                    // Who had it open a moment ago, the agent itself perhaps, is gone by now.
-                    Some(Stays::Unknown) if is_alone_soon(&file) => {
-                        self.cache.unsure.met_closed(ino);
-                        (false, None)
-                    }
-                    stays => (true, stays),
-                },
-                Alone::Unknown => (true, self.in_use(ino, true, since)),
+        (ready.open, ready.stays) = match self.hands(&ready.found) {
+            Ok(Hands::Nobody) => (false, None),
+            Ok(Hands::Somebody) => match self.in_use(ino, false, since) {
+                // Who had it open a moment ago, the agent itself perhaps, is gone by now.
+                Some(Stays::Unknown) if self.is_let_go_soon(&ready.found) => (false, None),
+                stays => (true, stays),
             },
+            Ok(Hands::Unknown) => (true, self.in_use(ino, true, since)),
             // Somebody else's lease, or it is gone.
             Err(_) => (false, Some(Stays::Moving)),
         };
         ready
     }
 
+    /// Whether somebody has a file open. Under its lock, since a lease keeps also who brings data from opening it.
+    fn hands(&self, found: &find::Inode) -> io::Result<Hands> {
+        let ino = found.stat.id.ino;
+        let locked = self.files.lock(found.inode);
+        self.unguard(ino);
+        let file = found.open_until(self, libc::O_RDONLY | libc::O_NONBLOCK, Instant::now() + SOON)?;
+        let hands = match lease::alone(file.as_fd()) {
+            Alone::Yes(_) => Hands::Nobody,
+            Alone::No => Hands::Somebody,
+            Alone::Unknown => Hands::Unknown,
+        };
+        drop(file);
+        drop(locked);
+        if matches!(hands, Hands::Nobody) {
+            self.cache.unsure.met_closed(ino);
+        }
+        Ok(hands)
+    }
+
+    /// Whether a file is in nobody's hands any more in some milliseconds.
+    fn is_let_go_soon(&self, found: &find::Inode) -> bool {
+        let until = Instant::now() + SOON;
+        while Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+            if matches!(self.hands(found), Ok(Hands::Nobody)) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Whether a file that somebody has open, or may have where no lease tells, must stay.
     /// From `since` on nobody begins to use it unseen.
     fn in_use(&self, ino: u64, no_leases: bool, since: Option<Instant>) -> Option<Stays> {
         let mut openers = self.cache.openers.lock();
-        if since.is_some_and(|since| openers.is_older(since)) {
+        // It is open now, and was not when we looked: who reads files one after another has it again.
+        let is_news = !no_leases && !openers.is_blind() && openers.of(ino).is_none();
+        let news = Instant::now().checked_sub(NEWS).filter(|_| is_news);
+        if since.max(news).is_some_and(|since| openers.is_older(since)) {
             *openers = Openers::look(self.tree.dev(), self.shared.gate());
         }
         let openers = openers.fresh(self.tree.dev(), self.shared.gate());
@@ -111,14 +153,6 @@ impl Residency {
             None => Some(Stays::Unknown),
         }
     }
-}
-
-/// Whether a file is in nobody's hands any more in some milliseconds.
-fn is_alone_soon(file: &File) -> bool {
-    (0..10).any(|_| {
-        std::thread::sleep(Duration::from_millis(2));
-        matches!(lease::alone(file.as_fd()), Alone::Yes(_))
-    })
 }
 
 impl Ready {

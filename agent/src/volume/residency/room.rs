@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use storeshim_protocol::request::Ask;
 
@@ -18,6 +18,8 @@ use crate::volume::{Guarding, VolumeError};
 const PAUSE: Duration = Duration::from_millis(200);
 /// After a round that failed: the first pause, and the longest one.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// For how long calls that do not leave the gate may keep data waiting for room.
+const LATE: Duration = Duration::from_millis(100);
 
 /// The residency as hydration sees it from below.
 struct Below(Weak<Residency>);
@@ -38,6 +40,15 @@ impl Uses for Below {
     fn leased(&self, ino: u64) -> Option<Arc<File>> {
         self.0.upgrade().and_then(|residency| residency.lend_guard(ino))
     }
+}
+
+/// What one round leaves to the next.
+#[derive(Default)]
+struct Rounds {
+    /// What is here was counted.
+    counted: bool,
+    /// Since when calls inside the gate have been in the way of everything.
+    late: Option<Instant>,
 }
 
 /// Makes rounds until the cache ends or a `round` says so by `None`; else it says whether more is to go than can. One that fails
@@ -84,11 +95,11 @@ impl Residency {
             }));
         }
         self.spawn("evict", |own| {
-            let mut counted = false;
+            let mut rounds = Rounds::default();
             // What is here is to be counted before anybody asks.
             own.cache.wake();
             keep_room(&own.cache, || match own.shared.failure() {
-                None => own.round(&mut counted).map(Some),
+                None => own.round(&mut rounds).map(Some),
                 Some(_) => Ok(None),
             });
         })?;
@@ -121,15 +132,15 @@ impl Residency {
     }
 
     /// Evicts what is to go now; whether more is to go than can.
-    fn round(&self, counted: &mut bool) -> Result<bool, VolumeError> {
-        if !*counted {
+    fn round(&self, rounds: &mut Rounds) -> Result<bool, VolumeError> {
+        if !rounds.counted {
             while !self.index.count_resident()? {
                 if self.is_closed() {
                     return Ok(false);
                 }
             }
             self.cache.counted(self.index.resident());
-            *counted = true;
+            rounds.counted = true;
         }
         let excess = self.excess();
         let mut stuck = false;
@@ -140,8 +151,12 @@ impl Residency {
                 // The disk itself is full.
                 gone = self.evict(excess, false)?;
             }
-            stuck = gone.bytes == 0 && !gone.late;
+            rounds.late = (gone.bytes == 0 && gone.late).then(|| rounds.late.unwrap_or_else(Instant::now));
+            // One of them may itself wait for data that waits for room: a truncate(2) of a marked file, say.
+            let blocked = rounds.late.is_some_and(|since| since.elapsed() > LATE);
+            stuck = gone.bytes == 0 && (blocked || !gone.late);
         } else {
+            rounds.late = None;
             self.look_who_is_in_use();
         }
         if let Some(reserve) = self.index.reserve() {

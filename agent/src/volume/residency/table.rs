@@ -44,6 +44,18 @@ struct Inner {
     complete: bool,
 }
 
+/// Clients know that an inode's times are not its own: each that asks for them waits until this is dropped.
+pub struct Moving<'t> {
+    table: &'t Table,
+    ino: u64,
+}
+
+impl Drop for Moving<'_> {
+    fn drop(&mut self) {
+        self.table.set_moving(self.ino, false);
+    }
+}
+
 struct Slot {
     place: usize,
     pieces: u64,
@@ -172,8 +184,13 @@ impl Table {
         self.show_complete(&mut inner);
     }
 
-    /// The agent begins or ends to write into an inode, or to move its times.
-    pub fn moving(&self, ino: u64, moving: bool) {
+    /// The agent writes into an inode, or moves its times, until the returned value is dropped.
+    pub fn moving(&self, ino: u64) -> Moving<'_> {
+        self.set_moving(ino, true);
+        Moving { table: self, ino }
+    }
+
+    fn set_moving(&self, ino: u64, moving: bool) {
         let mut inner = self.inner.lock();
         let count = inner.moving.entry(cell_of(ino)).or_default();
         *count = if moving { *count + 1 } else { count.saturating_sub(1) };
@@ -507,11 +524,24 @@ mod tests {
     #[test]
     fn two_writers_of_one_cell_end_one_after_another() {
         let (table, shown) = table();
-        table.moving(7, true);
-        table.moving(7 + CELLS as u64, true);
-        table.moving(7, false);
+        let one = table.moving(7);
+        let other = table.moving(7 + CELLS as u64);
+        drop(one);
         assert!(shown.is_moving(7));
-        table.moving(7 + CELLS as u64, false);
+        drop(other);
+        assert!(!shown.is_moving(7));
+    }
+
+    /// Else each stat(2) of it would wait, for as long as the agent lives.
+    #[test]
+    fn nothing_moves_any_more_when_its_writer_has_failed() {
+        let (table, shown) = table();
+        let fails = || -> Result<(), std::io::Error> {
+            let _moving = table.moving(7);
+            assert!(shown.is_moving(7));
+            Err(std::io::ErrorKind::Other.into())
+        };
+        assert!(fails().is_err());
         assert!(!shown.is_moving(7));
     }
 

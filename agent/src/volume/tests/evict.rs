@@ -21,6 +21,8 @@ struct Gate {
     writers: RwLock<()>,
     complete: AtomicBool,
     near: AtomicBool,
+    /// A call does not leave it.
+    inside: AtomicBool,
     hooked: Hooked,
 }
 
@@ -34,7 +36,10 @@ impl Frozen for Closed<'_> {
 }
 
 impl Gatekeeper for Gate {
-    fn freeze<'a>(&'a self, _: &mut dyn IntentSink) -> Box<dyn Frozen + 'a> {
+    fn freeze<'a>(&'a self, sink: &mut dyn IntentSink) -> Box<dyn Frozen + 'a> {
+        if self.inside.load(Ordering::SeqCst) {
+            sink.straggler(0, "somebody");
+        }
         Box::new(Closed(self.writers.write().unwrap()))
     }
     fn drain(&self) -> bool {
@@ -123,6 +128,7 @@ impl Site {
             writers: RwLock::new(()),
             complete: AtomicBool::new(false),
             near: AtomicBool::new(false),
+            inside: AtomicBool::new(false),
             hooked: Hooked::default(),
         });
         let shared = Shared::new(Arc::<Gate>::clone(&gate));
@@ -398,6 +404,22 @@ fn the_cache_keeps_its_bound() {
         assert!(resident <= 17 << 20, "{resident}");
     }
     assert!(site.count("evicted_bytes") >= 32 << 20);
+}
+
+/// It may be inside because of the data: a truncate(2) waits at the mark of a file that has just been evicted.
+#[test]
+fn data_does_not_wait_for_room_that_a_call_inside_the_gate_keeps() {
+    let site = Site::new("evict-inside", How { cache_size: Some(8 << 20), ..How::default() });
+    let names: Vec<String> = (0..4).map(|n| format!("f{n}")).collect();
+    (0..).zip(&names).for_each(|(n, name)| fs::write(site.path(name), noise(4 << 20, n)).unwrap());
+    site.volume.flush().unwrap();
+    site.evict("");
+    site.gate.inside.store(true, Ordering::SeqCst);
+    let began = Instant::now();
+    names.iter().for_each(|name| site.bring(name));
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(site.count("admitted_beyond_the_cache") > 0, "{:?}", site.volume.status());
+    site.gate.inside.store(false, Ordering::SeqCst);
 }
 
 /// Readers and writers that keep to the protocol, an evictor with no mercy, a store that is slow and fails.
