@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,8 @@ pub struct Guards {
     most: usize,
     inner: Mutex<Inner>,
     held: AtomicU64,
+    /// The thread that holds the guards; 0: there is none.
+    thread: AtomicI32,
 }
 
 #[derive(Default)]
@@ -79,7 +81,8 @@ struct Broken {
 impl Default for Guards {
     fn default() -> Self {
         let most = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft) / PART;
-        Self { most: most.min(MOST) as usize, inner: Mutex::default(), held: AtomicU64::new(0) }
+        let (inner, held) = (Mutex::default(), AtomicU64::new(0));
+        Self { most: most.min(MOST) as usize, inner, held, thread: AtomicI32::new(0) }
     }
 }
 
@@ -87,9 +90,23 @@ impl Guards {
     /// A file of which something is absent is to be guarded. Returns at once.
     pub fn want(&self, inode: u64) {
         let mut inner = self.inner.lock();
+        let first = inner.queue.is_empty();
         inner.queue.push_back(inode);
         if inner.queue.len() > QUEUE {
             inner.queue.pop_front();
+        }
+        drop(inner);
+        if first {
+            self.wake();
+        }
+    }
+
+    /// Wakes the thread: until a file is guarded, who does not ask may open it.
+    fn wake(&self) {
+        let thread = self.thread.load(Ordering::Acquire);
+        if thread != 0 {
+            // SAFETY: no memory is passed. Where the thread has just ended, nobody is told.
+            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal()) };
         }
     }
 
@@ -197,8 +214,9 @@ impl Residency {
 
     /// The thread that holds the leases: it alone is told when one is to end.
     pub fn keep_guards(self: &Arc<Self>, ended: &dyn Fn() -> bool) {
-        let signal = libc::SIGRTMIN() + 7;
+        let signal = signal();
         let Some(signals) = block(signal) else { return };
+        self.guards.thread.store(nix::unistd::gettid().as_raw(), Ordering::Release);
         let mut looked = Instant::now();
         // A burst of wishes comes with a new directory, whose names are not all there yet.
         let mut later: VecDeque<(Instant, u64)> = VecDeque::new();
@@ -236,6 +254,7 @@ impl Residency {
                 }
             }
         }
+        self.guards.thread.store(0, Ordering::Release);
         let mut inner = self.guards.inner.lock();
         *inner = Inner::default();
     }
@@ -371,6 +390,11 @@ fn break_time() -> Duration {
     text.trim().parse().map_or(BREAK_TIME, Duration::from_secs)
 }
 
+/// The signal of the guards' thread.
+fn signal() -> i32 {
+    libc::SIGRTMIN() + 7
+}
+
 /// Keeps a signal from interrupting this thread; it is waited for.
 fn block(signal: i32) -> Option<libc::sigset_t> {
     let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
@@ -383,7 +407,7 @@ fn block(signal: i32) -> Option<libc::sigset_t> {
     }
 }
 
-/// The descriptor of the next signal.
+/// The descriptor of the next signal; `None` where it has none, or there was none.
 fn wait(signals: &libc::sigset_t, pause: Duration) -> Option<i32> {
     let pause = libc::timespec { tv_sec: pause.as_secs() as i64, tv_nsec: i64::from(pause.subsec_nanos()) };
     /// The part of `siginfo_t` that SIGPOLL and its like fill in; sigaction(2).
@@ -399,7 +423,8 @@ fn wait(signals: &libc::sigset_t, pause: Duration) -> Option<i32> {
         let mut info: Poll = std::mem::zeroed();
         const { assert!(size_of::<Poll>() == size_of::<libc::siginfo_t>()) };
         let got = libc::sigtimedwait(signals, (&raw mut info).cast(), &raw const pause);
-        (got > 0).then_some(info.fd)
+        let [_, _, code, _] = info.head;
+        (got > 0 && code != libc::SI_TKILL).then_some(info.fd)
     }
 }
 
