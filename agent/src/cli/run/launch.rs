@@ -256,14 +256,16 @@ impl OwnAgent {
         self.ended.is_some()
     }
 
-    /// The last line of its log, which is the reason of its end: the sentence without our name in front.
+    /// The last line of its log that tells the reason of an end: the sentence without our name in front. Agents that were started
+    /// at once write to one log, and the one that serves goes on writing.
     fn last_words(&self) -> Option<String> {
         let mut file = File::open(&self.log).ok()?;
         file.seek(SeekFrom::Start(self.log_from)).ok()?;
         let mut text = Vec::new();
         file.take(LOG_MAX).read_to_end(&mut text).ok()?;
         let text = String::from_utf8_lossy(&text);
-        let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
-        Some(line.strip_prefix("storeshim: ").unwrap_or(line).to_owned())
+        let mut lines = text.lines().rev().filter(|line| !line.trim().is_empty()).peekable();
+        let last = lines.peek().copied();
+        lines.find_map(|line| line.strip_prefix("storeshim: ")).or(last).map(str::to_owned)
     }
 }
