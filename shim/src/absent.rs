@@ -114,7 +114,8 @@ pub fn stat_at(dirfd: c_int, path: *const c_char, flags: u32) -> Result<Stat, Er
     }
 }
 
-/// After the kernel has not found `place`: has the entries on its way brought until it is there or is known to be missing. Whether the call may find more when it is made once more.
+/// After the kernel has not found `place`: has the entries on its way brought until it is there or is known to be missing.
+/// Whether the call may find more when it is made once more.
 #[cold]
 #[inline(never)]
 pub fn bring(place: Place) -> Result<bool, Errno> {

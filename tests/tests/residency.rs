@@ -323,58 +323,6 @@ assert m[:] == content('m', 5 << 20)";
     python(&node, "right('m', 5 << 20)");
 }
 
-#[test]
-fn a_quota_is_kept_and_shown() {
-    let store = FileStore::new();
-    let setup = Setup::identity(store.url()).with("quota_bytes", "8MiB").with("quota_inodes", "50");
-    let Some(mut node) = filled(setup, "make('first', 3 << 20)") else { return };
-    python(
-        &node,
-        "import errno
-def refused(act):
-    try:
-        act()
-    except OSError as error:
-        assert error.errno in (errno.EDQUOT, errno.ENOSPC), error
-    else:
-        assert False, 'beyond the quota'
-def grow():
-    with open('second', 'wb', buffering=0) as f:
-        for i in range(80): f.write(content(str(i), 100000))
-refused(grow)
-size = os.path.getsize('second')
-assert (4 << 20) < size <= (5 << 20), size
-refused(lambda: os.truncate('first', 7 << 20))
-assert os.statvfs('.').f_blocks * os.statvfs('.').f_frsize == 8 << 20, os.statvfs('.')
-# What is free follows the commits.
-import time
-free = lambda: os.statvfs('.').f_bavail * os.statvfs('.').f_frsize
-deadline = time.time() + 20
-while free() > (5 << 20) - size + 65536:
-    assert time.time() < deadline, os.statvfs('.')
-    time.sleep(0.1)
-os.remove('second')
-make('third', 4 << 20)
-made = 0
-def many():
-    global made
-    for i in range(60):
-        open(f'n{i}', 'x').close()
-        made += 1
-refused(many)
-assert 40 <= made <= 50, made
-assert os.statvfs('.').f_files == 50
-os.remove('n0')
-open('again', 'x').close()",
-    );
-    node.survives("a quota");
-    // What is there already counts, and more is refused, after a restore as well.
-    begin_cold(&mut node);
-    let said = node.bash("head -c 3000000 /dev/zero > more");
-    assert_ne!(said.code, 0, "{said:?}");
-    python(&node, "right('first', 3 << 20)\nright('third', 4 << 20)");
-}
-
 /// The agent dies again and again while files come; readers wait for the next one and read what is right.
 #[test]
 fn agents_killed_while_files_come() {
