@@ -393,7 +393,8 @@ impl ObjectStore for Ahead {
         if let Some(written) = self.fence(path, &payload, &options).await {
             return Ok(written);
         }
-        if [MANIFESTS, WAL].iter().any(|prefix| path.as_ref().starts_with(prefix)) {
+        let reading = self.plan().as_ref().is_some_and(|plan| plan.stage == Stage::Reading);
+        if reading && [MANIFESTS, WAL].iter().any(|prefix| path.as_ref().starts_with(prefix)) {
             // A claim or a fence that was not expected, because something could not be read ahead: what was says nothing of
             // what is there after it.
             self.end();
