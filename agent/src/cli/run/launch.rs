@@ -100,7 +100,7 @@ impl Attached {
         let limit = if own.has_ended() { OTHERS_ANSWER_WITHIN } else { ANSWERS_WITHIN };
         if own.since.elapsed() < limit && began.elapsed() < ANSWERS_WITHIN * 2 {
             // The usual way to end is a wrong setting: no reason to wait for somebody else's agent.
-            let taken = own.last_words().is_none_or(|words| words.contains("agent (pid"));
+            let taken = own.words().is_none_or(|words| words.contains("agent (pid"));
             if !own.has_ended() || taken {
                 return Ok(());
             }
@@ -259,13 +259,21 @@ impl OwnAgent {
     /// The last line of its log that tells the reason of an end: the sentence without our name in front. Agents that were started
     /// at once write to one log, and the one that serves goes on writing.
     fn last_words(&self) -> Option<String> {
+        let words = self.words()?;
+        let mut lines = words.lines().rev().map(str::trim).filter(|line| !line.is_empty()).peekable();
+        let last = lines.peek().copied();
+        // One of another agent may be half written.
+        let reason =
+            lines.find_map(|line| line.strip_prefix("storeshim: ").filter(|reason| !reason.is_empty()));
+        reason.or(last).map(str::to_owned)
+    }
+
+    /// Its part of the log; `None` where there is nothing in it yet.
+    fn words(&self) -> Option<String> {
         let mut file = File::open(&self.log).ok()?;
         file.seek(SeekFrom::Start(self.log_from)).ok()?;
         let mut text = Vec::new();
         file.take(LOG_MAX).read_to_end(&mut text).ok()?;
-        let text = String::from_utf8_lossy(&text);
-        let mut lines = text.lines().rev().filter(|line| !line.trim().is_empty()).peekable();
-        let last = lines.peek().copied();
-        lines.find_map(|line| line.strip_prefix("storeshim: ")).or(last).map(str::to_owned)
+        Some(String::from_utf8_lossy(&text).into_owned()).filter(|text| !text.trim().is_empty())
     }
 }

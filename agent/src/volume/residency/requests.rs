@@ -22,6 +22,10 @@ const THREADS_MAX: usize = 64;
 /// A thread without work ends after so long.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether a file stays open, and the pause between two looks.
+const OPEN_LOOKS: u32 = 10;
+const OPEN_PAUSE: Duration = Duration::from_millis(2);
+
 /// A question, and who wants the answer.
 type Request = (Ask, Box<dyn Reply>);
 
@@ -199,10 +203,22 @@ impl Residency {
             return Ok(());
         }
         let absent = self.files.lock(found.inode).absent(&self.index)?;
-        if !absent.is_empty() && self.is_open(&found)? {
+        if !absent.is_empty() && self.stays_open(&found)? {
             self.bring_pieces(found.inode, &pieces_of(found.stat.size), true)?;
         }
         self.keep_for_later(&found)
+    }
+
+    /// As [`Residency::is_open`], of who has it open for more than a moment: the kernel opens a file that somebody opens for who
+    /// listens to fanotify(7) as well, be it the agent that has looked at it.
+    fn stays_open(&self, found: &Inode) -> Result<bool, VolumeError> {
+        for _ in 0..OPEN_LOOKS {
+            if !self.is_open(found)? {
+                return Ok(false);
+            }
+            std::thread::sleep(OPEN_PAUSE);
+        }
+        self.is_open(found)
     }
 
     /// Whether anybody else has a file open (fcntl(2): a write lease is refused then).
