@@ -623,6 +623,7 @@ fn an_unclean_reboot_that_lost_data() {
     node.kill_agent();
     node.start();
     node.flush();
+    node.await_names();
     node.kill_agent();
     // With the machine.
     node.kill_guards();

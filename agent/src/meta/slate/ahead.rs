@@ -35,8 +35,8 @@ const WAL: &str = "meta/wal";
 const BOUNDARY: &str = "meta/gc/manifest.boundary";
 /// Those that ask for the list of manifests: the writer, and who reads beside it.
 const READERS: u8 = 2;
-/// Looks at the boundary before a claim: of the writer, and two of who reads beside it.
-const EARLY_LOOKS: u8 = 3;
+/// Looks at the boundary before a claim, at most: of the writer, and two or three of who reads beside it.
+const EARLY_LOOKS: u8 = 4;
 /// Looks at the boundary that follow a claim: of the claim, of the look for a newer manifest, of who reads beside it.
 const LOOKS: u8 = 3;
 /// Most WAL objects, and most bytes of them, that are kept for SlateDB to come for.
