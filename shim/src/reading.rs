@@ -454,7 +454,10 @@ fn settled(call: &Read, start: Option<u64>, got: usize) -> Answer {
     let likely = now.wrapping_sub(got as u64);
     let mut places = [start.unwrap_or(likely), likely].into_iter();
     if start.is_some_and(|start| start != likely) {
-        // Somebody else moved it, before or after.
+        // Somebody else moved it, before or after. Wherever it was read: what was not here was zeros.
+        if !has_zeros(vectors, got) {
+            return Ok(got);
+        }
         residency::bring(file.mount, file.ino, 0, END, Pin::Open)?;
         places
             .find(|at| may_be(call.fd, vectors, got, *at))
@@ -472,6 +475,17 @@ fn once_more(call: &Read, file: &File, vectors: &[k::iovec], got: usize, at: u64
         Done(answer) => answer,
         Another => UNCLEAR,
     }
+}
+
+/// Whether there is a zero among the first `got` bytes of the vectors.
+fn has_zeros(vectors: &[k::iovec], got: usize) -> bool {
+    let mut left = got;
+    vectors.iter().any(|vector| {
+        let n = (vector.iov_len as usize).min(left);
+        left -= n;
+        // SAFETY: bytes that the kernel has just filled.
+        n > 0 && unsafe { core::slice::from_raw_parts(vector.iov_base.cast::<u8>(), n) }.contains(&0)
+    })
 }
 
 /// Whether the first `got` bytes of the vectors can be what was read at `at` of the file, all of which is here now: they are
