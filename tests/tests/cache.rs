@@ -88,7 +88,7 @@ while time.time() < end:
     readers.iter_mut().for_each(|reader| reader.wait(LONG));
     // A moment in which something has to be looked at is bridged by more room, since nobody is to wait in vain.
     samples.sort_unstable();
-    let (most, usual) = (samples[samples.len() - 1], samples[samples.len() * 3 / 4]);
+    let (most, usual) = (samples[samples.len() - 1], samples[samples.len() / 2]);
     println!(
         "{} MiB at most, {} mostly, {} evicted",
         most / MIB,
@@ -103,8 +103,16 @@ while time.time() < end:
         node.status()
     );
     assert!(counter(&node, "evicted_bytes") > 4 * cache, "{:#}", node.status());
-    let said = node.work("evict", &[""]).succeeded();
-    assert!(!said.contains("kept"), "{said}");
+    // A program that has just ended is in nobody's list for a moment, while its files are still open.
+    let mut said = String::new();
+    for _ in 0..5 {
+        said = node.work("evict", &[""]).succeeded();
+        if !said.contains("kept") {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    panic!("{said}");
 }
 
 /// Nobody but the agent has anything open: it does not stand in its own way, whatever guards the files.
