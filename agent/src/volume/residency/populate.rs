@@ -64,8 +64,6 @@ impl Residency {
             self.show_populated(dir, found.stat.id.ino)?;
             return Ok(());
         }
-        // Before names are in the tree: what they stand for is noted with what is held back for more than them.
-        self.index.provide(0, For::More)?;
         // Who waits for a single entry has his turn before.
         self.index.load_children(dir, until)?;
         let turn = self.populating.turn(dir);
@@ -216,6 +214,8 @@ impl Residency {
         if batch.is_empty() {
             return Ok(());
         }
+        // Before names are in the tree: what they stand for is noted with what is held back for more than them.
+        self.index.provide(0, For::More)?;
         let linked =
             |entry: &Entry| entry.record.links > 1 && entry.record.mode & libc::S_IFMT != libc::S_IFDIR;
         self.fill(&mut batch, asked)?;
