@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::de::DeserializeOwned;
 
 use super::entry;
-use super::index::{self, Base, Changes, Doubt, Index, Kernel, Reserve, Seen, Standing};
+use super::index::{self, Base, Changes, Doubt, Index, Kernel, Reserve, Seen, Standing, joined};
 use super::residency;
 use super::restore::Restore;
 use super::status::Shared;
@@ -95,10 +95,6 @@ impl Start {
         let volume_id = format.volume_id;
         Ok(Self { quota: quota?, volume_id, head: head?, totals: totals?, root: root? })
     }
-}
-
-fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
-    thread.join().unwrap_or_else(|_| Err(VolumeError::Failed("a thread that reads metadata died".into())))
 }
 
 fn get<T: DeserializeOwned>(meta: &dyn Meta, key: &[u8]) -> Result<Option<T>> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Index, Result, VolumeError};
+use super::{Index, Result, joined};
 use crate::meta::Until;
 use crate::meta::records::{self, BLOCK_SIZE, Block, ChunkHash, PackId, key};
 
@@ -50,16 +50,14 @@ impl Index {
         until: Until,
     ) -> Result<(bool, Option<u64>)> {
         let prefix = key::dentries_of(dir);
-        if self.has_range(&prefix)? || self.has_more(&prefix, few) {
-            return Ok((self.load_few(&prefix, few, until)?, self.child_until(dir, name, until)?));
+        if let Some(is_few) = self.known_few(&prefix, few)? {
+            return Ok((is_few, self.child_until(dir, name, until)?));
         }
         std::thread::scope(|scope| {
             let child = scope.spawn(|| self.child_until(dir, name, until));
-            let few = self.load_few(&prefix, few, until)?;
-            match child.join() {
-                Ok(child) => Ok((few, child?)),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
+            let is_few = self.stream_few(&prefix, few, until);
+            let child = joined(child);
+            Ok((is_few?, child?))
         })
     }
 
@@ -68,22 +66,23 @@ impl Index {
     /// # Errors
     /// As [`Index::load_children`].
     pub fn load_few_blocks(&self, inode: u64, few: usize, until: Until) -> Result<()> {
-        self.load_few(&key::blocks_of(inode), few, until).map(drop)
+        let prefix = key::blocks_of(inode);
+        match self.known_few(&prefix, few)? {
+            Some(_) => Ok(()),
+            None => self.stream_few(&prefix, few, until).map(drop),
+        }
     }
 
-    /// Whether more than `few` records under `prefix` are here already.
-    fn has_more(&self, prefix: &[u8], few: usize) -> bool {
-        self.records.prefix(prefix).take(few + 1).count() > few
+    /// Whether there are no more than `few` records under `prefix`, if what is here says so.
+    fn known_few(&self, prefix: &[u8], few: usize) -> Result<Option<bool>> {
+        if self.records.prefix(prefix).take(few + 1).count() > few {
+            return Ok(Some(false));
+        }
+        Ok(self.has_range(prefix)?.then_some(true))
     }
 
-    /// Whether there are no more than `few` records under `prefix`, which are here then.
-    fn load_few(&self, prefix: &[u8], few: usize, until: Until) -> Result<bool> {
-        if self.has_more(prefix, few) {
-            return Ok(false);
-        }
-        if self.has_range(prefix)? {
-            return Ok(true);
-        }
+    /// The same, from the backend: if there are no more, they are here then.
+    fn stream_few(&self, prefix: &[u8], few: usize, until: Until) -> Result<bool> {
         let mut count = 0;
         let whole = self.stream(prefix, until, &mut |_| {
             count += 1;
@@ -273,10 +272,7 @@ impl Index {
                     })
                 })
                 .collect();
-            workers.into_iter().try_for_each(|worker| {
-                let died = || Err(VolumeError::Failed("a thread that reads metadata died".into()));
-                worker.join().unwrap_or_else(|_| died())
-            })
+            workers.into_iter().try_for_each(joined)
         })
     }
 

@@ -110,10 +110,10 @@ impl Index {
     /// Where the index cannot be read.
     pub fn seen_count(&self) -> Result<u64> {
         let mut count = 0;
-        for pair in self.records.prefix(b"s") {
-            pair.key()?;
+        self.scan(b"s", |_, _| {
             count += 1;
-        }
+            Ok(())
+        })?;
         Ok(count)
     }
 

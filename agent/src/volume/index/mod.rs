@@ -275,12 +275,6 @@ impl Index {
         self.reserve.get().map_or(Ok(()), |reserve| reserve.provide(bytes, what))
     }
 
-    /// What is not refused here the database would meet itself, and take nothing any more.
-    fn provide_for(&self, changes: &Changes) -> Result<()> {
-        let bytes = changes.iter().map(|(key, value)| size_of_change(key, value.as_deref())).sum();
-        self.provide(bytes, For::Room)
-    }
-
     /// What the index stands for; `None` while it is empty.
     pub fn base(&self) -> Result<Option<Base>> {
         self.get(BASE)
@@ -542,7 +536,8 @@ impl Index {
 
     /// Takes over records of this node alone, which change nothing of the volume and need no undo.
     pub fn apply_local(&self, changes: &Changes) -> Result<()> {
-        self.provide_for(changes)?;
+        // What is not refused here the database would meet itself, and take nothing any more.
+        self.provide(size_of(changes), For::Room)?;
         let _counted = self.resident.change(&self.records, changes)?;
         let mut batch = self.db.batch();
         for (key, value) in changes {
@@ -560,6 +555,18 @@ const PER_CHANGE: u64 = 64;
 
 fn size_of_change(key: &[u8], value: Option<&[u8]>) -> u64 {
     (key.len() + value.map_or(0, <[u8]>::len)) as u64 + PER_CHANGE
+}
+
+fn size_of(changes: &Changes) -> u64 {
+    changes.iter().map(|(key, value)| size_of_change(key, value.as_deref())).sum()
+}
+
+/// What a thread has found that reads metadata beside its caller.
+///
+/// # Errors
+/// Its own, and one where it died.
+pub fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|_| Err(VolumeError::Failed("a thread that reads metadata died".into())))
 }
 
 /// Encodes a local record.

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::lazy::Pair;
 use super::{
-    BASE, Base, Changes, Doubt, For, Index, Result, Seen, damaged, encode, seen_key, size_of_change, tagged,
+    BASE, Base, Changes, Doubt, For, Index, Result, Seen, damaged, encode, seen_key, size_of, size_of_change,
+    tagged,
 };
 use crate::meta::Head;
 use crate::meta::records::key;
@@ -36,9 +36,9 @@ impl Index {
     pub fn apply(&self, seq: u64, nonce: u128, changes: &Changes) -> Result<()> {
         // Nobody else changes records of the volume meanwhile; of what is not here yet the true value is fetched.
         let undo = Undo { nonce, before: self.before(changes)? };
-        let size = |(key, value): &Pair| size_of_change(key, value.as_deref());
-        self.provide(undo.before.iter().map(size).sum(), For::Room)?;
-        self.provide_for(changes)?;
+        let before =
+            undo.before.iter().map(|(key, value)| size_of_change(key, value.as_deref())).sum::<u64>();
+        self.provide(before + size_of(changes), For::Room)?;
         let _writing = self.lazy.writing();
         let _counted = self.resident.change(&self.records, changes)?;
         let mut batch = self.db.batch();

@@ -7,7 +7,7 @@ use super::Residency;
 use super::find::{self, Found};
 use super::populate::BATCH;
 use crate::volume::VolumeError;
-use crate::volume::index::Until;
+use crate::volume::index::{Until, joined};
 
 /// Blocks of a file at the end of the way whose extents are read ahead.
 const BLOCKS: usize = 64;
@@ -103,7 +103,7 @@ impl Residency {
         let ahead = std::thread::scope(|scope| {
             let inodes = scope.spawn(|| self.index.load_inodes(&below, until));
             let blocks = self.index.load_few_blocks(at, BLOCKS, until);
-            inodes.join().unwrap_or(Ok(())).and(blocks)
+            joined(inodes).and(blocks)
         });
         if let Err(error) = ahead {
             tracing::debug!(%error, inode, "not all that is needed next is read ahead");
