@@ -110,7 +110,7 @@ impl Uploader {
     pub fn send(&self, id: PackId, bytes: Bytes) -> Ticket {
         let (done, ticket) = bounded(1);
         if let Err(crossbeam::channel::SendError((_, _, done))) = self.queue.send((id, bytes, done)) {
-            let _ = done.send(Err(VolumeError::Failed("the volume is closed".into())));
+            let _ = done.send(Err(VolumeError::closed()));
         }
         ticket
     }
@@ -180,7 +180,7 @@ impl Pipeline {
         if let Some(jobs) = &self.jobs
             && let Err(crossbeam::channel::SendError(job)) = jobs.send(job)
         {
-            let error = shared.failure().unwrap_or(VolumeError::Failed("the volume is closed".into()));
+            let error = shared.failure().unwrap_or(VolumeError::closed());
             job.waiters.into_iter().for_each(|w| w.failed(&error));
         }
     }

@@ -64,7 +64,7 @@ impl Command {
     /// Answers what the engine does not do any more. Without an error a barrier is not answered at all: it stands in
     /// its ring, and the next agent serves it.
     fn refuse(self, error: Option<&VolumeError>) {
-        let closed = VolumeError::Failed("the volume is closed".into());
+        let closed = VolumeError::closed();
         match (self, error) {
             (Self::Barrier(_, reply), Some(error)) => Waiter::Barrier(reply).failed(error),
             (Self::Flush(to), error) => Waiter::Flush(to).failed(error.unwrap_or(&closed)),
@@ -250,7 +250,7 @@ impl Volume {
     }
 
     fn closed(&self) -> VolumeError {
-        self.shared.failure().unwrap_or_else(|| VolumeError::Failed("the volume is closed".into()))
+        self.shared.failure().unwrap_or_else(VolumeError::closed)
     }
 }
 

@@ -257,6 +257,11 @@ pub enum VolumeError {
 }
 
 impl VolumeError {
+    /// For who still wants something of a volume that is being closed.
+    pub fn closed() -> Self {
+        Self::Failed("the volume is closed".into())
+    }
+
     /// What a barrier answers.
     pub fn errno(&self) -> i32 {
         match self {

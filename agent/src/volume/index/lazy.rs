@@ -187,7 +187,7 @@ impl Index {
         if self.stream(prefix, until, &mut |_| true)? {
             return self.take_in(&[], Some(prefix));
         }
-        Err(closed())
+        Err(VolumeError::closed())
     }
 
     /// Takes in what the backend has under `prefix`, until `each`, called with every key, says to stop; whether it went
@@ -305,7 +305,7 @@ impl Index {
         let mut pause = RETRY.0;
         loop {
             if self.lazy.is_over(until) {
-                return Err(closed());
+                return Err(VolumeError::closed());
             }
             match read(&**source) {
                 Ok(answer) => return answer,
@@ -370,10 +370,6 @@ impl Index {
         self.lazy.tombstones.store(false, Ordering::Release);
         Ok(())
     }
-}
-
-fn closed() -> VolumeError {
-    VolumeError::Failed("the volume is closed".into())
 }
 
 /// Counts somebody who waits.

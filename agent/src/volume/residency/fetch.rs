@@ -101,7 +101,7 @@ impl Fetcher {
         let mut queue = self.inner.queue();
         let within = |outer: &Range<u64>| outer.start <= range.start && range.end <= outer.end;
         if queue.stopped {
-            let _ = to.send(Err(closed()));
+            let _ = to.send(Err(VolumeError::closed()));
         } else if let Some((_, outer, bytes)) =
             queue.recent.iter().find(|(p, outer, _)| *p == pack && within(outer))
         {
@@ -136,7 +136,7 @@ impl Fetcher {
         loop {
             match answer.recv_deadline(deadline) {
                 Ok(fetched) => return fetched,
-                Err(RecvTimeoutError::Disconnected) => return Err(closed()),
+                Err(RecvTimeoutError::Disconnected) => return Err(VolumeError::closed()),
                 Err(RecvTimeoutError::Timeout) => {}
             }
             let read = *self.inner.read.lock().unwrap_or_else(PoisonError::into_inner);
@@ -168,10 +168,6 @@ impl Fetcher {
             }
         }
     }
-}
-
-fn closed() -> VolumeError {
-    VolumeError::Failed("the volume is closed".into())
 }
 
 fn part_of(bytes: &Bytes, outer: &Range<u64>, range: &Range<u64>) -> Bytes {
@@ -212,7 +208,7 @@ impl Inner {
         loop {
             if queue.stopped {
                 for flight in queue.flights.drain(..) {
-                    flight.waiters.into_iter().for_each(|(_, to)| _ = to.send(Err(closed())));
+                    flight.waiters.into_iter().for_each(|(_, to)| _ = to.send(Err(VolumeError::closed())));
                 }
                 return None;
             }

@@ -249,7 +249,7 @@ impl Residency {
             let fetched = if urgent {
                 self.fetcher.wait(&answer, until, self.options.patience)
             } else {
-                answer.recv().unwrap_or_else(|_| Err(VolumeError::Failed("the volume is closed".into())))
+                answer.recv().unwrap_or_else(|_| Err(VolumeError::closed()))
             };
             let mut take = |item: &Item, read: Result<Bytes>| {
                 if let Some(target) = targets.get_mut(item.file) {

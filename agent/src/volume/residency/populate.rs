@@ -148,7 +148,7 @@ impl Residency {
             turn.are_found(&wanted);
             rest = after;
             if !rest.is_empty() && self.is_closed() {
-                return Err(VolumeError::Failed("the volume is closed".into()));
+                return Err(VolumeError::closed());
             }
             if !asked && !rest.is_empty() {
                 self.rest_until(began.elapsed(), || !turn.wanted().is_empty());
