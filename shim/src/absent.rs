@@ -45,23 +45,27 @@ pub fn is_whole(index: usize, ino: u64) -> bool {
 ///
 /// Errors: those of [`ask::request`].
 pub fn populate(index: usize, ino: u64) -> Result<bool, Errno> {
-    let lacks = lacks_names(index) && !is_whole(index, ino);
+    let lacks = lacks_entries(index, ino);
     if lacks {
         ask::request(index, Ask::Populate { ino })?;
     }
     Ok(lacks)
 }
 
+/// Whether directory `ino` of mount `index` may lack entries.
+fn lacks_entries(index: usize, ino: u64) -> bool {
+    lacks_names(index) && !is_whole(index, ino)
+}
+
 /// The same of the one entry to which `path` leads from there, and perhaps of what it leads to then.
 ///
 /// Errors: as [`populate`].
 fn find(index: usize, ino: u64, path: &[u8]) -> Result<bool, Errno> {
-    match Names::new(path) {
-        Some(names) if lacks_names(index) && !is_whole(index, ino) => {
-            ask::request(index, Ask::Find { ino, names }).map(|_| true)
-        }
-        _ => Ok(false),
+    if !lacks_entries(index, ino) {
+        return Ok(false);
     }
+    let Some(names) = Names::new(path) else { return Ok(false) };
+    ask::request(index, Ask::Find { ino, names }).map(|_| true)
 }
 
 /// Makes a call of libc's on what `place` names; once more where it has not found it though it is there.
@@ -165,25 +169,25 @@ impl Way<'_> {
             let start = at + skip;
             let rest = self.path.bytes().get(start..).unwrap_or(&[]);
             let end = start + rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
-            let (dirfd, mut target) = (self.dirfd, Bytes::new());
-            let mut asked = false;
-            loop {
-                let link = self
-                    .path
-                    .with_head(end, |head| sys::readlink_at(dirfd, head, &mut target).map(<[u8]>::len));
-                match link {
-                    Ok(n) => return Ok(self.splice(start, end, target.filled(n))),
-                    Err(e) if e == Errno::of(errno::EINVAL) => break,
-                    Err(e) if e == MISSING && !asked => {
-                        let Ok(dir) = self.stat(start) else { return Ok(End::Missing) };
-                        self.find(start, &dir)?;
-                        asked = true;
-                    }
-                    Err(_) => return Ok(End::Missing),
-                }
+            let mut target = Bytes::new();
+            let mut link = self.read_link(end, &mut target);
+            if link == Err(MISSING) {
+                let Ok(dir) = self.stat(start) else { return Ok(End::Missing) };
+                self.find(start, &dir)?;
+                link = self.read_link(end, &mut target);
             }
-            at = end;
+            match link {
+                Ok(n) => return Ok(self.splice(start, end, target.filled(n))),
+                Err(e) if e == Errno::of(errno::EINVAL) => at = end,
+                Err(_) => return Ok(End::Missing),
+            }
         }
+    }
+
+    /// How long the target of the link is that stands before `end`.
+    fn read_link(&mut self, end: usize, target: &mut Bytes) -> Result<usize, Errno> {
+        let dirfd = self.dirfd;
+        self.path.with_head(end, |head| sys::readlink_at(dirfd, head, target).map(<[u8]>::len))
     }
 
     /// Where what follows the deepest directory that the kernel finds begins.
@@ -221,7 +225,7 @@ impl Way<'_> {
     fn find(&mut self, start: usize, stat: &Stat) -> Result<(), Errno> {
         let (table, mount) = (self.table, self.mount);
         let here = |index: usize| table.get(index).is_some_and(|entry| entry.dev == stat.st_dev);
-        let lacks = |index| here(index) && lacks_names(index) && !is_whole(index, stat.st_ino);
+        let lacks = |index| here(index) && lacks_entries(index, stat.st_ino);
         if !table.mounts().any(|(index, _)| lacks(index)) {
             return Ok(());
         }

@@ -450,14 +450,15 @@ fn settled(call: &Read, start: Option<u64>, got: usize) -> Answer {
     let Some(file) = residency::lacking(call.fd) else { return Ok(got) };
     let mut one = k::iovec { iov_base: core::ptr::null_mut(), iov_len: 0 };
     let Some(vectors) = call.targets(&mut one) else { return Ok(got) };
+    // Wherever it was read: what was not here was zeros.
+    if !has_zeros(vectors, got) {
+        return Ok(got);
+    }
     let now = sys::lseek(call.fd, 0, k::SEEK_CUR)? as u64;
     let likely = now.wrapping_sub(got as u64);
     let mut places = [start.unwrap_or(likely), likely].into_iter();
     if start.is_some_and(|start| start != likely) {
-        // Somebody else moved it, before or after. Wherever it was read: what was not here was zeros.
-        if !has_zeros(vectors, got) {
-            return Ok(got);
-        }
+        // Somebody else moved it, before or after.
         residency::bring(file.mount, file.ino, 0, END, Pin::Open)?;
         places
             .find(|at| may_be(call.fd, vectors, got, *at))
