@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Residency;
+use super::descend::names_of;
 use super::filled::is_small;
 use super::find::Found;
 use super::hydrate::Job;
@@ -142,6 +143,7 @@ impl Residency {
         !self.is_closed() && self.options.hydrate != Hydrate::Eager && !self.momentum.lets_names_come()
     }
 
+    /// Waits until what nobody waits for may come.
     fn make_way(&self) {
         while self.is_in_the_way() {
             self.pause(TICK);
@@ -356,14 +358,8 @@ impl Residency {
     /// # Errors
     /// As [`Residency::descend`].
     pub fn at_path(&self, path: &std::path::Path) -> Result<Option<super::find::Inode>, VolumeError> {
-        use std::os::unix::ffi::OsStrExt;
-        let names = path.components().filter_map(|part| match part {
-            std::path::Component::Normal(name) => Some(name.as_bytes()),
-            _ => None,
-        });
-        if let Ok(root) = self.tree.stat(self.tree.root()) {
-            self.descend(root.id.ino, names.clone())?;
-        }
+        let names = names_of(path);
+        self.descend_from_root(names.clone())?;
         let below = names.fold(Vec::new(), |below, name| crate::volume::look::join(&below, name));
         let Ok(handle) = self.tree.open_at(&below, libc::O_PATH) else { return Ok(None) };
         let Ok(stat) = self.tree.stat(handle.as_fd()) else { return Ok(None) };

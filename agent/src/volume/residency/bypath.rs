@@ -2,14 +2,14 @@
 //! the last cut. It must not know how either is done.
 
 use std::collections::HashSet;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::channel::{Receiver, bounded};
 use storeshim_protocol::request::Pin;
 
 use super::Residency;
+use super::descend::names_of;
 use super::evict::{Gone, Stays};
 use crate::meta::records::{Inode, ROOT_INODE};
 use crate::volume::status::Mutex;
@@ -162,13 +162,12 @@ impl Residency {
 
     /// The volume inode at a path.
     fn resolve(&self, path: &Path, populate: bool) -> Result<u64, VolumeError> {
+        if populate {
+            self.descend_from_root(names_of(path))?;
+        }
         let mut at = ROOT_INODE;
-        for part in path.components() {
-            let Component::Normal(name) = part else { continue };
-            if populate {
-                self.populate_inode(at)?;
-            }
-            at = match self.index.child(at, name.as_bytes())? {
+        for name in names_of(path) {
+            let child = match self.index.child(at, name)? {
                 Some(child) => child,
                 None if self.kind(at)? == Some(libc::S_IFLNK) => {
                     return Err(VolumeError::Failed(format!(
@@ -183,6 +182,11 @@ impl Residency {
                     )));
                 }
             };
+            // Its directory is elsewhere since the last cut.
+            if populate && self.index.seen(child)?.is_none() {
+                self.populate_inode(at)?;
+            }
+            at = child;
         }
         match self.kind(at)? {
             Some(libc::S_IFREG | libc::S_IFDIR) | None => Ok(at),

@@ -238,9 +238,8 @@ impl Residency {
             let coming = cache.coming.load(Ordering::Relaxed);
             self.free() >= bytes.saturating_add(coming).saturating_add(kept)
         };
-        let fits = || {
-            cache.taken(&self.index).saturating_add(bytes) <= cache.size() && is_on_disk(self.reserve() / 2)
-        };
+        let kept = self.reserve() / 2;
+        let fits = || cache.taken(&self.index).saturating_add(bytes) <= cache.size() && is_on_disk(kept);
         let began = Instant::now();
         let mut rounds = cache.rounds();
         if cache.taken(&self.index).saturating_add(bytes) > cache.high() {
@@ -300,14 +299,14 @@ impl Residency {
 
     /// Bytes of this disk that are kept free of data.
     fn reserve(&self) -> u64 {
-        space::of_directory(self.tree.path()).map_or(0, |space| RESERVE.min(space.total_bytes / RESERVE_PART))
+        space::of_directory(self.tree.path()).map_or(0, |space| reserve_of(space.total_bytes))
     }
 
     /// Bytes that this disk lacks for `bytes`, what is kept free, and what the index has given up of its own.
     pub fn lacking(&self, bytes: u64) -> u64 {
         let Some(space) = space::of_directory(self.tree.path()) else { return 0 };
         let given_up = self.index.reserve().map_or(0, Reserve::missing);
-        let reserve = RESERVE.min(space.total_bytes / RESERVE_PART).saturating_add(given_up);
+        let reserve = reserve_of(space.total_bytes).saturating_add(given_up);
         // Only begun where half of it is gone, so that it is not done for every page.
         if bytes == 0 && space.free_bytes >= reserve / 2 {
             return 0;
@@ -348,6 +347,11 @@ impl Residency {
         }
         Ok(true)
     }
+}
+
+/// What is kept free of data on a disk of so many bytes.
+fn reserve_of(total: u64) -> u64 {
+    RESERVE.min(total / RESERVE_PART)
 }
 
 /// Whether much of a part of a file is in the page cache, and clean: it was read, or has just been written by us. `false`

@@ -2,6 +2,8 @@
 //! who asks.
 
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
 
 use super::Residency;
 use super::find::{self, Found};
@@ -11,6 +13,14 @@ use crate::volume::index::{Until, joined};
 
 /// Blocks of a file at the end of the way whose extents are read ahead.
 const BLOCKS: usize = 64;
+
+/// The names that a path relative to the root leads through.
+pub fn names_of(path: &Path) -> impl Iterator<Item = &[u8]> + Clone {
+    path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.as_bytes()),
+        _ => None,
+    })
+}
 
 type Result<T> = std::result::Result<T, VolumeError>;
 
@@ -37,6 +47,18 @@ impl Residency {
             ino = below.id.ino;
         }
         Ok(())
+    }
+
+    /// The same from the root on.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn descend_from_root<'n>(&self, names: impl Iterator<Item = &'n [u8]> + Clone + Send) -> Result<()> {
+        match self.tree.stat(self.tree.root()) {
+            Ok(root) => self.descend(root.id.ino, names),
+            // Whoever needs it finds nothing below it.
+            Err(_) => Ok(()),
+        }
     }
 
     /// Has the entry `name` of a directory that is not populated in the tree; `after` are the names that are wanted below it.

@@ -15,7 +15,7 @@ impl Reply for Whole {
     }
 }
 
-struct Idle;
+pub(super) struct Idle;
 impl Watch for Idle {
     fn advanced(&self, _: &Progress) {}
     fn called_off(&self) -> bool {

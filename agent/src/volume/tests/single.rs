@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use storeshim_protocol::request::Names;
 
+use super::lazy::Idle;
 use super::*;
 
 const FILES: usize = 1000;
@@ -105,6 +106,18 @@ fn what_changes_beside_names_that_are_still_to_come_is_committed() {
     let restored = Node::new(url);
     assert_eq!(fs::read(restored.tree().join(file(3))).unwrap(), b"changed");
     assert_eq!(restored.names("large").len(), FILES + 1);
+}
+
+#[test]
+fn one_file_of_a_large_directory_is_warmed_alone() {
+    let url = "memory:single-warm";
+    made(url);
+    let there = with_one(url, "file-3");
+    let how = Warmup { depth: None, parallel: 1 };
+    let warmed = there.volume().warm(Path::new(&file(4)), how, &Idle).unwrap();
+    assert_eq!((warmed.files, warmed.gone, warmed.failed), (1, 0, 0));
+    assert_eq!(fs::read(there.tree().join(file(4))).unwrap(), b"content 4");
+    assert_eq!(there.counter("single_entries"), 2, "the way to it brings it, and not all beside it");
 }
 
 #[test]
