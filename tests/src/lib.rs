@@ -7,6 +7,7 @@
     reason = "what fails in the harness is a failed test, and says so best where it happens"
 )]
 
+pub mod cold;
 pub mod contents;
 pub mod delay;
 pub mod installed;

@@ -4,27 +4,17 @@
 
 use std::time::{Duration, Instant};
 
+use storeshim_tests::cold::cold;
 use storeshim_tests::contents::CONTENTS;
 use storeshim_tests::node::{App, FileStore, Node, Setup};
 use storeshim_tests::pids::{self, Pids};
-use storeshim_tests::programs::require;
 
 const MIB: u64 = 1 << 20;
 const LONG: Duration = Duration::from_secs(60);
 
-/// A node with nothing on its disk of the volume that `fill` has made.
-fn cold(setup: Setup, fill: &str) -> Option<Node> {
-    if setup.reference {
-        return None;
-    }
-    require("python3");
-    let mut node = Node::started(setup.lazy());
-    node.python(&format!("{CONTENTS}\n{fill}"));
-    node.flush();
-    node.lose();
-    node.start();
-    node.await_names();
-    // The look at everything that is there is over.
+/// A node with nothing on its disk, once the look at everything that is there is over.
+fn looked_at(setup: Setup, fill: &str) -> Option<Node> {
+    let node = cold(setup, fill)?;
     node.flush();
     Some(node)
 }
@@ -61,7 +51,7 @@ fn readers(name: &str, guard: &str) {
         .with("cache_size", "16MiB")
         .with("guard", guard)
         .with("audit_interval", "1h");
-    let Some(node) = cold(setup, "make('a', 40 << 20)\nmake('b', 40 << 20)") else { return };
+    let Some(node) = looked_at(setup, "make('a', 40 << 20)\nmake('b', 40 << 20)") else { return };
     let mut readers: Vec<App> = ["a", "b"]
         .iter()
         .map(|name| {
@@ -124,7 +114,7 @@ fn the_agent_alone_takes_itself_for_nobody() {
     let store = FileStore::new();
     let (size, files, rounds) = (40 * MIB, 2, 8);
     let setup = Setup::identity(store.url()).with("cache_size", "16MiB").with("guard", "leases");
-    let Some(node) = cold(setup, "make('a', 40 << 20)\nmake('b', 40 << 20)") else { return };
+    let Some(node) = looked_at(setup, "make('a', 40 << 20)\nmake('b', 40 << 20)") else { return };
     for _ in 0..rounds {
         node.warm();
     }

@@ -8,26 +8,17 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use storeshim_tests::cold::cold;
 use storeshim_tests::contents::CONTENTS;
 use storeshim_tests::node::{Node, Setup};
-use storeshim_tests::programs::{Language, built, crate_dir, require};
+use storeshim_tests::programs::{Language, built, crate_dir};
 use storeshim_tests::s3::S3Server;
 
 const LONG: Duration = Duration::from_secs(120);
 
-/// A node whose volume has what `fill` makes, opened on an empty disk, with all names there; `None` where absent files cannot be
-/// marked on this machine.
-fn cold(setup: Setup, fill: &str) -> Option<Node> {
-    if setup.reference {
-        return None;
-    }
-    require("python3");
-    let mut node = Node::started(setup.lazy());
-    node.python(&format!("{CONTENTS}\n{fill}"));
-    node.flush();
-    node.lose();
-    node.start();
-    node.await_names();
+/// A node with nothing of the volume that `fill` has made; `None` where absent files cannot be marked on this machine.
+fn marked(setup: Setup, fill: &str) -> Option<Node> {
+    let node = cold(setup, fill)?;
     if !["open", "pre-access"].iter().any(|guard| node.status_of("guard") == *guard) {
         eprintln!("skipped: absent files cannot be marked here (it takes CAP_SYS_ADMIN)");
         return None;
@@ -69,7 +60,7 @@ for name in 'sent', 'cut', 'written', 'd/e/f': make(name, 700000)
 shutil.copy('/bin/echo', 'echo')
 with open('sparse', 'wb') as f:
     f.truncate(8 << 20); f.seek(5 << 20); f.write(b'x' * 1000)";
-    let Some(mut node) = cold(Setup::on_s3(&server).with("guard", guard), fill) else { return };
+    let Some(mut node) = marked(Setup::on_s3(&server).with("guard", guard), fill) else { return };
     assert_eq!(node.residency("unguarded_files"), 0, "{:#}", node.status());
     let static_c = built(Language::StaticC, &crate_dir().join("programs/direct_read.c"));
     python(
@@ -116,7 +107,7 @@ assert subprocess.run(['./echo', 'it', 'runs'], check=True, capture_output=True)
 fn a_large_file_comes_in_parts() {
     let server = S3Server::start();
     let setup = Setup::on_s3(&server).with("cache_size", "48MiB");
-    let Some(node) = cold(setup, "make('large', 40 << 20)") else { return };
+    let Some(node) = marked(setup, "make('large', 40 << 20)") else { return };
     let before = server.counters().bytes_out.load(Relaxed);
     python(
         &node,
@@ -137,7 +128,7 @@ with mmap.mmap(fd, 1 << 20, prot=mmap.PROT_READ, offset=32 << 20) as m:
 fn a_descriptor_that_is_handed_on_is_guarded() {
     let server = S3Server::start();
     let setup = Setup::on_s3(&server).with("guard", "pre-access");
-    let Some(node) = cold(setup, "make('f', 9 << 20)") else { return };
+    let Some(node) = marked(setup, "make('f', 9 << 20)") else { return };
     if node.status_of("guard") != "pre-access" {
         eprintln!("skipped: bytes cannot be marked here (it takes Linux 6.14)");
         return;
@@ -151,7 +142,9 @@ fn a_descriptor_that_is_handed_on_is_guarded() {
 #[test]
 fn a_directory_is_populated_when_it_is_opened() {
     let server = S3Server::start();
-    let Some(node) = cold(Setup::on_s3(&server), "for i in range(50): make(f'a/b/{i}', 10)") else { return };
+    let Some(node) = marked(Setup::on_s3(&server), "for i in range(50): make(f'a/b/{i}', 10)") else {
+        return;
+    };
     assert_eq!(python(&node, "print(len(os.listdir('a/b')))"), "50\n");
 }
 
@@ -159,7 +152,7 @@ fn a_directory_is_populated_when_it_is_opened() {
 #[test]
 fn what_was_evicted_comes_back() {
     let server = S3Server::start();
-    let Some(node) = cold(Setup::on_s3(&server), "make('a', 3 << 20)\nmake('b', 9 << 20)") else { return };
+    let Some(node) = marked(Setup::on_s3(&server), "make('a', 3 << 20)\nmake('b', 9 << 20)") else { return };
     for _ in 0..2 {
         python(&node, "right('a', 3 << 20)\nright('b', 9 << 20)");
         // What was opened without the shim stays for so long at least.
@@ -174,7 +167,9 @@ fn what_was_evicted_comes_back() {
 #[test]
 fn a_read_that_cannot_be_served_is_an_error() {
     let server = S3Server::start();
-    let Some(node) = cold(Setup::on_s3(&server).with("patience", "2s"), "make('f', 3 << 20)") else { return };
+    let Some(node) = marked(Setup::on_s3(&server).with("patience", "2s"), "make('f', 3 << 20)") else {
+        return;
+    };
     server.knobs().internal_error_pct.store(100, Relaxed);
     python(
         &node,
@@ -194,7 +189,9 @@ else:
 #[test]
 fn many_readers_at_once() {
     let server = S3Server::start();
-    let Some(node) = cold(Setup::on_s3(&server), "for i in range(24): make(f'f{i}', 400000)") else { return };
+    let Some(node) = marked(Setup::on_s3(&server), "for i in range(24): make(f'f{i}', 400000)") else {
+        return;
+    };
     let program = "order = list(range(24))\nrandom.shuffle(order)\nfor i in order: right(f'f{i}', 400000)";
     let readers: Vec<_> =
         (0..8).map(|_| unhooked(&node, program).stderr(Stdio::piped()).spawn().unwrap()).collect();
@@ -208,7 +205,7 @@ fn many_readers_at_once() {
 /// A reader that waits for a backend that does not answer, and what `act` does meanwhile; he must read what is right.
 fn meanwhile(act: impl FnOnce(&mut Node), again: bool) {
     let server = S3Server::start();
-    let Some(mut node) = cold(Setup::on_s3(&server), "make('f', 3 << 20)\nmake('g', 5 << 20)") else {
+    let Some(mut node) = marked(Setup::on_s3(&server), "make('f', 3 << 20)\nmake('g', 5 << 20)") else {
         return;
     };
     python(&node, "right('g', 5 << 20)");
@@ -283,7 +280,7 @@ fn waiting(node: &Node, name: &str) -> std::process::Child {
 fn nobody_is_stuck() {
     let server = S3Server::start();
     let fill = "for name in 'abc': make(f'{name}/f', 3 << 20)";
-    let Some(mut node) = cold(Setup::on_s3(&server), fill) else { return };
+    let Some(mut node) = marked(Setup::on_s3(&server), fill) else { return };
     server.knobs().internal_error_pct.store(100, Relaxed);
     let mut reader = waiting(&node, "a/f");
     node.kill_agent();

@@ -8,9 +8,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use storeshim_tests::cold::filled;
 use storeshim_tests::contents::CONTENTS;
 use storeshim_tests::node::{FileStore, Node, Setup, find};
-use storeshim_tests::programs::{Language, built, compiled, crate_dir, require, scale};
+use storeshim_tests::programs::{Language, built, compiled, crate_dir, scale};
 use storeshim_tests::proxy::Proxy;
 use storeshim_tests::s3::{BUCKET, S3Server};
 
@@ -21,23 +22,28 @@ fn seconds(seconds: f64) {
     std::thread::sleep(Duration::from_secs_f64(seconds));
 }
 
-/// A lazy node on the server, which begins with everything: `fill` has run in it. `None` in the reference run: the plain disk
-/// has all there is.
-fn filled(setup: Setup, fill: &str) -> Option<Node> {
-    if setup.reference {
-        return None;
-    }
-    require("python3");
-    let node = Node::started(setup.lazy());
-    node.python(&format!("{CONTENTS}\n{fill}"));
-    node.flush();
-    Some(node)
-}
-
 /// Runs Python in the volume, with what [`CONTENTS`] defines.
 #[track_caller]
 fn python(node: &Node, program: &str) -> String {
     node.python(&format!("{CONTENTS}\n{program}"))
+}
+
+/// Runs Python with `fails(read, seconds)`: there is EIO, after the patience of 2 s and before so many seconds.
+#[track_caller]
+fn fails(node: &Node, program: &str) {
+    const FAILS: &str = "
+import errno, time
+def fails(read, seconds):
+    began = time.time()
+    try:
+        read()
+    except OSError as error:
+        assert error.errno == errno.EIO, error
+        assert 1 < time.time() - began < seconds, time.time() - began
+    else:
+        assert False, 'it was served without a backend'
+";
+    python(node, &format!("{FAILS}\n{program}"));
 }
 
 /// The machine is lost, and the volume is opened on an empty one.
@@ -91,7 +97,6 @@ for at in (40 << 20, 7 << 20, 33 << 20, 1 << 20, 24 << 20, 47 << 20, 12 << 20):
     node.survives("a cold mount");
 }
 
-/// Without the backend what is here is here, and what is not fails after the patience; nothing is ever wrong.
 /// A backend that takes requests and never answers is one that cannot be read from, too.
 #[test]
 fn who_is_never_answered_hears_so_in_time() {
@@ -101,25 +106,15 @@ fn who_is_never_answered_hears_so_in_time() {
     let Some(mut node) = filled(setup, fill) else { return };
     begin_cold(&mut node);
     server.knobs().hang.store(true, Relaxed);
-    python(
+    fails(
         &node,
-        "import errno, time
-def fails(read):
-    began = time.time()
-    try:
-        read()
-    except OSError as error:
-        assert error.errno == errno.EIO, error
-        assert 1 < time.time() - began < 10, time.time() - began
-    else:
-        assert False, 'it was served by nobody'
-fails(lambda: open('many/f7', 'rb').read())
-fails(lambda: open('g', 'rb').read())",
+        "fails(lambda: open('many/f7', 'rb').read(), 10)\nfails(lambda: open('g', 'rb').read(), 10)",
     );
     server.knobs().heal();
     python(&node, "right('many/f7', 100)\nright('g', 9 << 20)");
 }
 
+/// Without the backend what is here is here, and what is not fails after the patience; nothing is ever wrong.
 #[test]
 fn a_read_that_cannot_be_served_fails_and_later_succeeds() {
     let server = S3Server::start();
@@ -133,23 +128,13 @@ fn a_read_that_cannot_be_served_fails_and_later_succeeds() {
     // In a directory of its own: what lies beside a file that is read may be brought, too.
     python(&node, "right('apart/here', 300000)");
     server.knobs().internal_error_pct.store(100, Relaxed);
-    python(
+    fails(
         &node,
-        "import errno, time, mmap
-right('apart/here', 300000)
-def fails(read):
-    began = time.time()
-    try:
-        read()
-    except OSError as error:
-        assert error.errno == errno.EIO, error
-        assert 1 < time.time() - began < 30, time.time() - began
-    else:
-        assert False, 'it was served without a backend'
-fails(lambda: open('f', 'rb').read())
+        "right('apart/here', 300000)
+fails(lambda: open('f', 'rb').read(), 30)
 fd = os.open('g', os.O_RDONLY)
-fails(lambda: os.pread(fd, 10, 5 << 20))
-fails(lambda: mmap.mmap(fd, 0, prot=mmap.PROT_READ))",
+fails(lambda: os.pread(fd, 10, 5 << 20), 30)
+fails(lambda: mmap.mmap(fd, 0, prot=mmap.PROT_READ), 30)",
     );
     assert_ne!(node.bash("grep -c x f").code, 0);
     server.knobs().heal();

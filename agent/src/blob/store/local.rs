@@ -72,9 +72,7 @@ impl LocalStore {
         }
         Ok(())
     }
-}
 
-impl LocalStore {
     /// Replaces an object that still has this version. A lock on its directory orders those who do (flock(2)); nobody
     /// writes such an object in another way once it is there.
     async fn update(
