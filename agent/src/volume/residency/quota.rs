@@ -26,6 +26,8 @@ const NEAR_PART: u64 = 50;
 const NEAR_LOOKS: u64 = 4;
 /// All processes together add at most one in so many bytes of what is left from one look to the next without asking.
 const UNASKED_PART: u64 = 2;
+/// At least so many processes are assumed: they may all begin between two counts, and each then has its part.
+const CLIENTS_LEAST: u64 = 16;
 /// Between two counts of them.
 const COUNTED: Duration = Duration::from_millis(50);
 /// Between two looks at how near the quota is; and while it comes nearer.
@@ -260,12 +262,12 @@ impl Keeper {
         seen.excess(&self.quota)
     }
 
-    /// How many processes there are, at least one.
+    /// How many processes to divide by: those attached, and at least [`CLIENTS_LEAST`].
     fn clients(&self, inner: &mut Inner) -> u64 {
         if inner.clients.is_none_or(|(at, _)| at.elapsed() >= COUNTED) {
             inner.clients = Some((Instant::now(), self.shared.gate().attached().len() as u64));
         }
-        inner.clients.map_or(1, |(_, clients)| clients.max(1))
+        inner.clients.map_or(0, |(_, clients)| clients).max(CLIENTS_LEAST)
     }
 
     fn refusal(&self, held: Usage) -> Answer {
@@ -443,14 +445,14 @@ mod tests {
     fn a_part_of_what_is_left_may_be_added_unasked() {
         let mut test = Test::new(1 << 40, 1 << 20);
         let unasked = |test: &Test| test.keeper.inner.lock().unasked.unwrap();
-        assert_eq!(unasked(&test), 1 << 39);
+        assert_eq!(unasked(&test), (1 << 39) / CLIENTS_LEAST);
         test.seen.bytes = 1 << 39;
         test.tick();
         assert_eq!(unasked(&test), 0, "such a step may be followed by another one");
         for _ in 0..100 {
             test.tick();
         }
-        assert_eq!(unasked(&test), 1 << 38);
+        assert_eq!(unasked(&test), (1 << 38) / CLIENTS_LEAST);
         assert_eq!(test.grow(1 << 38, 0), 0, "it was asked for");
         assert_eq!(test.grow(1 << 38, 0), 0, "to the last byte");
         test.seen.bytes = 1 << 40;
