@@ -257,6 +257,7 @@ hook! {
 }
 
 /// The head of FIDEDUPERANGE's argument; each target after it begins with its descriptor.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct Dedupe {
     start: u64,
@@ -265,49 +266,50 @@ struct Dedupe {
     reserved: [u16; 3],
 }
 
-/// Copies that share what they copy, and where what is in a file is laid out: both look at it past all hooks.
-///
-/// # Safety
-/// `argument` must be what the request takes.
+/// One target, which begins with its descriptor.
+type Target = [i64; 4];
+
+/// Targets that the kernel takes: head and targets must fit a page (it says ENOMEM to more).
+const TARGETS_MAX: usize = (4096 - size_of::<Dedupe>()) / size_of::<Target>();
+
+/// Copies that share what they copy, and where what is in a file is laid out: both look at it past all hooks. What the kernel
+/// will refuse brings nothing.
 #[inline(never)]
-unsafe fn shared(fd: c_int, request: u32, argument: usize) -> Result<(), Errno> {
+fn shared(fd: c_int, request: u32, argument: usize) -> Result<(), Errno> {
     use linux_raw_sys::ioctl::{FICLONE, FICLONERANGE, FIDEDUPERANGE, FS_IOC_FIEMAP};
     let source = match request {
         FICLONE => argument as c_int,
         FS_IOC_FIEMAP => fd,
-        FIDEDUPERANGE if !sys::leads_nowhere(argument as *const Dedupe) => {
-            // SAFETY: the structure is followed by as many targets as it says.
-            unsafe {
-                let dedupe = (argument as *const Dedupe).read_unaligned();
-                let mut target = (argument as *const Dedupe).add(1).cast::<[i64; 4]>();
-                for _ in 0..dedupe.count {
-                    residency::pin(target.read_unaligned()[0] as c_int, 0, END)?;
-                    target = target.add(1);
+        FIDEDUPERANGE => {
+            let Some(head) = sys::peek::<Dedupe>(argument) else { return Ok(()) };
+            let (count, first) = (usize::from(head.count), argument.wrapping_add(size_of::<Dedupe>()));
+            for n in 0..if count <= TARGETS_MAX { count } else { 0 } {
+                match sys::peek::<Target>(first.wrapping_add(n * size_of::<Target>())) {
+                    Some([target, ..]) => residency::pin(target as c_int, 0, END)?,
+                    None => return Ok(()),
                 }
             }
             fd
         }
-        FICLONERANGE if !sys::leads_nowhere(argument as *const i64) => {
-            // SAFETY: the structure begins with the source's descriptor.
-            unsafe { (argument as *const i64).read_unaligned() as c_int }
-        }
+        // The structure begins with the source's descriptor.
+        FICLONERANGE => match sys::peek::<i64>(argument) {
+            Some(source) => source as c_int,
+            None => return Ok(()),
+        },
         _ => return Ok(()),
     };
     residency::pin(source, 0, END)
 }
 
 /// By how much a file grows that is to share what is in another one.
-///
-/// # Safety
-/// As [`shared`].
 #[inline(never)]
-unsafe fn cloned(fd: c_int, request: u32, argument: usize) -> u64 {
+fn cloned(fd: c_int, request: u32, argument: usize) -> u64 {
     use linux_raw_sys::ioctl::{FICLONE, FICLONERANGE};
     match request {
         FICLONE => beyond(fd, size_of_file(argument as c_int)),
-        FICLONERANGE if !sys::leads_nowhere(argument as *const i64) => {
-            // SAFETY: a source, an offset there, a length, an offset here.
-            let [source, from, length, to] = unsafe { (argument as *const [u64; 4]).read_unaligned() };
+        FICLONERANGE => {
+            // A source, an offset there, a length, an offset here.
+            let Some([source, from, length, to]) = sys::peek::<[u64; 4]>(argument) else { return 0 };
             let length =
                 if length == 0 { size_of_file(source as c_int).saturating_sub(from) } else { length };
             beyond(fd, to.saturating_add(length))

@@ -1,6 +1,8 @@
 /* Pointers that lead nowhere: NULL and an error's number for one. The kernel answers EFAULT and the program goes on. By
  * number, because a libc may look at some of them itself. */
 #include "doors.h"
+#include <stdint.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
@@ -13,6 +15,36 @@
 			say("%s %s: %ld %s", #name, i ? "-1" : "NULL", result, strerror(errno));              \
 		}                                                                                             \
 	} while (0)
+
+/* Of <linux/fs.h>, which musl's compiler does not find. */
+enum { FIDEDUPERANGE = (int)0xc0189436, FICLONERANGE = 0x4020940d };
+struct dedupe {
+	uint64_t offset, length;
+	uint16_t count, reserved[3];
+	struct {
+		int64_t fd;
+		uint64_t offset, done;
+		int32_t status;
+		uint32_t reserved;
+	} target;
+};
+
+/* Targets of FIDEDUPERANGE that the count promises and the memory does not hold. */
+static void targets(int f)
+{
+	long page = sysconf(_SC_PAGESIZE);
+	char *two = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	munmap(two + page, page);
+	struct dedupe *range = (void *)(two + page - sizeof *range);
+	for (int count = 1; count < 0x10000; count = count == 1 ? 2 : count * 100) {
+		range->length = 1, range->count = count, range->target.fd = f;
+		errno = 0;
+		long result = syscall(SYS_ioctl, f, FIDEDUPERANGE, range);
+		say("FIDEDUPERANGE %d: %ld %s", count, result, strerror(errno));
+	}
+	say("FICLONERANGE: %ld %s", syscall(SYS_ioctl, f, FICLONERANGE, two + page - 8), strerror(errno));
+	munmap(two, page);
+}
 
 static void family(void)
 {
@@ -51,6 +83,7 @@ static void family(void)
 	BOTH(recvmsg, s, nowhere, (long)MSG_DONTWAIT);
 	BOTH(getsockname, s, nowhere, nowhere);
 	BOTH(io_submit, 0L, 1L, nowhere);
+	targets(f);
 	say("%s", content("f"));
 	close(f), close(s);
 	DO(chdir("/"));
