@@ -8,8 +8,8 @@ use storeshim_protocol::{Intent, OpenFlags};
 
 use crate::control::{self, Table};
 use crate::place::Class;
-use crate::sys::{self, Bytes, Stat, k};
-use crate::{names, residency, streams, tell};
+use crate::sys::{self, Bytes, Errno, Stat, k};
+use crate::{names, residency, tell};
 
 /// Descriptors that are remembered; higher ones are looked up each time.
 const REMEMBERED: usize = 65_536;
@@ -234,10 +234,6 @@ pub fn duplicate(old: c_int, new: c_int) {
     } else {
         forget(new);
     }
-    if streams::has(new) {
-        // A redirection: what the stream prints goes there.
-        leave(new);
-    }
 }
 
 /// Tells that writes to `fd`, where it is a file of a mount, will come which pass no hook.
@@ -248,13 +244,27 @@ pub fn tell_unseen(fd: c_int) {
     tell::note(file.mount, &Intent::Opened { ino: file.ino, flags });
 }
 
-/// As [`tell_unseen`]; what is written or read so is brought, too. (What cannot be brought nobody can be told of here.)
+/// As [`tell_unseen`]; what is read or written so is brought before, and stays.
+///
+/// Errors: those of [`residency::keep`].
 #[inline(never)]
-pub fn leave(fd: c_int) {
+pub fn leave(fd: c_int) -> Result<(), Errno> {
     let known = known(fd);
     let append = if known.appends() { k::O_APPEND } else { 0 };
-    let _ = residency::keep(fd, if known.writable() { k::O_WRONLY | append } else { k::O_RDONLY });
+    residency::keep(fd, if known.writable() { k::O_WRONLY | append } else { k::O_RDONLY })?;
     tell_unseen(fd);
+    Ok(())
+}
+
+/// Puts a descriptor that can neither read nor write where `fd` was, whose file cannot be brought: a stream that goes on
+/// with the number hears of it, and takes no zeros for the file.
+#[cold]
+pub fn withhold(fd: c_int) {
+    forget(fd);
+    if let Ok(nothing) = sys::openat(k::AT_FDCWD, c"/".as_ptr(), (k::O_PATH | k::O_CLOEXEC) as c_int, 0) {
+        let _ = sys::replace(fd, nothing as c_int);
+        sys::close(nothing as c_int);
+    }
 }
 
 /// Notes that O_APPEND was set or cleared on `fd`. Its duplicates, in other processes too, share the flag and do not

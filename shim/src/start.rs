@@ -38,11 +38,6 @@ fn tell_inherited(fd: c_int) {
             b"storeshim: a standard stream of this program is a file that could not be fetched: it cannot be used; see \
               `storeshim status`\n",
         );
-        // What is there instead can be neither read nor written: no zeros are taken for the file.
-        if let Ok(nothing) = sys::openat(k::AT_FDCWD, c"/".as_ptr(), (k::O_PATH | k::O_CLOEXEC) as c_int, 0) {
-            fds::forget(fd);
-            let _ = sys::replace(fd, nothing as c_int);
-            sys::close(nothing as c_int);
-        }
+        fds::withhold(fd);
     }
 }

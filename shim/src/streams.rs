@@ -1,5 +1,5 @@
-//! Which descriptors are those of stdio streams that may write: what such a stream writes passes no hook, so whatever takes
-//! its number (dup2, or close and open) is written to unseen. Knows nothing of files.
+//! Which descriptors are those of stdio streams: what a stream reads and writes passes no hook, so whatever takes its number
+//! (dup2, or close and open) is read and written unseen. Knows nothing of files.
 
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +30,7 @@ pub fn remove(fd: c_int) {
     }
 }
 
-/// Whether a stream may write to `fd` without being asked to.
+/// Whether a stream may read or write `fd` without being asked to.
 #[inline(always)]
 pub fn has(fd: c_int) -> bool {
     (0..3).contains(&fd) || word(fd).is_some_and(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use storeshim_tests::node::{Node, Setup};
-use storeshim_tests::programs::{crate_dir, require};
+use storeshim_tests::programs::{Language, built, crate_dir, require};
 use storeshim_tests::s3::{BUCKET, S3Server};
 
 /// How long the store takes for each answer, in milliseconds.
@@ -66,4 +66,58 @@ fn by_the_net() {
     let mut command = node.app("/bin/sh");
     command.args(["-c", "cd \"$STORAGE\"; md5sum a b"]).env("STORESHIM_NET", "sud");
     assert_eq!(node.run_to_end(command, PATIENCE).succeeded(), sums);
+}
+
+/// stdio reads past all hooks: what takes the number of a stream is brought, or does not take it.
+fn what_takes_the_number_of_a_stream(language: Language) {
+    const WAYS: [&str; 8] = [
+        "close_and_open",
+        "close_and_open_by_number",
+        "by_dup2",
+        "by_dup3",
+        "close_and_dup",
+        "close_and_fcntl",
+        "another_stream",
+        "received",
+    ];
+    let server = S3Server::start();
+    let mut node = Node::started(Setup::on_s3(&server).lazy().with("patience", "1s"));
+    let program = built(language, &crate_dir().join("programs/redirected.c"));
+    let run = |node: &Node, file: &str, way: &str| {
+        let mut command = node.app(&program);
+        command.arg(node.prefix().join(file)).arg(way);
+        node.run_to_end(command, PATIENCE)
+    };
+    // Each of its own directory and too large to come with others.
+    let file = |way: &str, n: u32| format!("{way}-{n}/file");
+    for way in WAYS {
+        node.sh(&format!("for n in 1 2; do mkdir {way}-$n; head -c 5000000 /dev/urandom > {way}-$n/file; done"));
+    }
+    let sums = WAYS.map(|way| [1, 2].map(|n| run(&node, &file(way, n), way).succeeded()));
+    node.flush();
+    node.lose();
+    node.start();
+    node.await_names();
+    for (way, [right, _]) in WAYS.iter().zip(&sums) {
+        assert_eq!(&run(&node, &file(way, 1), way).succeeded(), right, "{way}");
+    }
+    server.knobs().internal_error_pct.store(100, Ordering::Relaxed);
+    for way in WAYS {
+        let said = run(&node, &file(way, 2), way);
+        assert_eq!(said.code, 2, "{way} of what cannot be brought: {said:?}");
+    }
+    server.knobs().heal();
+    for (way, [_, right]) in WAYS.iter().zip(&sums) {
+        assert_eq!(&run(&node, &file(way, 2), way).succeeded(), right, "{way}, later");
+    }
+}
+
+#[test]
+fn what_takes_the_number_of_a_stream_on_glibc() {
+    what_takes_the_number_of_a_stream(Language::C);
+}
+
+#[test]
+fn what_takes_the_number_of_a_stream_on_musl() {
+    what_takes_the_number_of_a_stream(Language::MuslC);
 }

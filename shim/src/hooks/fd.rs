@@ -52,13 +52,37 @@ hook! {
     }
 }
 
+/// A descriptor that is new: one that has taken the number of a stream is read and written past all hooks from now on, or is
+/// none where its file cannot be brought.
+#[inline(always)]
+pub fn new(fd: c_int) -> c_int {
+    if streams::has(fd) { taken(fd) } else { fd }
+}
+
+#[cold]
+#[inline(never)]
+fn taken(fd: c_int) -> c_int {
+    match fds::leave(fd) {
+        Ok(()) => fd,
+        Err(errno) => {
+            closed(fds::forget(fd));
+            sys::close(fd);
+            fail(errno)
+        }
+    }
+}
+
+/// `got` is a duplicate of `old`, if it is a descriptor at all.
+fn duplicated(old: c_int, got: c_int) -> c_int {
+    if got >= 0 {
+        fds::duplicate(old, got);
+    }
+    new(got)
+}
+
 hook! {
     unsafe fn dup(old: c_int) -> c_int => my_dup {
-        let new = real!(dup)(old);
-        if new >= 0 {
-            fds::duplicate(old, new);
-        }
-        new
+        duplicated(old, real!(dup)(old))
     }
 }
 
@@ -66,6 +90,10 @@ hook! {
 fn replace(old: c_int, new: c_int, act: impl FnOnce() -> c_int) -> c_int {
     if old == new {
         return act();
+    }
+    // A redirection: what the stream of that number reads and prints is there from now on.
+    if streams::has(new) && let Err(errno) = fds::leave(old) {
+        return fail(errno);
     }
     let known = fds::forget(new);
     let result = act();
@@ -97,7 +125,7 @@ hook! {
         let result = real!(fcntl)(fd, command, argument);
         if result >= 0 {
             match command as u32 {
-                k::F_DUPFD | k::F_DUPFD_CLOEXEC => fds::duplicate(fd, result),
+                k::F_DUPFD | k::F_DUPFD_CLOEXEC => return duplicated(fd, result),
                 // O_APPEND may have come or gone; what else is known stays true.
                 k::F_SETFL => fds::set_appends(fd, argument as u32 & k::O_APPEND != 0),
                 _ => {}
@@ -178,10 +206,7 @@ hook! {
     unsafe fn pidfd_getfd(process: c_int, fd: c_int, flags: u32) -> c_int => my_pidfd_getfd {
         let got = real!(pidfd_getfd)(process, fd, flags);
         fds::forget(got);
-        if streams::has(got) {
-            fds::leave(got);
-        }
-        got
+        new(got)
     }
 }
 
@@ -216,8 +241,9 @@ unsafe fn forget_received(message: *const Message) {
                 // SAFETY: within the header's length, which was checked.
                 let fd = unsafe { data.add(i).read_unaligned() };
                 fds::forget(fd);
-                if streams::has(fd) {
-                    fds::leave(fd);
+                if streams::has(fd) && fds::leave(fd).is_err() {
+                    // The call that received it has succeeded.
+                    fds::withhold(fd);
                 }
             }
         }

@@ -10,6 +10,7 @@ use crate::absent::{self, Before, Change};
 use crate::fds::{self, Known};
 use crate::gate;
 use crate::hook::{fail, hook, real};
+use crate::hooks::fd::new;
 use crate::loader::get_errno;
 use crate::names::{self, Entry};
 use crate::place::{self, CWD, Place};
@@ -330,6 +331,7 @@ fn open_at(
             };
             if fd >= 0 {
                 to_read(place, fd, flags);
+                return new(fd);
             } else if place.mount.is_none() {
                 return detour::by_link(place, |inside| my_open_again(inside, flags, mode)).unwrap_or(fd);
             }
@@ -375,7 +377,7 @@ fn open_to_change(
         call: &|dirfd, path, flags| sys::openat(dirfd, path, flags | k::O_LARGEFILE as c_int, mode),
     };
     match open.run(dirfd, path, &mut room) {
-        Ok(Ok(fd)) => fd as c_int,
+        Ok(Ok(fd)) => new(fd as c_int),
         Ok(Err(errno)) => fail(errno),
         Err(place) => {
             // A mode of nothing: the fortified functions, which end the program where they are to create a file.
@@ -383,7 +385,7 @@ fn open_to_change(
             let creates = flags as u32 & k::O_CREAT != 0;
             let changes = (creates || flags as u32 & k::O_TRUNC != 0) && (mode != 0 || !creates);
             match changes.then(|| unled(place, flags, mode)).flatten() {
-                Some(Ok(fd)) => fd as c_int,
+                Some(Ok(fd)) => new(fd as c_int),
                 // It has met no link on its way, so none has led it astray.
                 Some(Err(errno)) => fail(errno),
                 None => {
@@ -396,7 +398,7 @@ fn open_to_change(
                             .unwrap_or(fd);
                     }
                     led(fd, flags);
-                    fd
+                    new(fd)
                 }
             }
         }
@@ -509,7 +511,7 @@ fn confined(open: &Open<'_>, dirfd: c_int, path: *const c_char, resolve: u64, ro
 
 hook! {
     unsafe fn openat2(dirfd: c_int, path: *const c_char, how: *const k::open_how, size: usize) -> c_int => my_openat2 {
-        crate::hook::answer(open_how(dirfd, path, how, size))
+        new(crate::hook::answer(open_how(dirfd, path, how, size)))
     }
 }
 
@@ -517,6 +519,6 @@ hook! {
     unsafe fn open_by_handle_at(mount: c_int, handle: *mut c_void, flags: c_int) -> c_int => my_open_by_handle_at {
         let fd = real!(open_by_handle_at)(mount, handle, flags);
         led(fd, flags);
-        fd
+        new(fd)
     }
 }

@@ -54,12 +54,12 @@ unsafe fn flags_at(mode: *const c_char) -> Option<u32> {
     (!mode.is_null()).then(|| unsafe { CStr::from_ptr(mode) }.to_bytes()).and_then(flags_of)
 }
 
-/// Tells that the file behind a stream's descriptor may be written unseen.
+/// Remembers the descriptor of a stream, and tells that the file behind it may be written unseen if it may.
 fn tell_unseen(fd: c_int, flags: u32) {
+    streams::add(fd);
     if flags & k::O_ACCMODE == k::O_RDONLY || fd < 0 {
         return;
     }
-    streams::add(fd);
     if let Some(file) = fds::found(fd) {
         tell::note(file.mount, &Intent::Opened { ino: file.ino, flags: unseen(flags) });
     }
@@ -80,7 +80,10 @@ unsafe fn kept(stream: *mut c_void, flags: u32) -> *mut c_void {
     // SAFETY: as above.
     unsafe {
         match residency::keep(fileno(stream), flags) {
-            Ok(()) => stream,
+            Ok(()) => {
+                streams::add(fileno(stream));
+                stream
+            }
             Err(errno) => {
                 my_fclose(stream);
                 fail(errno)
@@ -247,32 +250,50 @@ fn may_block(place: place::Place) -> bool {
 
 hook! {
     unsafe fn vdprintf(fd: c_int, format: *const c_char, arguments: *mut c_void) -> c_int => my_vdprintf {
-        fds::leave(fd);
-        real!(vdprintf)(fd, format, arguments)
+        match fds::leave(fd) {
+            Ok(()) => real!(vdprintf)(fd, format, arguments),
+            Err(errno) => fail(errno),
+        }
     }
 }
 
 hook! {
     unsafe fn __vdprintf_chk(fd: c_int, flag: c_int, format: *const c_char, arguments: *mut c_void) -> c_int
         => my_vdprintf_chk {
-        fds::leave(fd);
-        real!(__vdprintf_chk)(fd, flag, format, arguments)
+        match fds::leave(fd) {
+            Ok(()) => real!(__vdprintf_chk)(fd, flag, format, arguments),
+            Err(errno) => fail(errno),
+        }
     }
 }
 
 static DPRINTF: Real = Real::new();
 static DPRINTF_CHK: Real = Real::new();
 
+/// What is to be called where a descriptor was told, and what it prints to was brought; else what fails in its stead.
+fn told(fd: c_int, address: impl FnOnce() -> usize) -> usize {
+    match fds::leave(fd) {
+        Ok(()) => address(),
+        Err(errno) => {
+            let _: c_int = fail(errno);
+            refused as extern "C" fn() -> c_int as usize
+        }
+    }
+}
+
+/// A dprintf that has failed; errno says why.
+extern "C" fn refused() -> c_int {
+    -1
+}
+
 /// Tells for dprintf; the real one's address.
 extern "C" fn telling_dprintf(fd: c_int) -> usize {
-    fds::leave(fd);
-    DPRINTF.address(c"dprintf")
+    told(fd, || DPRINTF.address(c"dprintf"))
 }
 
 /// Tells for the fortified dprintf; the real one's address.
 extern "C" fn telling_dprintf_chk(fd: c_int) -> usize {
-    fds::leave(fd);
-    DPRINTF_CHK.address(c"__dprintf_chk")
+    told(fd, || DPRINTF_CHK.address(c"__dprintf_chk"))
 }
 
 /// A variadic function that is told of and then jumped to with all its arguments, the floating ones too.
