@@ -70,7 +70,7 @@ impl Asked {
     /// # Errors
     /// The file of known differences is malformed.
     pub fn run(&self) -> Result<Report, String> {
-        let known = Known::of_the_suites()?;
+        let known = Known::of_the_suites(self.cache_tenth)?;
         let mut report = Report::default();
         for suite in &self.suites {
             eprintln!("{}: preparing", suite.name);

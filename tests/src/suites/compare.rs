@@ -113,32 +113,34 @@ struct KnownLine {
 }
 
 impl Known {
-    /// Reads the file's text.
+    /// Reads the file's text; `evicted`: as it holds where everything is evicted all the time.
     ///
     /// # Errors
     /// The first line that has no reason, or a placement that there is not.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &str, evicted: bool) -> Result<Self, String> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         let known = lines.map(|line| {
             let mut words = line.split_whitespace().map(str::to_owned);
             match (words.next(), words.next(), words.next(), words.next()) {
                 (Some(suite), Some(case), Some(placement), Some(_))
-                    if matches!(placement.as_str(), "translated" | "identity" | "both") =>
+                    if matches!(placement.as_str(), "translated" | "identity" | "both" | "evicted") =>
                 {
                     Ok(KnownLine { suite, case, placement })
                 }
-                _ => Err(format!("not a line `SUITE CASE translated|identity|both REASON`: {line:?}")),
+                _ => Err(format!("not a line `SUITE CASE translated|identity|both|evicted REASON`: {line:?}")),
             }
         });
-        known.collect::<Result<_, _>>().map(Self)
+        let mut known = known.collect::<Result<Vec<KnownLine>, _>>()?;
+        known.retain(|line| evicted || line.placement != "evicted");
+        Ok(Self(known))
     }
 
     /// The file that goes with the suites.
     ///
     /// # Errors
     /// As [`Known::parse`].
-    pub fn of_the_suites() -> Result<Self, String> {
-        Self::parse(include_str!("../../suites/differences.txt"))
+    pub fn of_the_suites(evicted: bool) -> Result<Self, String> {
+        Self::parse(include_str!("../../suites/differences.txt"), evicted)
     }
 
     /// Whether a difference is known.
@@ -155,7 +157,7 @@ impl Known {
 
     fn of<'a>(&'a self, suite: &'a str, placement: &'a str) -> impl Iterator<Item = &'a KnownLine> {
         let matches = move |line: &&KnownLine| {
-            line.suite == suite && (line.placement == placement || line.placement == "both")
+            line.suite == suite && [placement, "both", "evicted"].contains(&line.placement.as_str())
         };
         self.0.iter().filter(matches)
     }
@@ -186,7 +188,7 @@ mod tests {
 
     #[test]
     fn known_differences_have_reasons_and_become_stale() {
-        let known = Known::parse("# why\n\ns a both is so\ns b translated is so\n").unwrap();
+        let known = Known::parse("# why\n\ns a both is so\ns b translated is so\n", false).unwrap();
         assert!(
             known.has("s", "identity", "a")
                 && !known.has("s", "identity", "b")
@@ -196,8 +198,12 @@ mod tests {
         let here = Results::parse("a fail\nb pass\n").unwrap();
         assert_eq!(known.stale("s", "translated", &native, &here), ["b"]);
         assert_eq!(known.stale("s", "identity", &native, &here), [""; 0]);
-        assert!(Known::parse("s a both\n").is_err(), "no reason");
-        assert!(Known::parse("s a here is so\n").is_err());
-        Known::of_the_suites().unwrap();
+        for (evicted, is_known) in [(true, true), (false, false)] {
+            let known = Known::parse("s c evicted is so\n", evicted).unwrap();
+            assert_eq!(known.has("s", "identity", "c"), is_known);
+        }
+        assert!(Known::parse("s a both\n", false).is_err(), "no reason");
+        assert!(Known::parse("s a here is so\n", false).is_err());
+        Known::of_the_suites(false).unwrap();
     }
 }

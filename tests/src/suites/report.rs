@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn what_differs_is_named_and_is_not_well() {
         let [suite, ..] = &SUITES;
-        let known = Known::parse(&format!("{} k both is so", suite.name)).unwrap();
+        let known = Known::parse(&format!("{} k both is so", suite.name), false).unwrap();
         let native = run("a pass\nb fail\nk pass\n");
         let same = Run { missed: Some(0), restored: Some(Vec::new()), ..native.clone() };
         let known_one = Run { results: Results::parse("a pass\nb fail\nk fail\n").unwrap(), ..same.clone() };

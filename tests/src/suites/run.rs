@@ -84,7 +84,7 @@ pub struct Run {
     pub missed_names: Vec<String>,
     /// In a volume: in what a restored tree differs from the one that the suite left behind.
     pub restored: Option<Vec<String>>,
-    /// Natively: the most bytes that the suite's files had.
+    /// Natively: the most bytes of the disk that the suite's files took.
     pub most_bytes: u64,
     /// Names in the tree that the suite left behind.
     pub names: usize,
@@ -258,9 +258,10 @@ fn attend(
     (ended, most.into_inner())
 }
 
-/// Bytes in all files below a directory, as far as they can be told while things change.
+/// Bytes that all files below a directory take of the disk, as a cache counts them: holes are no data. As far as they can be
+/// told while things change.
 fn bytes_below(dir: &Path) -> u64 {
-    let du = Command::new("du").args(["--summarize", "--apparent-size", "--bytes"]).arg(dir).output();
+    let du = Command::new("du").args(["--summarize", "--block-size=1"]).arg(dir).output();
     let said = du.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     said.split_whitespace().next().and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
 }
