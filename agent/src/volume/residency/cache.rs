@@ -73,6 +73,9 @@ pub struct Cache {
     /// Why nothing can be evicted, while that is so.
     trouble: Mutex<Option<String>>,
     rounds: StdMutex<Rounds>,
+    /// Wakes the evictor.
+    called: Condvar,
+    /// Wakes who waits for room. Not by the same: they call the evictor as well, and would wake one another without end.
     changed: Condvar,
 }
 
@@ -121,6 +124,7 @@ impl Cache {
             wanted: AtomicU64::new(0),
             trouble: Mutex::default(),
             rounds: StdMutex::default(),
+            called: Condvar::new(),
             changed: Condvar::new(),
         }
     }
@@ -160,8 +164,12 @@ impl Cache {
 
     /// The evictor is to look now.
     pub fn wake(&self) {
-        self.rounds().wanted = true;
-        self.changed.notify_all();
+        self.call(&mut self.rounds());
+    }
+
+    fn call(&self, rounds: &mut Rounds) {
+        rounds.wanted = true;
+        self.called.notify_all();
     }
 
     /// A round of the evictor has failed, or not: shown by the status, and logged once.
@@ -183,6 +191,7 @@ impl Cache {
     /// Ends the evictor, and every wait.
     pub fn end(&self) {
         self.rounds().ended = true;
+        self.called.notify_all();
         self.changed.notify_all();
     }
 
@@ -190,7 +199,7 @@ impl Cache {
     pub fn next_round(&self, pause: Duration) -> bool {
         let mut rounds = self.rounds();
         if !rounds.wanted && !rounds.ended {
-            rounds = self.changed.wait_timeout(rounds, pause).unwrap_or_else(PoisonError::into_inner).0;
+            rounds = self.called.wait_timeout(rounds, pause).unwrap_or_else(PoisonError::into_inner).0;
         }
         rounds.wanted = false;
         !rounds.ended
@@ -201,7 +210,7 @@ impl Cache {
         let until = Instant::now() + pause;
         let mut rounds = self.rounds();
         while !rounds.ended && Instant::now() < until {
-            rounds = self.changed.wait_timeout(rounds, pause).unwrap_or_else(PoisonError::into_inner).0;
+            rounds = self.called.wait_timeout(rounds, pause).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -243,8 +252,7 @@ impl Residency {
         let began = Instant::now();
         let mut rounds = cache.rounds();
         if cache.taken(&self.index).saturating_add(bytes) > cache.high() {
-            rounds.wanted = true;
-            cache.changed.notify_all();
+            cache.call(&mut rounds);
         }
         cache.waiting.fetch_add(1, Ordering::Relaxed);
         cache.wanted.fetch_add(bytes, Ordering::Relaxed);
@@ -263,8 +271,7 @@ impl Residency {
             }
             // A round that found nothing is not asked to look again at once.
             if rounds.stuck.is_none_or(|at| at.elapsed() >= PATIENCE / 20) {
-                rounds.wanted = true;
-                cache.changed.notify_all();
+                cache.call(&mut rounds);
             }
             rounds =
                 cache.changed.wait_timeout(rounds, PATIENCE / 20).unwrap_or_else(PoisonError::into_inner).0;

@@ -422,6 +422,30 @@ fn data_does_not_wait_for_room_that_a_call_inside_the_gate_keeps() {
     site.gate.inside.store(false, Ordering::SeqCst);
 }
 
+/// Who waits calls the evictor now and then, and wakes nobody else: of many that wait each would wake all others, and be woken.
+#[test]
+fn who_waits_for_room_does_not_wake_the_others() {
+    const WAITERS: u64 = 24;
+    let site = Site::new("evict-waiters", How { cache_size: Some(4 << 20), ..How::default() });
+    let names: Vec<String> = (0..WAITERS).map(|n| format!("f{n}")).collect();
+    (0..).zip(&names).for_each(|(n, name)| fs::write(site.path(name), noise(1 << 20, n)).unwrap());
+    site.volume.flush().unwrap();
+    site.evict("");
+    // Nothing can go, and those that wait wait until that is sure.
+    site.gate.inside.store(true, Ordering::SeqCst);
+    let switches = || {
+        let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
+        usage.voluntary_context_switches()
+    };
+    let before = switches();
+    std::thread::scope(|scope| names.iter().for_each(|name| _ = scope.spawn(|| site.bring(name))));
+    let switched = switches() - before;
+    assert!(site.count("admitted_beyond_the_cache") > 0, "{:?}", site.volume.status());
+    // Some for each read, question and look.
+    assert!(switched < 4000, "{switched}");
+    site.gate.inside.store(false, Ordering::SeqCst);
+}
+
 /// Readers and writers that keep to the protocol, an evictor with no mercy, a store that is slow and fails.
 #[test]
 fn nobody_reads_zeros() {
