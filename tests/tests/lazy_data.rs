@@ -91,7 +91,9 @@ fn what_takes_the_number_of_a_stream(language: Language) {
     // Each of its own directory and too large to come with others.
     let file = |way: &str, n: u32| format!("{way}-{n}/file");
     for way in WAYS {
-        node.sh(&format!("for n in 1 2; do mkdir {way}-$n; head -c 5000000 /dev/urandom > {way}-$n/file; done"));
+        node.sh(&format!(
+            "for n in 1 2; do mkdir {way}-$n; head -c 5000000 /dev/urandom > {way}-$n/file; done"
+        ));
     }
     let sums = WAYS.map(|way| [1, 2].map(|n| run(&node, &file(way, n), way).succeeded()));
     node.flush();

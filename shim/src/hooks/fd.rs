@@ -92,7 +92,9 @@ fn replace(old: c_int, new: c_int, act: impl FnOnce() -> c_int) -> c_int {
         return act();
     }
     // A redirection: what the stream of that number reads and prints is there from now on.
-    if streams::has(new) && let Err(errno) = fds::leave(old) {
+    if streams::has(new)
+        && let Err(errno) = fds::leave(old)
+    {
         return fail(errno);
     }
     let known = fds::forget(new);

@@ -127,7 +127,9 @@ impl Known {
                 {
                     Ok(KnownLine { suite, case, placement })
                 }
-                _ => Err(format!("not a line `SUITE CASE translated|identity|both|evicted REASON`: {line:?}")),
+                _ => {
+                    Err(format!("not a line `SUITE CASE translated|identity|both|evicted REASON`: {line:?}"))
+                }
             }
         });
         let mut known = known.collect::<Result<Vec<KnownLine>, _>>()?;
