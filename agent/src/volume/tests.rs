@@ -2,6 +2,7 @@
 
 mod evict;
 mod far;
+mod files;
 mod filled;
 mod lazy;
 mod links;

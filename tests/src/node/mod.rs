@@ -80,7 +80,9 @@ impl Node {
         fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
         let (prefix, tree) = match setup.placement {
             Placement::Identity => (base.path().join("storage"), base.path().join("storage")),
-            Placement::Translated if setup.reference => (base.path().join("tree"), base.path().join("tree")),
+            Placement::Translated if setup.reference => {
+                (base.path().join("storage"), base.path().join("storage"))
+            }
             Placement::Translated => {
                 (setup.prefix.clone().unwrap_or_else(setup::absent_prefix), base.path().join("tree"))
             }

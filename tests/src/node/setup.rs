@@ -93,6 +93,13 @@ impl Setup {
         self
     }
 
+    /// In the translated placement, a prefix that is as long as the directory of a reference run: how many cases a suite has may
+    /// depend on it.
+    pub fn at_a_long_prefix(self) -> Self {
+        let length = std::env::temp_dir().join("storeshim-e2e-123456/storage").as_os_str().len();
+        self.at(format!("/{:-<width$}", "storage", width = length - 1))
+    }
+
     /// Lazily: what is not touched is not on this disk. Tests that look at the tree itself after a
     /// restore want it whole, which is what they get otherwise.
     pub fn lazy(self) -> Self {

@@ -47,7 +47,7 @@ impl Place {
     fn setup(self, suite: &Suite, options: &Options, store: &FileStore) -> Setup {
         let mut setup = match self {
             Self::Identity => Setup::identity(store.url()),
-            _ => Setup::translated(store.url()),
+            _ => Setup::translated(store.url()).at_a_long_prefix(),
         };
         setup.reference |= !self.is_volume();
         for (key, value) in suite.settings {

@@ -2,8 +2,6 @@
 //! a hooked program does, intents first, and answers when the change is durable in the backend.
 
 mod staged;
-#[cfg(test)]
-mod tests;
 mod walk;
 
 use std::fs::File;
@@ -11,16 +9,17 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use crossbeam::channel::{Sender, bounded};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
 use storeshim_protocol::Intent;
-use storeshim_protocol::request::{Answer, Ask, Pin};
+use storeshim_protocol::request::{Answer, Ask, Names, Pin};
 
 use self::staged::Staged;
 use self::walk::{Place, failed, open, refused, walk};
 use super::cut::Sink;
-use super::tree::{self, Tree};
+use super::tree::{self, LEASES, Tree, through_leases};
 use super::{Durability, Volume, VolumeError, VolumeOptions};
 use crate::durable::wire::messages::Stat;
 use crate::durable::wire::{Result, WireError};
@@ -110,7 +109,14 @@ impl TreeFiles {
     }
 
     fn walk(&self, path: &[u8], follow: bool) -> Result<Place> {
-        walk(&self.tree, &self.prefix, path, follow, &|dir| self.populate(path, dir))
+        walk(&self.tree, &self.prefix, path, follow, &|dir, wanted| match Names::new(wanted) {
+            Some(names) => {
+                let stat = self.tree.stat(dir).map_err(|error| failed(path, &error))?;
+                self.ask(path, Ask::Find { ino: stat.id.ino, names })
+            }
+            // More than a question holds.
+            None => self.populate(path, dir),
+        })
     }
 
     /// The name that a path stands for, which has to exist.
@@ -129,8 +135,13 @@ impl TreeFiles {
         bytes: (u64, u64),
     ) -> Result<(File, tree::Stat)> {
         let wrong = |error: io::Error| failed(path, &error);
-        // A pipe must not hold us up.
-        let file = open(place.dir.as_fd(), &place.name, flags | libc::O_NONBLOCK, 0).map_err(wrong)?;
+        // A pipe must not hold us up, nor a lease by which the volume guards the file from programs that do not ask.
+        let open = || open(place.dir.as_fd(), &place.name, flags | libc::O_NONBLOCK, 0);
+        let unguard = || {
+            let found = self.tree.stat_at(place.dir.as_fd(), &place.name)?;
+            Ok(found.is_some_and(|stat| self.volume.unguard(stat.id.ino)))
+        };
+        let file = through_leases(Instant::now() + LEASES, open, unguard).map_err(wrong)?;
         let stat = self.tree.stat(file.as_fd()).map_err(wrong)?;
         if !stat.is_file() {
             return Err(no_file(path, &stat));
@@ -142,7 +153,10 @@ impl TreeFiles {
         Ok((File::from(file), stat))
     }
 
+    /// To be called before a name is made, replaced or removed: what is removed from a directory of which only single entries
+    /// are here would come back with the others.
     fn name_changes(&self, path: &[u8], place: &Place) -> Result<()> {
+        self.populate(path, place.dir.as_fd())?;
         let dir = self.tree.stat(place.dir.as_fd()).map_err(|error| failed(path, &error))?.id.ino;
         self.tell(Intent::Name { dir, name: &place.name });
         Ok(())

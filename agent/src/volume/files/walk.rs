@@ -44,13 +44,14 @@ pub fn open(dir: BorrowedFd<'_>, name: &[u8], flags: i32, mode: u32) -> io::Resu
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Walks `path` from the tree's root. `populate` is called for a directory before a name in it is believed to be absent.
+/// Walks `path` from the tree's root. `bring` is called with a directory and the names that are wanted below it, divided by `/`,
+/// before the first of them is believed to be absent.
 pub fn walk(
     tree: &Tree,
     prefix: &[u8],
     path: &[u8],
     follow: bool,
-    populate: &dyn Fn(BorrowedFd<'_>) -> Result<()>,
+    bring: &dyn Fn(BorrowedFd<'_>, &[u8]) -> Result<()>,
 ) -> Result<Place> {
     let wrong = |error: io::Error| failed(path, &error);
     let names = |path: &[u8]| -> Vec<Vec<u8>> {
@@ -68,7 +69,8 @@ pub fn walk(
         }
         let mut found = tree.stat_at(here.as_fd(), &name).map_err(wrong)?;
         if found.is_none() {
-            populate(here.as_fd())?;
+            let wanted: Vec<&[u8]> = std::iter::once(&name).chain(&todo).map(Vec::as_slice).collect();
+            bring(here.as_fd(), &wanted.join(&b'/'))?;
             found = tree.stat_at(here.as_fd(), &name).map_err(wrong)?;
         }
         let Some(stat) = found else {

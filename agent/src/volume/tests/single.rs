@@ -8,14 +8,14 @@ use storeshim_protocol::request::Names;
 use super::lazy::Idle;
 use super::*;
 
-const FILES: usize = 1000;
+pub(super) const FILES: usize = 1000;
 
-fn file(number: usize) -> String {
+pub(super) fn file(number: usize) -> String {
     format!("large/file-{number}")
 }
 
 /// A volume with a large directory, and what its tree looks like.
-fn made(url: &str) -> Snapshot {
+pub(super) fn made(url: &str) -> Snapshot {
     let node = Node::new(url);
     fs::create_dir(node.tree().join("large")).unwrap();
     for number in 0..FILES {
@@ -40,14 +40,14 @@ impl Node {
         fs::read(self.tree().join(file(number))).unwrap()
     }
 
-    fn names(&self, dir: &str) -> BTreeSet<String> {
+    pub(super) fn names(&self, dir: &str) -> BTreeSet<String> {
         let entries = fs::read_dir(self.tree().join(dir)).unwrap();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 }
 
 /// A node where a single entry has come, and not the others: those come by themselves after a while, on a slow machine before.
-fn with_one(url: &str, name: &str) -> Node {
+pub(super) fn with_one(url: &str, name: &str) -> Node {
     for _ in 0..5 {
         let there = Node::lazy(url);
         assert_eq!(there.ask(Ask::Populate { ino: there.ino("") }).errno, 0);
