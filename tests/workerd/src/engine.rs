@@ -31,6 +31,8 @@ impl Engine {
         node.args(["--import", "tsx", "test/support/docker-main.ts"])
             .arg(directory.path().join("engine.sock"))
             .args(command)
+            // The containers' disks go with ours, however the stand-in ends.
+            .env("TMPDIR", directory.path())
             .current_dir(package())
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
