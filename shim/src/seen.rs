@@ -202,6 +202,15 @@ impl Facts {
             .fold(1, |sum: u64, word| (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
     }
 
+    /// From now on the time of the last change is told as it is.
+    fn forget(&self) {
+        let tag = self.tag();
+        let Some([sum, time]) = TOLD.get(tag as usize % TOLD.len()) else { return };
+        if sum.load(Ordering::Relaxed) ^ time.load(Ordering::Relaxed) == tag {
+            sum.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Tells the same time of the last change as before.
     ///
     /// # Safety
@@ -258,6 +267,16 @@ impl Subject {
         };
         found.filter(here)
     }
+
+    /// Whether it is a descriptor that can be read: of a directory, whose entries will come in any case, and which changes by that.
+    /// Who looks at it now, and once more when he has been through all that is below it (tar does), is told of the time after
+    /// they have come: one that has to be remembered until then may be forgotten over all the others.
+    fn is_to_be_listed(self) -> bool {
+        match self {
+            Self::Descriptor(fd) => sys::status_flags(fd).is_ok_and(|flags| flags as u32 & k::O_PATH == 0),
+            Self::Path(_) => false,
+        }
+    }
 }
 
 /// After a successful look at `subject`: corrects what stands in `out`; `look` looks once more. What the hook answers.
@@ -267,7 +286,7 @@ impl Subject {
 #[cold]
 #[inline(never)]
 pub unsafe fn correct(subject: Subject, out: Out, mut look: Act<'_, (), c_int>) -> c_int {
-    let mut before = None;
+    let (mut before, mut asked) = (None, false);
     for _ in 0..LOOKS {
         // SAFETY: as above.
         let facts = unsafe { out.facts() };
@@ -282,6 +301,17 @@ pub unsafe fn correct(subject: Subject, out: Out, mut look: Act<'_, (), c_int>) 
         }
         let moving = index.filter(|index| residency::is_moving(*index, facts.ino));
         let whole = index.is_none_or(|index| absent::is_whole(index, facts.ino));
+        let is_listed = facts.mode & k::S_IFMT == k::S_IFDIR && subject.is_to_be_listed();
+        if let Some(index) = index.filter(|_| is_listed && !whole)
+            && !core::mem::replace(&mut asked, true)
+            && absent::populate(index, facts.ino) == Ok(true)
+        {
+            let done = look.run(());
+            if done != 0 {
+                return done;
+            }
+            continue;
+        }
         // A look that was made when nothing moved any more tells whether this one was, too.
         let now = Some((facts.tag(), facts.blocks, facts.changed));
         if moving.is_none() && (before == now || !facts.is_doubtful(whole) || !residency::is_any_partial()) {
@@ -294,7 +324,11 @@ pub unsafe fn correct(subject: Subject, out: Out, mut look: Act<'_, (), c_int>) 
                     (Some(index), k::S_IFDIR) if absent::lacks_names(index) => out.set_links(1),
                     _ => {}
                 }
-                facts.steady(out, whole);
+                if is_listed && whole {
+                    facts.forget();
+                } else {
+                    facts.steady(out, whole);
+                }
             }
             return 0;
         }
