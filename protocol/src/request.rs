@@ -136,6 +136,11 @@ pub enum Ask {
         /// The file.
         ino: u64,
     },
+    /// Who asks before he reads is about to open a file, and was kept from it: answer when nothing of ours does any more.
+    Open {
+        /// The file.
+        ino: u64,
+    },
     /// Where data or a hole begins (lseek(2), SEEK_DATA and SEEK_HOLE), as the volume has it. The value is the offset;
     /// ENXIO as there.
     Seek {
@@ -241,6 +246,7 @@ const GROW: u8 = 9;
 const HINT: u8 = 10;
 const FIND: u8 = 11;
 const STREAMED: u8 = 12;
+const OPEN: u8 = 13;
 
 impl Request {
     fn encode(self) -> (u64, [u64; 3]) {
@@ -252,6 +258,7 @@ impl Request {
             Ask::Hint { ino, start, end } => (HINT, 0, [ino, start, end]),
             Ask::Resize { ino, size } => (RESIZE, 0, [ino, size, 0]),
             Ask::Unlink { ino } => (UNLINK, 0, [ino, 0, 0]),
+            Ask::Open { ino } => (OPEN, 0, [ino, 0, 0]),
             Ask::Seek { ino, start, hole } => (SEEK, u64::from(hole), [ino, start, 0]),
             Ask::Blocks { ino } => (BLOCKS, 0, [ino, 0, 0]),
             Ask::Room { bytes } => (ROOM, 0, [bytes, 0, 0]),
@@ -275,6 +282,7 @@ impl Request {
             (HINT, 0) => Ask::Hint { ino: first, start: second, end: third },
             (RESIZE, 0) => Ask::Resize { ino: first, size: second },
             (UNLINK, 0) => Ask::Unlink { ino: first },
+            (OPEN, 0) => Ask::Open { ino: first },
             (SEEK, flags @ (0 | 1)) => Ask::Seek { ino: first, start: second, hole: flags == 1 },
             (BLOCKS, 0) => Ask::Blocks { ino: first },
             (ROOM, 0) => Ask::Room { bytes: first },
@@ -424,6 +432,7 @@ mod tests {
             Ask::Hint { ino, start, end },
             Ask::Resize { ino, size: 7 },
             Ask::Unlink { ino },
+            Ask::Open { ino },
             Ask::Seek { ino, start, hole: true },
             Ask::Seek { ino, start, hole: false },
             Ask::Blocks { ino },

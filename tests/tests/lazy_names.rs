@@ -250,3 +250,25 @@ fn removal(server: &S3Server, setup: Setup) {
     assert_eq!(node.sh("cat other/b/c/y"), "x\n");
     assert!(fs::read_dir(node.tree()).unwrap().count() >= 2);
 }
+
+/// Directories are populated under the hands of who goes through them, and change by that on this disk: however many there are, an
+/// archiver finds none of them changed.
+#[test]
+fn an_archiver_finds_nothing_changed() {
+    const FILL: &str = "python3 -c \"
+import os
+for n in range(3000):
+    os.makedirs(f'{n // 50}/{n % 50}')
+    open(f'{n // 50}/{n % 50}/file', 'w').write('text')
+\"";
+    let server = S3Server::start();
+    let url = format!("s3://{BUCKET}/volume");
+    let mut node = Node::started(Setup::translated(url).with_s3(&server.endpoint()).lazy());
+    node.sh(FILL);
+    node.flush();
+    node.lose();
+    node.start();
+    let said = node.bash("set -o pipefail; tar -cf - . | tar -tf - | wc -l");
+    assert_eq!((said.err.as_str(), said.out.trim()), ("", "6061"));
+    said.succeeded();
+}

@@ -4,6 +4,7 @@
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use storeshim_protocol::request::Ask;
 use storeshim_protocol::{Intent, OpenFlags};
 
 use crate::absent::{self, Before, Change};
@@ -15,7 +16,7 @@ use crate::loader::get_errno;
 use crate::names::{self, Entry};
 use crate::place::{self, CWD, Place};
 use crate::sys::{self, Answer, Errno, PathBuf, Stat, errno, k};
-use crate::{control, detour, residency, streams, tell, write};
+use crate::{ask, control, detour, residency, streams, tell, write};
 
 /// The last file that was opened with O_CREAT was not there before.
 static CREATES: AtomicBool = AtomicBool::new(true);
@@ -72,7 +73,7 @@ impl Open<'_> {
             };
             match answer {
                 LACKS => before.ask(place)?,
-                Err(errno) if is_guarded(errno, self.flags, &mut tries) => {}
+                Err(errno) if is_guarded(errno, self.flags, place, &mut tries) => {}
                 answer => return answer,
             }
         }
@@ -234,20 +235,28 @@ impl Open<'_> {
 }
 
 /// After an open that does not wait has failed: whether that may be because the agent guards the file from programs that
-/// do not ask (by a lease, which it gives back to those that do). Waits a little then: the open is to be made again.
+/// do not ask (by a lease, which it gives back to those that do). Then it was asked to, and the open is to be made again.
 #[cold]
 #[inline(never)]
-fn is_guarded(errno: Errno, flags: c_int, tries: &mut u32) -> bool {
+fn is_guarded(errno: Errno, flags: c_int, place: Place, tries: &mut u32) -> bool {
     const TRIES: u32 = 2000;
     let guarded = errno == Errno::of(errno::EAGAIN)
         && flags as u32 & k::O_NONBLOCK != 0
         && residency::is_any_partial()
         && *tries < TRIES;
-    if guarded {
-        *tries += 1;
+    if !guarded {
+        return false;
+    }
+    *tries += 1;
+    let shares = control::table().is_some_and(|table| table.shares_device);
+    let mount = place.mount.filter(|_| !shares).or_else(|| place::mount_of_file(place));
+    let let_in = mount
+        .zip(sys::stat_at(place.dirfd, place.path, 0).ok())
+        .is_some_and(|(index, stat)| ask::request(index, Ask::Open { ino: stat.st_ino }).is_ok());
+    if !let_in || *tries > 1 {
         sys::sleep_ns(1_000_000);
     }
-    guarded
+    true
 }
 
 /// Whether a file lies on the file system of mount `index`.
@@ -325,7 +334,7 @@ fn open_at(
             let mut tries = 0;
             let fd = loop {
                 let fd = absent::found(place, || real(place));
-                if fd >= 0 || !is_guarded(get_errno(), flags, &mut tries) {
+                if fd >= 0 || !is_guarded(get_errno(), flags, place, &mut tries) {
                     break fd;
                 }
             };

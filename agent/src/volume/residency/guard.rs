@@ -38,6 +38,10 @@ const SMALL: u64 = 8 << 20;
 /// Until then whoever wants to open a file stands in the kernel's list of those who wait, and the agent itself, which does not
 /// wait, has given the guard up: the signal comes before either.
 const SEEN: Duration = Duration::from_millis(20);
+/// Between two looks for him: he is on his way there, and waits for this.
+const LOOK: Duration = Duration::from_micros(200);
+/// So long after he was let in, who opens a file has opened it.
+const OPENING: Duration = Duration::from_millis(50);
 /// How long the kernel waits where it does not say.
 const BREAK_TIME: Duration = Duration::from_secs(45);
 
@@ -58,6 +62,8 @@ struct Inner {
     order: VecDeque<u64>,
     /// Volume inodes that are to be guarded, the newest last.
     queue: VecDeque<u64>,
+    /// The same, but not before then: somebody is about to open them.
+    opening: VecDeque<(Instant, u64)>,
 }
 
 struct Guard {
@@ -148,6 +154,15 @@ impl Guards {
         self.held.store(inner.held.len() as u64, Ordering::Relaxed);
     }
 
+    /// What was let go for somebody is to be guarded again; whether there is any more of that.
+    fn reconsider(&self) -> bool {
+        let mut inner = self.inner.lock();
+        while let Some((_, inode)) = inner.opening.pop_front_if(|(at, _)| *at <= Instant::now()) {
+            inner.queue.push_back(inode);
+        }
+        !inner.opening.is_empty()
+    }
+
     fn of_descriptor(&self, fd: i32) -> Option<u64> {
         let inner = self.inner.lock();
         inner.held.iter().find(|(_, guard)| guard.file.as_raw_fd() == fd).map(|(ino, _)| *ino)
@@ -234,8 +249,13 @@ impl Residency {
             }
             let unseen = self.guards.unseen();
             unseen.iter().for_each(|ino| self.guard_broken(*ino));
-            let idle = unseen.is_empty() && self.guards.inner.lock().queue.is_empty();
-            if let Some(fd) = wait(&signals, if idle { 5 * REST } else { REST })
+            let opening = self.guards.reconsider();
+            let pause = match (unseen.is_empty(), opening || !self.guards.inner.lock().queue.is_empty()) {
+                (false, _) => LOOK,
+                (true, true) => REST,
+                (true, false) => 5 * REST,
+            };
+            if let Some(fd) = wait(&signals, pause)
                 && let Some(ino) = self.guards.of_descriptor(fd)
             {
                 self.guard_broken(ino);
@@ -286,6 +306,23 @@ impl Residency {
         }
     }
 
+    /// Lets in who asks before he reads, and does not wait for a lease: an open with O_NONBLOCK.
+    pub fn let_in(self: &Arc<Self>, ino: u64) {
+        let mut inner = self.guards.inner.lock();
+        let Some(guard) = inner.held.remove(&ino) else { return };
+        self.guards.held.store(inner.held.len() as u64, Ordering::Relaxed);
+        inner.opening.push_back((Instant::now() + OPENING, guard.inode));
+        drop(inner);
+        self.expect(ino, guard.inode);
+    }
+
+    /// Who opens a small file will read it.
+    fn expect(self: &Arc<Self>, ino: u64, inode: u64) {
+        if self.index.seen(inode).is_ok_and(|seen| seen.is_some_and(|seen| seen.size <= SMALL)) {
+            self.request(Ask::Hint { ino, start: 0, end: u64::MAX }, Box::new(Ignored));
+        }
+    }
+
     /// Somebody wants to open a file, or did when a signal was sent whose descriptor may be another guard's by now.
     fn guard_broken(self: &Arc<Self>, ino: u64) {
         let waiters = waiters(ino);
@@ -314,9 +351,8 @@ impl Residency {
             self.guards.drop_guard(ino);
             // Once he has closed it.
             self.guards.want(inode);
-            let small = self.index.seen(inode).is_ok_and(|seen| seen.is_some_and(|seen| seen.size <= SMALL));
-            if small && !waiters.contains(&own) {
-                self.request(Ask::Hint { ino, start: 0, end: u64::MAX }, Box::new(Ignored));
+            if !waiters.contains(&own) {
+                self.expect(ino, inode);
             }
             return;
         }
