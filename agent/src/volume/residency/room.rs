@@ -155,6 +155,9 @@ impl Residency {
             // One of them may itself wait for data that waits for room: a truncate(2) of a marked file, say.
             let blocked = rounds.late.is_some_and(|since| since.elapsed() > LATE);
             stuck = gone.bytes == 0 && (blocked || !gone.late);
+            if stuck || self.excess() == 0 {
+                self.cache.in_use.settle();
+            }
         } else {
             rounds.late = None;
             self.look_who_is_in_use();
