@@ -3,19 +3,9 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    #[cfg(target_env = "gnu")]
-    few_heaps();
     #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
     names_without_modules();
     storeshim_agent::cli::main()
-}
-
-/// glibc gives its threads up to eight heaps for each CPU, and each keeps what it once had: with a million names that is a third
-/// of the agent's memory (mallopt(3)). What threads allocate often comes from caches of their own.
-#[cfg(target_env = "gnu")]
-fn few_heaps() {
-    // SAFETY: no other thread runs yet. Where it fails, memory is all that it costs.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
 }
 
 /// A program that is linked with glibc statically would still load the modules that the machine's nsswitch.conf names, and with
