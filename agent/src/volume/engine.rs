@@ -205,12 +205,6 @@ impl Volume {
         self.residency.warm(path, how, watch)
     }
 
-    /// Gives up the lease, if there is one, by which a file is guarded from programs that do not ask: the agent itself is about to
-    /// open it, and asks. Whether there was one.
-    pub(super) fn unguard(&self, ino: u64) -> bool {
-        self.residency.unguard(ino)
-    }
-
     /// Drops from this disk what is at `path`, relative to the root, and need not be there. Blocking.
     pub fn evict(&self, path: &Path, watch: &dyn Watch) -> Result<Evicted, VolumeError> {
         self.residency.evict_path(path, watch)

@@ -38,7 +38,8 @@ const SMALL: u64 = 8 << 20;
 /// Until then whoever wants to open a file stands in the kernel's list of those who wait, and the agent itself, which does not
 /// wait, has given the guard up: the signal comes before either.
 const SEEN: Duration = Duration::from_millis(20);
-/// Between two looks for him: he is on his way there, and waits for this.
+/// Between the first two looks for him: he is on his way there, and waits for this. Each pause after it is twice as long: every
+/// look reads the whole list, and holds up who changes it.
 const LOOK: Duration = Duration::from_micros(200);
 /// So long after he was let in, who opens a file has opened it.
 const OPENING: Duration = Duration::from_millis(50);
@@ -133,10 +134,20 @@ impl Guards {
 
     /// Gives a guard up, of a kernel inode; whether there was one.
     pub fn drop_guard(&self, ino: u64) -> bool {
+        self.take(ino).is_some()
+    }
+
+    /// The lease ends when what is returned is dropped.
+    fn take(&self, ino: u64) -> Option<Guard> {
         let mut inner = self.inner.lock();
         let guard = inner.held.remove(&ino);
         self.held.store(inner.held.len() as u64, Ordering::Relaxed);
-        guard.is_some()
+        guard
+    }
+
+    fn is_fetching(&self, ino: u64) -> bool {
+        let inner = self.inner.lock();
+        inner.held.get(&ino).and_then(|guard| guard.broken).is_some_and(|broken| broken.fetching)
     }
 
     fn insert(&self, ino: u64, guard: Guard) {
@@ -195,11 +206,14 @@ impl Guards {
 impl Residency {
     /// Gives up the guard of a file that the agent itself is about to open. It is guarded again later, if need be.
     pub fn unguard(&self, ino: u64) -> bool {
-        let inode = self.guards.inner.lock().held.get(&ino).map(|guard| guard.inode);
-        if let Some(inode) = inode {
-            self.guards.want(inode);
+        match self.guards.take(ino) {
+            Some(guard) => {
+                // Behind its end: while it stands, nothing need be guarded.
+                self.guards.want(guard.inode);
+                true
+            }
+            None => false,
         }
-        self.guards.drop_guard(ino)
     }
 
     /// The descriptor by which a guarded file can be written to. Where that one cannot, the guard is given up.
@@ -233,10 +247,16 @@ impl Residency {
         let Some(signals) = block(signal) else { return };
         self.guards.thread.store(nix::unistd::gettid().as_raw(), Ordering::Release);
         let mut looked = Instant::now();
+        let (mut look, mut stepped) = (LOOK, Instant::now());
         // A burst of wishes comes with a new directory, whose names are not all there yet.
         let mut later: VecDeque<(Instant, u64)> = VecDeque::new();
         while !ended() {
-            for _ in 0..STEP {
+            // Looks are more frequent than steps.
+            let steps = if look == LOOK || stepped.elapsed() >= REST { STEP } else { 0 };
+            if steps > 0 {
+                stepped = Instant::now();
+            }
+            for _ in 0..steps {
                 let Some(inode) = self.guards.inner.lock().queue.pop_back() else { break };
                 if self.guard(inode, signal).is_some_and(|again| again) && later.len() < self.guards.most {
                     later.push_back((Instant::now() + AGAIN, inode));
@@ -251,10 +271,11 @@ impl Residency {
             unseen.iter().for_each(|ino| self.guard_broken(*ino));
             let opening = self.guards.reconsider();
             let pause = match (unseen.is_empty(), opening || !self.guards.inner.lock().queue.is_empty()) {
-                (false, _) => LOOK,
+                (false, _) => look,
                 (true, true) => REST,
                 (true, false) => 5 * REST,
             };
+            look = if unseen.is_empty() { LOOK } else { (look * 2).min(REST / 2) };
             if let Some(fd) = wait(&signals, pause)
                 && let Some(ino) = self.guards.of_descriptor(fd)
             {
@@ -306,14 +327,23 @@ impl Residency {
         }
     }
 
-    /// Lets in who asks before he reads, and does not wait for a lease: an open with O_NONBLOCK.
-    pub fn let_in(self: &Arc<Self>, ino: u64) {
-        let mut inner = self.guards.inner.lock();
-        let Some(guard) = inner.held.remove(&ino) else { return };
-        self.guards.held.store(inner.held.len() as u64, Ordering::Relaxed);
-        inner.opening.push_back((Instant::now() + OPENING, guard.inode));
-        drop(inner);
-        self.expect(ino, guard.inode);
+    /// Lets in who asks before he reads, and does not wait for a lease: an open with O_NONBLOCK. Whoever else waits there would go
+    /// in with him: if one of them does not ask, all of the file comes first.
+    ///
+    /// # Errors
+    /// As [`Residency::hydrate`].
+    pub fn let_in(self: &Arc<Self>, ino: u64) -> Result<(), VolumeError> {
+        let (own, hooked) = (std::process::id(), self.shared.gate().hooked());
+        let asks = |pid: &u32| *pid == own || openers::is_hooked(*pid, &hooked);
+        if self.guards.is_fetching(ino) || !waiters(ino).iter().all(asks) {
+            self.hydrate(ino, 0, u64::MAX, Pin::Open)?;
+        }
+        let Some(guard) = self.guards.take(ino) else { return Ok(()) };
+        let inode = guard.inode;
+        drop(guard);
+        self.guards.inner.lock().opening.push_back((Instant::now() + OPENING, inode));
+        self.expect(ino, inode);
+        Ok(())
     }
 
     /// Who opens a small file will read it.

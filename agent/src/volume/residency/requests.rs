@@ -119,10 +119,7 @@ impl Residency {
             }
             Ask::Resize { ino, size } => self.resize(ino, size).map(|()| Ok(0)),
             Ask::Unlink { ino } => self.unlinking(ino).map(|()| Ok(0)),
-            Ask::Open { ino } => {
-                self.let_in(ino);
-                Ok(Ok(0))
-            }
+            Ask::Open { ino } => self.let_in(ino).map(|()| Ok(0)),
             Ask::Seek { ino, start, hole } => self.seek(ino, start, hole),
             Ask::Blocks { ino } => self.blocks(ino),
             Ask::Room { .. } | Ask::Grow { .. } | Ask::Streamed { .. } => {
