@@ -249,9 +249,12 @@ pub fn tell_unseen(fd: c_int) {
 /// Errors: those of [`residency::keep`].
 #[inline(never)]
 pub fn leave(fd: c_int) -> Result<(), Errno> {
-    let known = known(fd);
-    let append = if known.appends() { k::O_APPEND } else { 0 };
-    residency::keep(fd, if known.writable() { k::O_WRONLY | append } else { k::O_RDONLY })?;
+    // Looks the descriptor up, which tells it where it lies in a mount.
+    let _ = known(fd);
+    // Not what is remembered: that knows no difference between one that only writes and one that reads as well.
+    if let Ok(flags) = sys::status_flags(fd) {
+        residency::keep(fd, flags as u32)?;
+    }
     tell_unseen(fd);
     Ok(())
 }
@@ -261,9 +264,15 @@ pub fn leave(fd: c_int) -> Result<(), Errno> {
 #[cold]
 pub fn withhold(fd: c_int) {
     forget(fd);
-    if let Ok(nothing) = sys::openat(k::AT_FDCWD, c"/".as_ptr(), (k::O_PATH | k::O_CLOEXEC) as c_int, 0) {
-        let _ = sys::replace(fd, nothing as c_int);
+    let nothing = sys::openat(k::AT_FDCWD, c"/".as_ptr(), (k::O_PATH | k::O_CLOEXEC) as c_int, 0);
+    let replaced = nothing.and_then(|nothing| {
+        let replaced = sys::replace(fd, nothing as c_int);
         sys::close(nothing as c_int);
+        replaced
+    });
+    if replaced.is_err() {
+        // No descriptor is left: better none than that one.
+        sys::close(fd);
     }
 }
 

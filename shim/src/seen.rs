@@ -274,6 +274,10 @@ impl Subject {
     fn is_to_be_listed(self) -> bool {
         match self {
             Self::Descriptor(fd) => sys::status_flags(fd).is_ok_and(|flags| flags as u32 & k::O_PATH == 0),
+            // SAFETY: a look at it has succeeded.
+            Self::Path(place) if unsafe { *place.path } == 0 => {
+                Self::Descriptor(place.dirfd).is_to_be_listed()
+            }
             Self::Path(_) => false,
         }
     }

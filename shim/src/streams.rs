@@ -30,6 +30,11 @@ pub fn remove(fd: c_int) {
     }
 }
 
+/// All streams are closed.
+pub fn remove_all() {
+    STREAMS.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+}
+
 /// Whether a stream may read or write `fd` without being asked to.
 #[inline(always)]
 pub fn has(fd: c_int) -> bool {

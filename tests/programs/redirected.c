@@ -32,6 +32,25 @@ static FILE *close_and_open_by_number(void)
     checked(syscall(SYS_openat, AT_FDCWD, path, O_RDONLY), "openat");
     return stdin;
 }
+static FILE *close_and_openat2_by_number(void)
+{
+    struct { uint64_t flags, mode, resolve; } how = { .flags = O_RDONLY };
+    close(0);
+    checked(syscall(437 /* SYS_openat2 */, AT_FDCWD, path, &how, sizeof how), "openat2");
+    return stdin;
+}
+static FILE *close_and_getfd_by_number(void)
+{
+    int fd = opened(), process = checked(syscall(434 /* SYS_pidfd_open */, getpid(), 0), "pidfd_open");
+    close(0);
+    checked(syscall(438 /* SYS_pidfd_getfd */, process, fd, 0), "pidfd_getfd");
+    return stdin;
+}
+static FILE *read_and_append(void)
+{
+    checked(dup2(checked(open(path, O_RDWR | O_APPEND), "open"), 0), "dup2");
+    return stdin;
+}
 static FILE *by_dup2(void) { checked(dup2(opened(), 0), "dup2"); return stdin; }
 static FILE *by_dup3(void) { checked(dup3(opened(), 0, 0), "dup3"); return stdin; }
 static FILE *close_and_dup(void) { int fd = opened(); close(0); checked(dup(fd), "dup"); return stdin; }
@@ -69,7 +88,8 @@ static FILE *received(void)
 
 static const struct { const char *name; FILE *(*way)(void); } WAYS[] = {
 #define WAY(name) { #name, name }
-    WAY(close_and_open), WAY(close_and_open_by_number), WAY(by_dup2), WAY(by_dup3), WAY(close_and_dup),
+    WAY(close_and_open), WAY(close_and_open_by_number), WAY(close_and_openat2_by_number),
+    WAY(close_and_getfd_by_number), WAY(read_and_append), WAY(by_dup2), WAY(by_dup3), WAY(close_and_dup),
     WAY(close_and_fcntl), WAY(another_stream), WAY(received),
 };
 

@@ -70,9 +70,12 @@ fn by_the_net() {
 
 /// stdio reads past all hooks: what takes the number of a stream is brought, or does not take it.
 fn what_takes_the_number_of_a_stream(language: Language) {
-    const WAYS: [&str; 8] = [
+    const WAYS: [&str; 11] = [
         "close_and_open",
         "close_and_open_by_number",
+        "close_and_openat2_by_number",
+        "close_and_getfd_by_number",
+        "read_and_append",
         "by_dup2",
         "by_dup3",
         "close_and_dup",

@@ -7,7 +7,7 @@ use storeshim_protocol::Intent;
 use super::socket::turn_sender;
 use crate::fds::{self, Known};
 use crate::hook::{answer, fail, hook, real};
-use crate::sys::{self, Errno, k};
+use crate::sys::{self, Answer, Errno, k};
 use crate::{control, loader, quota, streams, tell};
 
 /// Tells that a descriptor which could write is gone.
@@ -56,20 +56,17 @@ hook! {
 /// none where its file cannot be brought.
 #[inline(always)]
 pub fn new(fd: c_int) -> c_int {
-    if streams::has(fd) { taken(fd) } else { fd }
+    if streams::has(fd) { answer(taken(fd)) } else { fd }
 }
 
+/// The same of a descriptor that has taken such a number.
 #[cold]
 #[inline(never)]
-fn taken(fd: c_int) -> c_int {
-    match fds::leave(fd) {
-        Ok(()) => fd,
-        Err(errno) => {
-            closed(fds::forget(fd));
-            sys::close(fd);
-            fail(errno)
-        }
-    }
+pub fn taken(fd: c_int) -> Answer {
+    fds::leave(fd).map(|()| fd as usize).inspect_err(|_| {
+        closed(fds::forget(fd));
+        sys::close(fd);
+    })
 }
 
 /// `got` is a duplicate of `old`, if it is a descriptor at all.
@@ -200,6 +197,7 @@ hook! {
     unsafe fn fcloseall() -> c_int => my_fcloseall {
         let result = real!(fcloseall)();
         fds::forget_range(0, u32::MAX, |_| ());
+        streams::remove_all();
         result
     }
 }

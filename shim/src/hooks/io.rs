@@ -269,8 +269,8 @@ struct Dedupe {
 /// One target, which begins with its descriptor.
 type Target = [i64; 4];
 
-/// Targets that the kernel takes: head and targets must fit a page (it says ENOMEM to more).
-const TARGETS_MAX: usize = (4096 - size_of::<Dedupe>()) / size_of::<Target>();
+/// Targets that any kernel takes: head and targets must fit a page, which are 64 KiB at most (it says ENOMEM to more).
+const TARGETS_MAX: usize = ((64 << 10) - size_of::<Dedupe>()) / size_of::<Target>();
 
 /// Copies that share what they copy, and where what is in a file is laid out: both look at it past all hooks. What the kernel
 /// will refuse brings nothing.

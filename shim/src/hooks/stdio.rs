@@ -187,10 +187,13 @@ hook! {
         if let Err(errno) = residency::keep(fd, flags.unwrap_or(k::O_RDWR)) {
             return fail(errno);
         }
-        if let Some(flags) = flags {
-            tell_unseen(fd, flags);
+        let had = streams::has(fd);
+        tell_unseen(fd, flags.unwrap_or(k::O_RDWR));
+        let stream: *mut c_void = real!(fdopen)(fd, mode);
+        if stream.is_null() && !had {
+            streams::remove(fd);
         }
-        real!(fdopen)(fd, mode)
+        stream
     }
 }
 
@@ -388,6 +391,18 @@ hook! {
             tell_unseen(fileno(stream), flags_at(mode).unwrap_or(k::O_RDWR));
         }
         kept(stream, flags_at(mode).unwrap_or(k::O_RDWR))
+    }
+}
+
+hook! {
+    unsafe fn endmntent | __endmntent(stream: *mut c_void) -> c_int => my_endmntent {
+        let fd = if stream.is_null() { -1 } else { fileno(stream) };
+        let known = fds::forget(fd);
+        streams::remove(fd);
+        // libc closes it past our fclose.
+        let result = real!(endmntent)(stream);
+        closed(known);
+        result
     }
 }
 

@@ -10,7 +10,7 @@ use crate::hooks::{
     space, spawn, stat, sync, system,
 };
 use crate::sys::{Errno, errno, k};
-use crate::{control, fds};
+use crate::{control, streams};
 
 /// Declares the numbers that are routed and their routes: `NUMBER => hook(positions of its arguments);` or
 /// `NUMBER => { expression };`.
@@ -44,7 +44,7 @@ pub(super) use routes;
 routes! { w;
     // Opening.
     __NR_openat => open::my_openat(0, 1, 2, 3);
-    __NR_openat2 => open::open_how(0, 1, 2, 3);
+    __NR_openat2 => open::my_openat2(0, 1, 2, 3);
     __NR_open_by_handle_at => { opened(w.call(), w.get(2)) };
     __NR_name_to_handle_at => { w.translated_at(0, 1) };
 
@@ -188,9 +188,9 @@ routes! { w;
 fn opened(done: crate::sys::Answer, flags: c_int) -> crate::sys::Answer {
     if let Ok(fd) = done {
         let fd = fd as c_int;
-        fds::forget(fd);
-        if flags as u32 & k::O_TRUNC != 0 {
-            open::led(fd, flags);
+        open::led(fd, flags);
+        if streams::has(fd) {
+            return self::fd::taken(fd);
         }
     }
     done
