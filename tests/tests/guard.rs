@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use storeshim_tests::cold::cold;
 use storeshim_tests::contents::CONTENTS;
-use storeshim_tests::node::{Node, Setup};
+use storeshim_tests::node::{Node, Setup, find};
 use storeshim_tests::programs::{Language, built, crate_dir};
 use storeshim_tests::s3::S3Server;
 
@@ -297,4 +297,45 @@ fn nobody_is_stuck() {
     // He was served just before the end, or has failed.
     reader.wait().unwrap();
     assert!(node.guards().is_empty());
+}
+
+/// An open that does not wait is no reason to bring all of a file: who asks before he reads is let in.
+#[test]
+fn who_does_not_wait_at_a_guard_is_let_in_if_he_asks() {
+    let server = S3Server::start();
+    let setup = Setup::on_s3(&server).with("guard", "leases");
+    let Some(mut node) = cold(setup, "make('f', 64 << 20)") else { return };
+    node.await_names();
+    node.await_status("the guard", |status| find(status, "unguarded_files").is_some_and(|n| n == 0));
+    node.python(&format!(
+        "{CONTENTS}
+fd = os.open('f', os.O_RDONLY | os.O_NONBLOCK)
+assert os.read(fd, 4096) == content('f', 64 << 20)[:4096]"
+    ));
+    let counters = node.status_of("counters");
+    let brought = find(&counters, "hydrated_bytes").and_then(serde_json::Value::as_u64).unwrap_or(0);
+    assert!(brought < 32 << 20, "{counters}");
+}
+
+/// Who does not ask waits at the same guard: he does not go in behind one who does.
+#[test]
+fn who_is_let_in_lets_in_nobody_else() {
+    const SIZE: u64 = 24 << 20;
+    let server = S3Server::start();
+    let setup = Setup::on_s3(&server).with("guard", "leases");
+    let Some(mut node) = cold(setup, "make('f', 24 << 20)") else { return };
+    let path = node.tree().join("f");
+    node.await_names();
+    node.await_status("the guard", |status| find(status, "unguarded_files").is_some_and(|n| n == 0));
+    server.knobs().delay_ms.store(700, Relaxed);
+    std::thread::scope(|scope| {
+        let stranger = scope.spawn(|| Command::new("/bin/cat").arg(&path).output().unwrap().stdout);
+        std::thread::sleep(Duration::from_millis(200));
+        node.python("import os\nfd = os.open('f', os.O_RDONLY | os.O_NONBLOCK)\nos.read(fd, 4096)");
+        let read = stranger.join().unwrap();
+        assert_eq!(read.len() as u64, SIZE);
+        // They are random.
+        let zeros = read.iter().filter(|byte| **byte == 0).count() as u64;
+        assert!(zeros < SIZE / 128, "{zeros} bytes are 0");
+    });
 }

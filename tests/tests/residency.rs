@@ -114,48 +114,6 @@ fn who_is_never_answered_hears_so_in_time() {
     python(&node, "right('many/f7', 100)\nright('g', 9 << 20)");
 }
 
-/// An open that does not wait is no reason to bring all of a file: who asks before he reads is let in.
-#[test]
-fn who_does_not_wait_at_a_guard_is_let_in_if_he_asks() {
-    let server = S3Server::start();
-    let setup = Setup::on_s3(&server).with("guard", "leases");
-    let Some(mut node) = filled(setup, "make('f', 64 << 20)") else { return };
-    begin_cold(&mut node);
-    node.await_names();
-    node.await_status("the guard", |status| find(status, "unguarded_files").is_some_and(|n| n == 0));
-    python(
-        &node,
-        "fd = os.open('f', os.O_RDONLY | os.O_NONBLOCK)
-assert os.read(fd, 4096) == content('f', 64 << 20)[:4096]",
-    );
-    let counters = node.status_of("counters");
-    let brought = find(&counters, "hydrated_bytes").and_then(serde_json::Value::as_u64).unwrap_or(0);
-    assert!(brought < 32 << 20, "{counters}");
-}
-
-/// Who does not ask waits at the same guard: he does not go in behind one who does.
-#[test]
-fn who_is_let_in_lets_in_nobody_else() {
-    const SIZE: u64 = 24 << 20;
-    let server = S3Server::start();
-    let setup = Setup::on_s3(&server).with("guard", "leases");
-    let Some(mut node) = filled(setup, "make('f', 24 << 20)") else { return };
-    let path = node.tree().join("f");
-    let right = std::fs::read(&path).unwrap();
-    begin_cold(&mut node);
-    node.await_names();
-    node.await_status("the guard", |status| find(status, "unguarded_files").is_some_and(|n| n == 0));
-    server.knobs().delay_ms.store(700, Relaxed);
-    std::thread::scope(|scope| {
-        let stranger = scope.spawn(|| Command::new("/bin/cat").arg(&path).output().unwrap().stdout);
-        seconds(0.2);
-        python(&node, "fd = os.open('f', os.O_RDONLY | os.O_NONBLOCK)\nos.read(fd, 4096)");
-        let read = stranger.join().unwrap();
-        assert_eq!(read.len() as u64, SIZE);
-        assert!(read == right, "{} bytes are 0", read.iter().filter(|byte| **byte == 0).count());
-    });
-}
-
 /// Without the backend what is here is here, and what is not fails after the patience; nothing is ever wrong.
 #[test]
 fn a_read_that_cannot_be_served_fails_and_later_succeeds() {
