@@ -9,7 +9,7 @@ use std::fs;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use storeshim_tests::node::{Node, Setup};
+use storeshim_tests::node::{FileStore, Node, Setup};
 use storeshim_tests::programs::{Language, built, crate_dir, require};
 use storeshim_tests::s3::{BUCKET, S3Server};
 
@@ -271,4 +271,54 @@ for n in range(3000):
     let said = node.bash("set -o pipefail; tar -cf - . | tar -tf - | wc -l");
     assert_eq!((said.err.as_str(), said.out.trim()), ("", "6061"));
     said.succeeded();
+}
+
+/// The kernel gives a number out again at once: in one place directories and files come and go, and cuts are made all along,
+/// while in others the agent makes what has not been here yet.
+#[test]
+fn numbers_that_are_given_out_again_stand_for_what_has_them_now() {
+    [Setup::translated as fn(String) -> Setup, Setup::identity].into_iter().for_each(numbers);
+}
+
+fn numbers(placed: fn(String) -> Setup) {
+    const FILL: &str = "
+os.mkdir('churn')
+for i in range(1000):
+    os.makedirs(f'a{i % 10}/b{i}/c/d')
+    open(f'a{i % 10}/b{i}/c/d/f', 'w').write(f'{i}\\n')";
+    const CHURN: &str = "
+import time
+me = [os.fork() for _ in range(2)]
+end, i = time.time() + 1, 0
+while time.time() < end:
+    i += 1
+    names = [f'churn/{os.getpid()}.{i}.{j}' for j in range(1 + i % 8)]
+    for name in names:
+        os.mkdir(name)
+        open(name + '/x', 'w').close()
+    time.sleep(0.001 * (i % 30))
+    for name in names:
+        os.unlink(name + '/x')
+        os.rmdir(name)
+for child in me if all(me) else []:
+    assert os.waitpid(child, 0)[1] == 0";
+    const LIST: &str = "find . | LC_ALL=C sort";
+    // One that answers at once, so that there are many cuts.
+    let store = FileStore::new();
+    let mut node = Node::started(placed(store.url()).lazy().with("max_lag", "10ms"));
+    node.python(FILL);
+    node.flush();
+    let before = node.sh(LIST);
+    for _ in 0..2 {
+        node.lose();
+        node.start();
+        node.python(CHURN);
+        same(&before, &node.sh(LIST), &node);
+        node.flush();
+    }
+    // What was committed meanwhile is right as well.
+    node.lose();
+    node.start();
+    same(&before, &node.sh(LIST), &node);
+    node.survives("numbers that were given out again");
 }

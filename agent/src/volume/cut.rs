@@ -326,10 +326,10 @@ impl<'a> Cutter<'a, '_> {
         let mut released = Vec::new();
         for (ino, flags) in self.suspects.iter() {
             // Changed in this cut: perhaps again after it. The next cut asks.
-            let quiet = match look.known(*ino)? {
-                Some(inode) => !look.differs(inode)?,
-                None => true,
-            };
+            let mut quiet = true;
+            for inode in look.all_known(*ino)? {
+                quiet &= !look.differs(inode)?;
+            }
             if quiet && !told.inodes.contains(ino) {
                 // Where the kernel does not tell of mappings, one is taken to stand while any program does.
                 let unsure = flags.has(OpenFlags::MAPPED) && !self.tree.leases_see_mappings();

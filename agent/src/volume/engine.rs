@@ -513,6 +513,7 @@ impl Engine {
         }
         let (index, uploader, files) =
             (Arc::clone(&self.index), Arc::clone(&self.uploader), Arc::clone(&self.files));
+        let _cutting = index.cutting();
         let mut chunks = ChunkStore::new(&index, &uploader);
         let suspects = self.suspects.clone();
         let cut = Cutter {
@@ -587,7 +588,7 @@ impl Engine {
             since: since.unwrap_or_else(Instant::now),
         };
         if plan.is_empty() {
-            if let Err(error) = self.take_over(&plan, |changes| self.index.apply_local(changes)) {
+            if let Err(error) = self.take_over(&plan, |changes| self.index.apply_seen(changes)) {
                 return Err((error, job.waiters));
             }
             // Kept in order behind the commits that are on their way, whose changes they may wait for.

@@ -151,7 +151,7 @@ impl<'a> Look<'a> {
         }
         self.look_dirs(&mut todo)?;
         for (kino, dirty) in &work.inodes {
-            if let Some(inode) = self.known(*kino)? {
+            for inode in self.all_known(*kino)? {
                 let mine = todo.inodes.entry(inode).or_default();
                 let untold = mine.untold;
                 mine.clone_from(dirty);
@@ -182,12 +182,17 @@ impl<'a> Look<'a> {
 
     /// Whether the inode's file is still open or mapped for writing somewhere.
     pub fn has_writers(&mut self, kino: u64) -> Result<bool> {
-        let Some(inode) = self.known(kino)? else { return Ok(false) };
-        let Some((tree, path)) = self.place_of(inode)? else { return Ok(false) };
-        let Some(file) = tree.open_file(&path)? else { return Ok(false) };
-        Ok(!self.cx.tree.leases_see_mappings()
-            || self.cx.tree.stat(file.as_fd())?.id.ino != kino
-            || !self.cx.tree.no_writers(&file))
+        for inode in self.all_known(kino)? {
+            if let Some((tree, path)) = self.place_of(inode)?
+                && let Some(file) = tree.open_file(&path)?
+                && (!self.cx.tree.leases_see_mappings()
+                    || self.cx.tree.stat(file.as_fd())?.id.ino != kino
+                    || !self.cx.tree.no_writers(&file))
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Looks at suspects again; whether any had changed. Two rounds in a row without a change are a double collect.
@@ -198,7 +203,7 @@ impl<'a> Look<'a> {
     ) -> Result<bool> {
         let mut any = false;
         for (kino, flags) in suspects {
-            if let Some(inode) = self.known(*kino)? {
+            for inode in self.all_known(*kino)? {
                 let dirty = DirtyInode { opened: Some(*flags), ..DirtyInode::default() };
                 any |= self.look_inode(inode, &dirty, sink)?;
             }
@@ -226,7 +231,8 @@ impl<'a> Look<'a> {
     }
 
     /// The volume inodes that a kernel inode number may mean: it may stand for a new one while intents still tell of the
-    /// old one, which was deleted.
+    /// old one, which was deleted. And what this look has met may be the old one: the number was given out again since, to what
+    /// the agent has brought.
     pub fn all_known(
         &self,
         kino: u64,
@@ -323,7 +329,7 @@ impl<'a> Look<'a> {
             todo.lost.extend(was);
             return self.set_dentry(dir, name, None);
         };
-        let (inode, new) = self.inode_of(&stat)?;
+        let (inode, new) = self.inode_of(&stat, was)?;
         self.set_dentry(dir, name, Some(inode))?;
         todo.lost.extend(was.filter(|was| *was != inode));
         if new {
@@ -358,7 +364,7 @@ impl<'a> Look<'a> {
         let (parent, last) =
             cut.map_or((&[][..], &path[..]), |at| (&path[..at], path.get(at + 1..).unwrap_or(&[])));
         if let Some(parent) = self.cx.tree.open_dir(parent)?
-            && let Some(parent) = self.known(self.cx.tree.stat(parent.as_fd())?.id.ino)?
+            && let Some(parent) = self.meant(self.cx.tree.stat(parent.as_fd())?.id)?
             && self.cx.index.child(parent, last)?.is_none()
         {
             self.through.insert((parent, last.into()));
@@ -574,18 +580,29 @@ impl<'a> Look<'a> {
         Ok(self.ids.get(&inode).copied())
     }
 
-    /// The volume inode of a kernel inode that was just seen, and whether it is new.
-    fn inode_of(&mut self, stat: &Stat) -> Result<(u64, bool)> {
-        if let Some(kernel) = self.kernel.get(&stat.id.ino)
-            && kernel.id == stat.id
-        {
-            return Ok((kernel.inode, !self.inodes.contains_key(&kernel.inode)));
-        }
-        if let Some(kernel) = self.cx.index.kernel(stat.id.ino)?
-            && kernel.id == stat.id
-        {
-            self.kernel.remove(&stat.id.ino);
-            return Ok((kernel.inode, false));
+    /// The volume inode of what was just seen.
+    fn meant(&self, id: FileId) -> Result<Option<u64>> {
+        let new = self.kernel.get(&id.ino).copied();
+        let its = |kernel: &Kernel| kernel.id == id;
+        let found = match new.filter(its) {
+            None => self.cx.index.kernel(id.ino)?.filter(its),
+            found => found,
+        };
+        Ok(found.map(|kernel| kernel.inode))
+    }
+
+    /// The volume inode of what was just seen by a name that stood for `was`, and whether it is new.
+    fn inode_of(&mut self, stat: &Stat, was: Option<u64>) -> Result<(u64, bool)> {
+        let still = match was {
+            // First what is known of the name: a number says less, for it is given out again.
+            Some(was) if self.id_of(was)? == Some(stat.id) => Some(was),
+            _ => self.meant(stat.id)?,
+        };
+        if let Some(inode) = still {
+            if self.kernel.get(&stat.id.ino).is_some_and(|kernel| kernel.inode != inode) {
+                self.kernel.remove(&stat.id.ino);
+            }
+            return Ok((inode, inode >= self.first_new && !self.inodes.contains_key(&inode)));
         }
         let inode = self.next_inode;
         self.next_inode += 1;

@@ -30,6 +30,7 @@
 mod bulk;
 mod lazy;
 mod local;
+mod numbers;
 mod pieces;
 mod reserve;
 mod resident;
@@ -39,6 +40,7 @@ mod undo;
 
 use self::lazy::Lazy;
 pub use self::local::{Absent, absent_key, set_absent, set_link, set_seen, set_unpopulated, unpopulated_key};
+use self::numbers::Numbers;
 pub use self::pieces::Pieces;
 pub use self::reserve::{For, Reserve};
 use self::resident::Resident;
@@ -155,6 +157,7 @@ pub struct Index {
     records: Keyspace,
     lazy: Lazy,
     resident: Resident,
+    numbers: Numbers,
     reserve: OnceLock<Reserve>,
 }
 
@@ -247,8 +250,14 @@ impl Index {
                 .filter_block_partitioning_policy(PartitioningPolicy::all(true))
                 .index_block_partitioning_policy(PartitioningPolicy::all(true))
         })?;
-        let index =
-            Self { db, records, lazy: Lazy::new(), resident: Resident::default(), reserve: OnceLock::new() };
+        let index = Self {
+            db,
+            records,
+            lazy: Lazy::new(),
+            resident: Resident::default(),
+            numbers: Numbers::default(),
+            reserve: OnceLock::new(),
+        };
         let base = index.base()?;
         index.lazy.stand(base.as_ref());
         if index.is_loaded() {
@@ -538,6 +547,18 @@ impl Index {
     pub fn apply_local(&self, changes: &Changes) -> Result<()> {
         // What is not refused here the database would meet itself, and take nothing any more.
         self.provide(size_of(changes), For::Room)?;
+        let _numbers = self.numbers.note(changes)?;
+        self.write(changes)
+    }
+
+    /// The same of what a cut saw that changes nothing of the volume.
+    pub fn apply_seen(&self, changes: &Changes) -> Result<()> {
+        self.provide(size_of(changes), For::Room)?;
+        let (_numbers, changes) = self.numbers.still(changes)?;
+        self.write(&changes)
+    }
+
+    fn write(&self, changes: &Changes) -> Result<()> {
         let _counted = self.resident.change(&self.records, changes)?;
         let mut batch = self.db.batch();
         for (key, value) in changes {

@@ -26,6 +26,20 @@ struct Backend {
     delay: AtomicU32,
 }
 
+/// Of volume 7, in which nothing was committed.
+pub(super) fn base() -> Base {
+    Base {
+        volume_id: 7,
+        seq: 0,
+        nonce: 0,
+        populated: true,
+        boot_id: "b".into(),
+        clean: false,
+        loaded: true,
+        since: 2,
+    }
+}
+
 impl Backend {
     fn read(&self) -> crate::meta::Result<Map> {
         self.reads.fetch_add(1, Ordering::Relaxed);

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use super::numbers::number_of;
 use super::{
     BASE, Base, Changes, Doubt, For, Index, Result, Seen, damaged, encode, seen_key, size_of, size_of_change,
     tagged,
@@ -35,14 +36,16 @@ impl Index {
     /// Takes over what cut `seq` saw, remembering what was before until [`Index::confirm`].
     pub fn apply(&self, seq: u64, nonce: u128, changes: &Changes) -> Result<()> {
         // Nobody else changes records of the volume meanwhile; of what is not here yet the true value is fetched.
-        let undo = Undo { nonce, before: self.before(changes)? };
+        let mut undo = Undo { nonce, before: self.before(changes)? };
         let before =
             undo.before.iter().map(|(key, value)| size_of_change(key, value.as_deref())).sum::<u64>();
         self.provide(before + size_of(changes), For::Room)?;
         let _writing = self.lazy.writing();
-        let _counted = self.resident.change(&self.records, changes)?;
+        let (_numbers, changes) = self.numbers.still(changes)?;
+        undo.before.retain(|(key, _)| changes.contains_key(key));
+        let _counted = self.resident.change(&self.records, &changes)?;
         let mut batch = self.db.batch();
-        for (key, value) in changes {
+        for (key, value) in changes.iter() {
             self.stage(&mut batch, key.clone(), value.clone());
         }
         batch.insert(&self.records, undo_key(seq), encode(&undo)?);
@@ -59,6 +62,20 @@ impl Index {
         batch.insert(&self.records, BASE, encode(&base)?);
         batch.remove(&self.records, undo_key(seq));
         Ok(batch.commit()?)
+    }
+
+    /// Whether `key` is that of a kernel number which an inode has rightly once `undone` is taken back: it got it after that cut.
+    fn has_its_number(&self, key: &[u8], undone: &Changes) -> Result<bool> {
+        let Some(kernel) = number_of(key).map(|ino| self.kernel(ino)).transpose()?.flatten() else {
+            return Ok(false);
+        };
+        let seen: Option<Seen> = match undone.get(&seen_key(kernel.inode)) {
+            Some(value) => {
+                value.as_ref().map(|value| postcard::from_bytes(value).map_err(damaged)).transpose()?
+            }
+            None => self.seen(kernel.inode)?,
+        };
+        Ok(seen.is_some_and(|seen| seen.id == kernel.id))
     }
 
     /// At start: compares with where the backend stands, confirms the cuts that became durable and rolls back those
@@ -90,8 +107,11 @@ impl Index {
                     Ok(key::Key::Inode(inode) | key::Key::Block(inode, _)) => Some(inode),
                     _ => None,
                 }));
-                for (key, value) in undo.before {
-                    self.stage(&mut batch, key, value);
+                let undone = Changes::from_iter(undo.before);
+                for (key, value) in &undone {
+                    if !self.has_its_number(key, &undone)? {
+                        self.stage(&mut batch, key.clone(), value.clone());
+                    }
                 }
             }
             batch.remove(&self.records, undo_key(cut));
@@ -111,20 +131,8 @@ impl Index {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::base;
     use super::*;
-
-    fn base() -> Base {
-        Base {
-            volume_id: 7,
-            seq: 0,
-            nonce: 0,
-            populated: true,
-            boot_id: "b".into(),
-            clean: false,
-            loaded: true,
-            since: 2,
-        }
-    }
 
     fn head(seq: u64, nonce: u128) -> Option<Head> {
         Some(Head { seq, nonce, cut_at_ns: 0 })

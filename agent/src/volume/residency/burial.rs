@@ -168,7 +168,10 @@ impl Residency {
             self.table.whole(inode, ino);
         }
         self.table.forget(ino);
-        self.marks.forget(ino);
+        // The number may stand for something by now that has a mark of its own.
+        if self.index.kernel(ino)?.is_none_or(|kernel| kernel.inode == inode) {
+            self.marks.forget(ino);
+        }
         locked.forget();
         Ok(())
     }
