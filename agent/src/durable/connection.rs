@@ -39,7 +39,6 @@ struct Shared {
 
 /// Serves a connection until it ends; why it did. `first` is what was read from it already.
 pub async fn serve(link: &Arc<Link>, mut source: Source, sink: Sink, first: BytesMut) -> Option<WireError> {
-    let mut presence = link.presence();
     let (number, open) = link.begin()?;
     let shared = Arc::new(Shared {
         link: Arc::clone(link),
@@ -54,7 +53,7 @@ pub async fn serve(link: &Arc<Link>, mut source: Source, sink: Sink, first: Byte
         why = shared.read(&mut source, first) => why,
         why = shared.write(&mut writer, open) => why,
         why = shared.watch() => why,
-        _ = presence.wait_for(|present| *present != number) => match link.fatal() {
+        () = link.replaced(number) => match link.fatal() {
             Some(error) => error,
             None => WireError::unavailable("another connection has taken its place"),
         },

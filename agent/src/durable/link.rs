@@ -348,9 +348,15 @@ impl Link {
 
     // What connections do.
 
-    /// Watches for a connection's replacement.
-    pub fn presence(&self) -> watch::Receiver<u64> {
-        self.present.subscribe()
+    /// Ends once a connection is not the present one any more.
+    pub async fn replaced(&self, connection: u64) {
+        // What it returns is locked, and whoever sets it has the state locked: not to be kept while that is asked for.
+        drop(self.present.subscribe().wait_for(|present| *present != connection).await);
+    }
+
+    /// Ends once there will be no other connection.
+    pub async fn ended(&self) {
+        drop(self.present.subscribe().wait_for(|present| *present == u64::MAX).await);
     }
 
     /// A new connection takes the place of any former one; its number, and its request to open the volume.

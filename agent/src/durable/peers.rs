@@ -44,21 +44,19 @@ pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// Lets Durable Objects in until the link ends.
 pub async fn accept(link: Arc<Link>, listener: TcpListener) {
-    let mut presence = link.presence();
     let room = Arc::new(Semaphore::new(MOST));
     loop {
         let accepted = tokio::select! {
-            _ = presence.wait_for(|present| *present == u64::MAX) => return,
+            () = link.ended() => return,
             accepted = listener.accept() => accepted,
         };
         match (accepted, Arc::clone(&room).try_acquire_owned()) {
             (Ok((stream, from)), Ok(permit)) => {
                 let link = Arc::clone(&link);
                 tokio::spawn(async move {
-                    let mut presence = link.presence();
                     tokio::select! {
                         () = welcome(&link, stream, from) => {}
-                        _ = presence.wait_for(|present| *present == u64::MAX) => {}
+                        () = link.ended() => {}
                     }
                     drop(permit);
                 });
@@ -111,13 +109,12 @@ async fn welcome(link: &Arc<Link>, stream: TcpStream, from: SocketAddr) {
 
 /// Keeps a connection with a Worker until the link ends.
 pub async fn dial(link: Arc<Link>, remote: Remote) {
-    let mut presence = link.presence();
     let mut pause = PAUSE.0;
     while link.fatal().is_none() {
         let began = Instant::now();
         let connected = tokio::select! {
             connected = transport::connect(&remote) => connected,
-            _ = presence.wait_for(|present| *present == u64::MAX) => return,
+            () = link.ended() => return,
         };
         match connected {
             Ok((source, sink)) => {
@@ -136,7 +133,7 @@ pub async fn dial(link: Arc<Link>, remote: Remote) {
         }
         tokio::select! {
             () = tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))) => {}
-            _ = presence.wait_for(|present| *present == u64::MAX) => return,
+            () = link.ended() => return,
         }
         pause = (2 * pause).min(PAUSE.1);
     }

@@ -167,6 +167,22 @@ fn commits_that_are_refused_for_now_go_again_in_order() {
 }
 
 #[test]
+fn connections_that_take_one_anothers_place_hold_up_nobody() {
+    let (port, _played, meta) = opened();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..100).for_each(|_| drop(Played::dial(port).next())));
+        }
+    });
+    let mut last = Played::dial(port);
+    assert_eq!(last.open(7, 0), 7);
+    let answer = meta.submit(batch());
+    let (request, ..) = last.commit();
+    last.answer(&request, &VERSION);
+    answer.recv_timeout(Duration::from_secs(20)).unwrap().unwrap();
+}
+
+#[test]
 fn garbage_and_oversize_frames_end_the_connection_only() {
     let (port, mut played, meta) = opened();
     played.stream.write_all(&[0xff; 24]).unwrap();
