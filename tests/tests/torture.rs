@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use storeshim_tests::node::{App, Node, Said, Setup, User, find};
+use storeshim_tests::node::{App, FileStore, Node, Said, Setup, User, find};
 use storeshim_tests::pids::{self, Pids};
 use storeshim_tests::programs::{Language, built, compiled, crate_dir, require, scale};
 use storeshim_tests::proxy::Proxy;
@@ -229,4 +229,88 @@ fn never_zeros_on_musl() {
         long(5),
         Setup::translated,
     );
+}
+
+/// Runs `names.py` on a volume or below any other directory.
+fn names(
+    command: &mut Command,
+    what: &str,
+    model: &std::path::Path,
+    tree: &std::path::Path,
+    more: [String; 3],
+) {
+    command.arg(crate_dir().join("programs/scripts/names.py")).arg(what).arg(model).arg(tree).args(more);
+}
+
+/// Names that come and go where most are not here yet, on nodes that are lost, while agents die.
+fn names_torture(placed: fn(String) -> Setup) {
+    const WORKERS: u64 = 3;
+    require("python3");
+    let store = FileStore::new();
+    // One that answers at once, and many cuts.
+    let setup = placed(store.url()).lazy().with("max_lag", "20ms");
+    if setup.reference {
+        return;
+    }
+    let seed = u64::from(scale("STORESHIM_TORTURE_SEED", rand::random_range(0..1 << 30)));
+    println!("STORESHIM_TORTURE_SEED={seed}");
+    let mut node = Node::started(setup);
+    let model = node.outside().join("model");
+    std::fs::create_dir(&model).unwrap();
+    std::fs::set_permissions(&model, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let python = |node: &Node, what: &str, worker: u64, round: u64, seconds: u32| {
+        let mut command = node.app("/usr/bin/python3");
+        let more = [worker.to_string(), (seed + round).to_string(), seconds.to_string()];
+        names(&mut command, what, &model, node.prefix(), more);
+        command
+    };
+    for worker in 0..WORKERS {
+        node.run_to_end(python(&node, "make", worker, 0, 0), LONG).succeeded();
+    }
+    let (rounds, mut kills) = (u64::from(long(9)) / 3, 0);
+    for round in 0..rounds {
+        node.flush();
+        node.lose();
+        node.start();
+        let mut apps: Vec<App> =
+            (0..WORKERS).map(|worker| node.spawn(python(&node, "work", worker, round, 3))).collect();
+        let end = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(rand::random_range(0..1500)));
+            node.kill_agent();
+            std::thread::sleep(Duration::from_millis(rand::random_range(0..100)));
+            node.launch();
+            kills += 1;
+        }
+        for app in &mut apps {
+            app.wait(LONG);
+        }
+        node.await_state("ready");
+        for worker in 0..WORKERS {
+            node.run_to_end(python(&node, "verify", worker, round, 0), LONG).succeeded();
+        }
+    }
+    println!("{rounds} nodes, {kills} kills");
+    node.flush();
+    node.lose();
+    node.start();
+    node.warm();
+    node.flush();
+    node.kill_agent();
+    // Without the shim and without an agent: the tree as the backend has it.
+    for worker in 0..WORKERS {
+        let mut plain = node.app_without_shim("/usr/bin/python3");
+        names(&mut plain, "verify", &model, node.tree(), [worker.to_string(), "0".into(), "0".into()]);
+        node.run_to_end(plain, LONG).succeeded();
+    }
+}
+
+#[test]
+fn names_while_agents_die() {
+    names_torture(Setup::identity);
+}
+
+#[test]
+fn names_while_agents_die_as_an_ordinary_user() {
+    names_torture(Setup::translated);
 }
