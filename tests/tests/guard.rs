@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use storeshim_tests::cold::cold;
 use storeshim_tests::contents::CONTENTS;
-use storeshim_tests::node::{Node, Setup, find};
+use storeshim_tests::node::{Node, Said, Setup, find};
 use storeshim_tests::programs::{Language, built, crate_dir};
 use storeshim_tests::s3::S3Server;
 
@@ -317,9 +317,8 @@ assert os.read(fd, 4096) == content('f', 64 << 20)[:4096]"
     assert!(brought < 32 << 20, "{counters}");
 }
 
-/// Who does not ask waits at the same guard: he does not go in behind one who does.
-#[test]
-fn who_is_let_in_lets_in_nobody_else() {
+/// Somebody who does not ask waits to read a file of which nothing is here, and then `meanwhile` happens.
+fn stranger(meanwhile: impl FnOnce(&Node)) {
     const SIZE: u64 = 24 << 20;
     let server = S3Server::start();
     let setup = Setup::on_s3(&server).with("guard", "leases");
@@ -331,11 +330,61 @@ fn who_is_let_in_lets_in_nobody_else() {
     std::thread::scope(|scope| {
         let stranger = scope.spawn(|| Command::new("/bin/cat").arg(&path).output().unwrap().stdout);
         std::thread::sleep(Duration::from_millis(200));
-        node.python("import os\nfd = os.open('f', os.O_RDONLY | os.O_NONBLOCK)\nos.read(fd, 4096)");
+        meanwhile(&node);
         let read = stranger.join().unwrap();
         assert_eq!(read.len() as u64, SIZE);
         // They are random.
         let zeros = read.iter().filter(|byte| **byte == 0).count() as u64;
         assert!(zeros < SIZE / 128, "{zeros} bytes are 0");
     });
+}
+
+/// Who does not ask waits at the same guard: he does not go in behind one who does.
+#[test]
+fn who_is_let_in_lets_in_nobody_else() {
+    stranger(|node| {
+        node.python("import os\nfd = os.open('f', os.O_RDONLY | os.O_NONBLOCK)\nos.read(fd, 4096)");
+    });
+}
+
+/// Nor behind the agent itself, which looks at a file that has changed.
+#[test]
+fn a_look_lets_in_nobody() {
+    stranger(|node| {
+        node.python("os.chmod('f', 0o600)");
+        node.flush();
+    });
+}
+
+#[test]
+fn an_eviction_lets_in_nobody() {
+    stranger(|node| {
+        node.python("os.utime('f')");
+        (0..5).for_each(|_| drop(node.work("evict", &["f"])));
+    });
+}
+
+/// What can be executed cannot be open for writing at the same time, not even by the agent: it comes, and then it is run.
+#[test]
+fn an_absent_program_is_run_and_read_by_who_does_not_ask() {
+    let server = S3Server::start();
+    let setup = Setup::on_s3(&server).with("guard", "leases");
+    let fill = "
+import shutil
+make('f', 24 << 20)
+shutil.copy('/usr/bin/python3', 'python')
+for name in ('f', 'python'): os.chmod(name, 0o755)";
+    let Some(mut node) = cold(setup, fill) else { return };
+    node.await_names();
+    node.await_status("the guard", |status| find(status, "unguarded_files").is_some_and(|n| n == 0));
+    server.knobs().delay_ms.store(300, Relaxed);
+    let run = |program: &str, arguments: &[&str]| {
+        Said::from(Command::new(program).args(arguments).output().unwrap()).succeeded()
+    };
+    let path = |name: &str| node.tree().join(name).display().to_string();
+    assert_eq!(run(&path("python"), &["-c", "print(6 * 7)"]), "42\n");
+    let expected = node.python(&format!(
+        "{CONTENTS}\nimport hashlib\nprint(hashlib.sha256(content('f', 24 << 20)).hexdigest())"
+    ));
+    assert_eq!(run("/usr/bin/sha256sum", &[&path("f")]).split(' ').next(), Some(expected.trim()));
 }

@@ -187,7 +187,7 @@ impl<'a> Look<'a> {
                 && let Some(file) = tree.open_file(&path)?
                 && (!self.cx.tree.leases_see_mappings()
                     || self.cx.tree.stat(file.as_fd())?.id.ino != kino
-                    || !self.cx.tree.no_writers(&file))
+                    || !file.no_writers())
             {
                 return Ok(true);
             }
@@ -471,7 +471,7 @@ impl<'a> Look<'a> {
             // The kernel sets the time before it copies what is written: of a writer whom no gate holds, the data may come
             // after the time that was seen, by as long as he waits for a CPU. (An append moves the size after it.)
             let ungated = flags.has(OpenFlags::UNSEEN) && !flags.has(OpenFlags::APPEND) || dirty.untold;
-            writing = ungated && !tree.no_writers(&file);
+            writing = ungated && !file.no_writers();
             let absent = locked.absent(self.cx.index)?;
             let known = Known { look: self, inode, absent };
             if !known.absent.is_empty() && !unchanged && before.is_some() {

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::dir::Dir;
@@ -87,7 +87,47 @@ pub struct Tree {
 }
 
 /// See [`Tree::set_unguard`].
-type Unguard = Box<dyn Fn(u64) -> bool + Send + Sync>;
+type Unguard = Box<dyn Fn(u64) -> Guarded + Send + Sync>;
+
+/// A lease of our own on an inode, which would keep ourselves from opening it.
+#[derive(Debug)]
+pub enum Guarded {
+    /// There is none.
+    No,
+    /// It was given up.
+    GivenUp,
+    /// It stays: somebody waits for its end who must not go in yet. The descriptor by which it is held reads and writes.
+    Kept(Arc<File>),
+}
+
+/// A file that was opened to be read.
+#[derive(Debug)]
+pub struct Opened {
+    file: File,
+    /// Nobody else has it open: it is ours by a lease.
+    alone: bool,
+}
+
+impl std::ops::Deref for Opened {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
+impl From<OwnedFd> for Opened {
+    fn from(fd: OwnedFd) -> Self {
+        Self { file: File::from(fd), alone: false }
+    }
+}
+
+impl Opened {
+    /// As [`Tree::no_writers`].
+    pub fn no_writers(&self) -> bool {
+        self.alone || lease(&self.file, libc::F_RDLCK)
+    }
+}
 
 /// Nanoseconds within which two changes can carry the same timestamp on a filesystem with jiffy timestamps.
 pub const COARSE_TICK_NS: i64 = 20_000_000;
@@ -177,9 +217,17 @@ impl Tree {
     }
 
     /// Opens the regular file at `path` for reading; `None` as for [`Tree::open_dir`].
-    pub fn open_file(&self, path: &[u8]) -> io::Result<Option<File>> {
+    pub fn open_file(&self, path: &[u8]) -> io::Result<Option<Opened>> {
         let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
-        absent_as_none(self.open_at(path, flags)).map(|fd| fd.map(File::from))
+        let open = || match self.open_in_steps(path, flags) {
+            Err(e) if guarded(&e) => match self.unguarded(path)? {
+                Guarded::Kept(file) => Ok(Opened { file: file.try_clone()?, alone: true }),
+                Guarded::No | Guarded::GivenUp => self.open_at(path, flags).map(Opened::from),
+            },
+            Err(e) if shut(&e) => self.open_shut(path, flags).map(Opened::from),
+            other => other.map(Opened::from),
+        };
+        absent_as_none(open())
     }
 
     /// Opens what its owner has shut: an agent that is not root, but the owner, opens each part of the path by giving
@@ -229,7 +277,7 @@ impl Tree {
         opened
     }
 
-    /// Says who gives up a lease of our own on an inode, which would keep ourselves from opening it; whether there was one.
+    /// Says who gives up a lease of our own on an inode, which would keep ourselves from opening it, or lends what it is held by.
     pub fn set_unguard(&self, unguard: Unguard) {
         // A tree has one residency.
         let _ = self.unguard.set(unguard);
@@ -247,10 +295,10 @@ impl Tree {
         self.kept.get().map(Box::as_ref)
     }
 
-    fn unguarded(&self, path: &[u8]) -> io::Result<bool> {
+    fn unguarded(&self, path: &[u8]) -> io::Result<Guarded> {
         let handle = self.open_in_steps(path, libc::O_PATH)?;
         let ino = self.stat(handle.as_fd())?.id.ino;
-        Ok(self.unguard.get().is_some_and(|unguard| unguard(ino)))
+        Ok(self.unguard.get().map_or(Guarded::No, |unguard| unguard(ino)))
     }
 
     /// Opens `path` below the root, in steps where it is longer than the kernel takes at once.
@@ -259,7 +307,8 @@ impl Tree {
             Err(e) if shut(&e) => self.open_shut(path, flags),
             Err(e) if guarded(&e) => {
                 let until = Instant::now() + LEASES;
-                through_leases(until, || self.open_in_steps(path, flags), || self.unguarded(path))
+                let unguard = || Ok(matches!(self.unguarded(path)?, Guarded::GivenUp));
+                through_leases(until, || self.open_in_steps(path, flags), unguard)
             }
             other => other,
         }
@@ -359,23 +408,24 @@ impl Tree {
     /// Whether nobody can write to the inode behind `file` any more, by any descriptor or mapping (the kernel's
     /// own answer: a read lease is refused while a writer exists, fcntl(2) F_SETLEASE).
     pub fn no_writers(&self, file: &File) -> bool {
-        self.lease(file, libc::F_RDLCK)
+        lease(file, libc::F_RDLCK)
     }
 
     /// As [`Tree::no_writers`], of anybody else who has it open at all.
     pub fn nobody_else(&self, file: &File) -> bool {
-        self.lease(file, libc::F_WRLCK)
+        lease(file, libc::F_WRLCK)
     }
+}
 
-    fn lease(&self, file: &File, kind: i32) -> bool {
+/// Whether a lease can be taken, which is given up at once.
+fn lease(file: &File, kind: i32) -> bool {
+    // SAFETY: no memory is passed.
+    let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) } == 0;
+    if taken {
         // SAFETY: no memory is passed.
-        let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) } == 0;
-        if taken {
-            // SAFETY: no memory is passed.
-            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
-        }
-        taken
+        unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
     }
+    taken
 }
 
 /// Whether an extended attribute is part of a volume.

@@ -13,7 +13,7 @@ use crate::meta::records::ROOT_INODE;
 use crate::volume::VolumeError;
 use crate::volume::index::Kernel;
 use crate::volume::look::join;
-use crate::volume::tree::{FileId, LEASES, Stat, check, cstring, through_leases};
+use crate::volume::tree::{FileId, Guarded, LEASES, Stat, check, cstring, through_leases};
 
 /// Names of an inode that are tried, and directories on the way up.
 const NAMES_TRIED: usize = 16;
@@ -72,7 +72,8 @@ impl Inode {
             // SAFETY: the kernel has just given us this descriptor.
             Ok(std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
         };
-        let open = || through_leases(until, open, || Ok(residency.unguard(self.stat.id.ino)));
+        let unguard = || Ok(matches!(residency.unguard(self.stat.id.ino), Guarded::GivenUp));
+        let open = || through_leases(until, open, unguard);
         match open() {
             Err(e) if e.raw_os_error() == Some(libc::EACCES) => {
                 residency.tree.with_permission(self.handle.as_fd(), 0o600, open)

@@ -20,6 +20,7 @@ use crate::session::Reply;
 use crate::volume::VolumeError;
 use crate::volume::index::Absent;
 use crate::volume::status::Mutex;
+use crate::volume::tree::Guarded;
 
 /// Files that are guarded at most, and one in so many of the descriptors that this process may have.
 const MOST: u64 = 4096;
@@ -70,8 +71,6 @@ struct Inner {
 struct Guard {
     inode: u64,
     file: Arc<File>,
-    /// It can be written through.
-    writable: bool,
     /// Somebody wants to open it.
     broken: Option<Broken>,
 }
@@ -204,28 +203,34 @@ impl Guards {
 }
 
 impl Residency {
-    /// Gives up the guard of a file that the agent itself is about to open. It is guarded again later, if need be.
-    pub fn unguard(&self, ino: u64) -> bool {
+    /// Gives up the guard of a file that the agent itself is about to open. It is guarded again later, if need be. Not where
+    /// somebody waits at it who would go in, and does not ask.
+    pub fn unguard(&self, ino: u64) -> Guarded {
+        let Some(file) = self.lend_guard(ino) else { return Guarded::No };
+        // Also our own attempt to open it breaks it.
+        if lease::is_breaking(&file) && (self.guards.is_fetching(ino) || !self.all_ask(&waiters(ino))) {
+            return Guarded::Kept(file);
+        }
+        drop(file);
         match self.guards.take(ino) {
             Some(guard) => {
                 // Behind its end: while it stands, nothing need be guarded.
                 self.guards.want(guard.inode);
-                true
+                Guarded::GivenUp
             }
-            None => false,
+            None => Guarded::No,
         }
     }
 
-    /// The descriptor by which a guarded file can be written to. Where that one cannot, the guard is given up.
+    /// The descriptor by which a guard is held: the file can be read and written by it.
     pub fn lend_guard(&self, ino: u64) -> Option<Arc<File>> {
-        let inner = self.guards.inner.lock();
-        let guard = inner.held.get(&ino)?;
-        if guard.writable {
-            return Some(Arc::clone(&guard.file));
-        }
-        drop(inner);
-        self.unguard(ino);
-        None
+        self.guards.inner.lock().held.get(&ino).map(|guard| Arc::clone(&guard.file))
+    }
+
+    /// Whether all of these processes ask before they read.
+    fn all_ask(&self, pids: &[u32]) -> bool {
+        let (own, hooked) = (std::process::id(), self.shared.gate().hooked());
+        pids.iter().all(|pid| *pid == own || openers::is_hooked(*pid, &hooked))
     }
 
     /// Guards what is absent already: the files that were populated last, as far as numbers tell.
@@ -314,13 +319,11 @@ impl Residency {
         {
             return None;
         }
-        // What is open for writing cannot be executed.
-        let writable = found.stat.mode & 0o111 == 0;
-        let flags = if writable { libc::O_RDWR } else { libc::O_RDONLY } | libc::O_NONBLOCK;
-        let Ok(file) = found.open(self, flags) else { return Some(false) };
+        // What is open for writing cannot be executed: who wants to waits, and with its last piece the guard goes.
+        let Ok(file) = found.open(self, libc::O_RDWR | libc::O_NONBLOCK) else { return Some(false) };
         match lease::watch(&file, signal) {
             Ok(()) => {
-                self.guards.insert(ino, Guard { inode, file: Arc::new(file), writable, broken: None });
+                self.guards.insert(ino, Guard { inode, file: Arc::new(file), broken: None });
                 None
             }
             Err(error) => Some(error.raw_os_error() == Some(libc::EAGAIN)),
@@ -333,9 +336,7 @@ impl Residency {
     /// # Errors
     /// As [`Residency::hydrate`].
     pub fn let_in(self: &Arc<Self>, ino: u64) -> Result<(), VolumeError> {
-        let (own, hooked) = (std::process::id(), self.shared.gate().hooked());
-        let asks = |pid: &u32| *pid == own || openers::is_hooked(*pid, &hooked);
-        if self.guards.is_fetching(ino) || !waiters(ino).iter().all(asks) {
+        if self.guards.is_fetching(ino) || !self.all_ask(&waiters(ino)) {
             self.hydrate(ino, 0, u64::MAX, Pin::Open)?;
         }
         let Some(guard) = self.guards.take(ino) else { return Ok(()) };
@@ -356,9 +357,6 @@ impl Residency {
     /// Somebody wants to open a file, or did when a signal was sent whose descriptor may be another guard's by now.
     fn guard_broken(self: &Arc<Self>, ino: u64) {
         let waiters = waiters(ino);
-        let own = std::process::id();
-        let hooked = self.shared.gate().hooked();
-        let asks = |pid: &u32| *pid == own || openers::is_hooked(*pid, &hooked);
         let (inode, Broken { since, fetching, .. }) = {
             let mut inner = self.guards.inner.lock();
             let Some(guard) = inner.held.get_mut(&ino) else { return };
@@ -377,11 +375,11 @@ impl Residency {
             (guard.inode, *broken)
         };
         // Whoever is still not to be seen is in another pid namespace, or has not waited: he may come again.
-        if !waiters.is_empty() && waiters.iter().all(asks) {
+        if !waiters.is_empty() && self.all_ask(&waiters) {
             self.guards.drop_guard(ino);
             // Once he has closed it.
             self.guards.want(inode);
-            if !waiters.contains(&own) {
+            if !waiters.contains(&std::process::id()) {
                 self.expect(ino, inode);
             }
             return;

@@ -444,6 +444,8 @@ impl Residency {
                 self.meter.absent_files.fetch_sub(1, Ordering::Relaxed);
                 self.table.whole(found.inode, ino);
                 self.marks.whole(found.inode, ino, found.handle.as_fd(), Marked::File);
+                // Who waits to execute it must find nobody who could write.
+                self.guards.drop_guard(ino);
             }
             if let (Some(uses), Some(range)) = (self.uses.get(), wanted.iter().next()) {
                 uses.used(found.inode, range.start, wanted.end());

@@ -165,8 +165,13 @@ impl Residency {
             return Ok(());
         }
         if self.tree.stat(std::os::fd::AsFd::as_fd(&found.handle)).map_err(failed)?.size > size {
-            let file = found.open(self, libc::O_WRONLY | libc::O_NONBLOCK).map_err(failed)?;
-            file.set_len(size).map_err(failed)?;
+            match self.leased(ino) {
+                Some(file) => file.set_len(size),
+                None => {
+                    found.open(self, libc::O_WRONLY | libc::O_NONBLOCK).and_then(|file| file.set_len(size))
+                }
+            }
+            .map_err(failed)?;
         }
         self.keep_absent(&mut locked, ino, &absent, rest)
     }

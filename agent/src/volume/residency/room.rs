@@ -12,6 +12,7 @@ use super::cache::Cache;
 use super::quota::{Keeper, Told, Usage};
 use super::{Residency, Status, Uses, lease};
 use crate::session::Reply;
+use crate::volume::tree::Guarded;
 use crate::volume::{Guarding, VolumeError};
 
 /// Between two looks at how full the cache is, if nobody calls.
@@ -83,7 +84,8 @@ impl Residency {
         // What was told to an agent before us we do not know.
         self.doubt_openers();
         let weak = Arc::downgrade(self);
-        self.tree.set_unguard(Box::new(move |ino| weak.upgrade().is_some_and(|own| own.unguard(ino))));
+        self.tree
+            .set_unguard(Box::new(move |ino| weak.upgrade().map_or(Guarded::No, |own| own.unguard(ino))));
         // It is set once.
         let _ = self.uses.set(Arc::new(Below(Arc::downgrade(self))));
         if let Some(reserve) = self.index.reserve() {
