@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -387,4 +388,39 @@ for name in ('f', 'python'): os.chmod(name, 0o755)";
         "{CONTENTS}\nimport hashlib\nprint(hashlib.sha256(content('f', 24 << 20)).hexdigest())"
     ));
     assert_eq!(run("/usr/bin/sha256sum", &[&path("f")]).split(' ').next(), Some(expected.trim()));
+}
+
+/// Between a file that is here and one of which nothing is there is no moment in which who does not ask finds zeros.
+#[test]
+fn what_is_being_evicted_is_guarded_at_once() {
+    let server = S3Server::start();
+    let setup = Setup::on_s3(&server).with("guard", "leases");
+    let Some(node) = cold(setup, "for n in range(40): make(f'f{n}', 300000)") else { return };
+    node.warm();
+    let tree = node.tree();
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let end = Instant::now() + Duration::from_secs(5);
+            while Instant::now() < end {
+                node.work("evict", &[""]).succeeded();
+            }
+            ended.store(true, Relaxed);
+        });
+        let mut reads = 0;
+        while !ended.load(Relaxed) {
+            for n in 0..40 {
+                let read = std::fs::read(tree.join(format!("f{n}"))).unwrap();
+                let zeros = read.iter().filter(|byte| **byte == 0).count();
+                assert!(zeros < read.len() / 64, "{zeros} bytes of f{n} are 0, in read {reads}");
+                reads += 1;
+            }
+        }
+        println!("{reads} reads");
+    });
+    let counters = node.status_of("counters");
+    assert!(
+        find(&counters, "evicted_bytes").and_then(serde_json::Value::as_u64).is_some_and(|bytes| bytes > 0),
+        "{counters}"
+    );
 }

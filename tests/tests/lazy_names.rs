@@ -283,7 +283,7 @@ fn numbers_that_are_given_out_again_stand_for_what_has_them_now() {
 fn numbers(placed: fn(String) -> Setup) {
     const FILL: &str = "
 os.mkdir('churn')
-for i in range(1000):
+for i in range(800):
     os.makedirs(f'a{i % 10}/b{i}/c/d')
     open(f'a{i % 10}/b{i}/c/d/f', 'w').write(f'{i}\\n')";
     const CHURN: &str = "

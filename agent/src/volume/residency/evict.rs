@@ -333,13 +333,37 @@ impl Residency {
         // Before it is opened: whoever has the lock takes a descriptor that can write for a program's, and a lease of ours would
         // keep him from the file that he waits for.
         let locked = self.files.lock(inode);
+        if let Some(file) = self.lend_guard(ino) {
+            if lease::is_breaking(&file) {
+                return Ok(one.stay(Stays::Moving));
+            }
+            let (gone, locked) = self.take_from(inode, one, (&file, Open::Nowhere), locked, deadline)?;
+            drop((file, locked));
+            return Ok(gone);
+        }
         let file = match one.found.open_until(self, libc::O_RDWR | libc::O_NONBLOCK, deadline) {
             Ok(file) => file,
             Err(error) if error.raw_os_error() == Some(libc::ETXTBSY) => return Ok(one.stay(Stays::Pinned)),
             Err(_) => return Ok(one.stay(Stays::Moving)),
         };
-        let (gone, locked) = self.take_from(inode, one, &file, locked, deadline)?;
-        drop(file);
+        let lease = lease::alone(file.as_fd());
+        let open = match &lease {
+            Alone::Yes(_) => Open::Nowhere,
+            // Since we have looked.
+            Alone::No if !one.open => return Ok(one.stay(Stays::Used)),
+            Alone::No => Open::Here,
+            Alone::Unknown => Open::Unknown,
+        };
+        // Who opens a marked file is pinned or brings it again, under the lock. A lease would only hold up who takes events,
+        // for whom the holder of that lock may wait.
+        let lease = one.kept.is_none().then_some(lease);
+        let (gone, locked) = self.take_from(inode, one, (&file, open), locked, deadline)?;
+        let stays = lease.filter(|_| gone.bytes > 0).is_some_and(Alone::keep);
+        if stays {
+            self.guard_on(inode, ino, file);
+        } else {
+            drop(file);
+        }
         drop(locked);
         Ok(gone)
     }
@@ -362,23 +386,14 @@ impl Residency {
         &'r self,
         inode: u64,
         one: &Ready,
-        file: &File,
+        (file, open): (&File, Open),
         mut locked: Locked<'r>,
         deadline: Instant,
     ) -> Result<(Gone, Locked<'r>), VolumeError> {
         let ino = one.found.stat.id.ino;
-        let lease = lease::alone(file.as_fd());
-        if matches!(lease, Alone::No) && !one.open {
-            // Since we have looked.
-            return Ok((one.stay(Stays::Used), locked));
-        }
-        let is_alone = matches!(lease, Alone::Yes(_));
+        let is_alone = matches!(open, Open::Nowhere);
         // Who has pinned it since that look is known by when he did.
-        let is_closed =
-            is_alone || matches!(lease, Alone::Unknown) && self.cache.openers.lock().is_closed(ino);
-        // Who opens a marked file is pinned or brings it again, under the lock. A lease would only hold up who takes events,
-        // for whom the holder of that lock may wait.
-        let _lease = one.kept.is_none().then_some(lease);
+        let is_closed = is_alone || matches!(open, Open::Unknown) && self.cache.openers.lock().is_closed(ino);
         let now = self.files.now();
         let state = locked.state(&self.index)?;
         state.pin(self.cache.early.take(ino));
@@ -455,6 +470,16 @@ impl Residency {
         // What could not be removed counts as absent all the same, and is fetched again.
         Ok((Gone { bytes, stays: solid.then_some((Stays::Solid, bytes)) }, locked))
     }
+}
+
+/// Who has a file open of which something is to go, as a lease tells.
+enum Open {
+    /// Nobody, and who opens it waits.
+    Nowhere,
+    /// Somebody.
+    Here,
+    /// There are no leases.
+    Unknown,
 }
 
 /// Makes a hole of some pieces; the size of the file stays.

@@ -233,6 +233,21 @@ impl Residency {
         pids.iter().all(|pid| *pid == own || openers::is_hooked(*pid, &hooked))
     }
 
+    /// Guards a file of which something has just gone, by a descriptor that has a lease on it already: there is no moment in
+    /// which who opens it would find zeros. Its lock is held.
+    pub(super) fn guard_on(&self, inode: u64, ino: u64, file: File) {
+        let thread = self.guards.thread.load(Ordering::Acquire);
+        if thread != 0 && lease::tell(&file, thread, signal()).is_ok() {
+            // Who came before that has told nobody.
+            let new = Broken { since: Instant::now(), seen: false, fetching: false };
+            let broken = lease::is_breaking(&file).then_some(new);
+            self.guards.insert(ino, Guard { inode, file: Arc::new(file), broken });
+            if broken.is_some() {
+                self.guards.wake();
+            }
+        }
+    }
+
     /// Guards what is absent already: the files that were populated last, as far as numbers tell.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 #[derive(Debug)]
 pub enum Alone<'f> {
     /// Nobody else has it open, and who opens it waits until this is dropped.
-    Yes(#[expect(dead_code, reason = "what ends with it is the lease")] Held<'f>),
+    Yes(Held<'f>),
     /// Somebody has it open, or mapped.
     No,
     /// This filesystem or user gets no leases.
@@ -23,6 +23,19 @@ pub struct Held<'f>(BorrowedFd<'f>);
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         release(self.0);
+    }
+}
+
+impl Alone<'_> {
+    /// The lease, if there is one, goes on until its descriptor is closed; whether there is.
+    pub fn keep(self) -> bool {
+        match self {
+            Self::Yes(held) => {
+                std::mem::forget(held);
+                true
+            }
+            Self::No | Self::Unknown => false,
+        }
     }
 }
 
@@ -54,11 +67,21 @@ pub fn is_breaking(file: &File) -> bool {
 }
 
 /// Takes a lease on a file that nobody has open, of which the calling thread is told by `signal` when somebody wants to open
-/// it (F_SETSIG; the descriptor is in si_fd).
+/// it.
 ///
 /// # Errors
 /// EAGAIN where it is open; where the kernel gives no leases.
 pub fn watch(file: &File, signal: libc::c_int) -> io::Result<()> {
+    tell(file, nix::unistd::gettid().as_raw(), signal)?;
+    set(std::os::fd::AsFd::as_fd(file), libc::F_WRLCK)
+}
+
+/// Has a thread of this process told by `signal` when somebody wants to open a file on which there is a lease, or will be
+/// (F_SETSIG; the descriptor is in si_fd).
+///
+/// # Errors
+/// Those of fcntl(2).
+pub fn tell(file: &File, thread: i32, signal: libc::c_int) -> io::Result<()> {
     const F_SETSIG: libc::c_int = 10;
     const F_SETOWN_EX: libc::c_int = 15;
     /// `struct f_owner_ex`, fcntl(2).
@@ -67,17 +90,14 @@ pub fn watch(file: &File, signal: libc::c_int) -> io::Result<()> {
         kind: libc::c_int,
         pid: libc::pid_t,
     }
-    // A thread of this process: F_OWNER_TID.
-    let owner = Owner { kind: 0, pid: nix::unistd::gettid().as_raw() };
+    // A thread: F_OWNER_TID.
+    let owner = Owner { kind: 0, pid: thread };
     let fd = file.as_raw_fd();
     // SAFETY: the struct is the kernel's, and lives across the call; the other call passes no memory.
     let told = unsafe {
         libc::fcntl(fd, F_SETOWN_EX, &raw const owner) == 0 && libc::fcntl(fd, F_SETSIG, signal) == 0
     };
-    if !told {
-        return Err(io::Error::last_os_error());
-    }
-    set(std::os::fd::AsFd::as_fd(file), libc::F_WRLCK)
+    if told { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn set(file: BorrowedFd<'_>, kind: libc::c_int) -> io::Result<()> {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use storeshim_protocol::residency::PIECE;
@@ -51,10 +52,15 @@ impl Residency {
     pub(super) fn may_go(&self, offer: &Offer) -> Result<bool, VolumeError> {
         let Run { inode, run } = offer.run;
         let Some(found) = self.at_its_place(inode)? else { return Ok(true) };
-        // A guard is given up for it, and nobody need wait for a lease of ours meanwhile.
+        // Nobody need wait for a lease of ours meanwhile.
         let _locked = self.files.lock(inode);
-        self.unguard(found.stat.id.ino);
-        let Ok(file) = found.open(self, libc::O_RDONLY | libc::O_NONBLOCK) else { return Ok(true) };
+        let file = match self.lend_guard(found.stat.id.ino) {
+            Some(file) => file,
+            None => match found.open(self, libc::O_RDONLY | libc::O_NONBLOCK) {
+                Ok(file) => Arc::new(file),
+                Err(_) => return Ok(true),
+            },
+        };
         let (start, len) = (run * RUN * PIECE, RUN * PIECE);
         let end = found.stat.size.min(start + len);
         if !is_cached(&file, start, end.saturating_sub(start)) {
@@ -106,14 +112,20 @@ impl Residency {
     fn hands(&self, found: &find::Inode) -> io::Result<Hands> {
         let ino = found.stat.id.ino;
         let locked = self.files.lock(found.inode);
-        self.unguard(ino);
-        let file = found.open_until(self, libc::O_RDONLY | libc::O_NONBLOCK, Instant::now() + SOON)?;
-        let hands = match lease::alone(file.as_fd()) {
-            Alone::Yes(_) => Hands::Nobody,
-            Alone::No => Hands::Somebody,
-            Alone::Unknown => Hands::Unknown,
+        let hands = match self.lend_guard(ino) {
+            Some(file) if lease::is_breaking(&file) => return Err(io::ErrorKind::WouldBlock.into()),
+            // Or there would be no guard.
+            Some(_) => Hands::Nobody,
+            None => {
+                let until = Instant::now() + SOON;
+                let file = found.open_until(self, libc::O_RDONLY | libc::O_NONBLOCK, until)?;
+                match lease::alone(file.as_fd()) {
+                    Alone::Yes(_) => Hands::Nobody,
+                    Alone::No => Hands::Somebody,
+                    Alone::Unknown => Hands::Unknown,
+                }
+            }
         };
-        drop(file);
         drop(locked);
         if matches!(hands, Hands::Nobody) {
             self.cache.unsure.met_closed(ino);
