@@ -175,6 +175,10 @@ fn absolute(table: &Table, same: Place, path: &[u8], room: &mut PathBuf) -> Resu
     let below = if odd { paths::below } else { paths::plainly_below };
     for (index, entry) in table.mounts_inline() {
         if let Match::Below(rest) = below(entry.prefix(), path) {
+            if path.len() >= sys::PATH_MAX {
+                // With a tree's shorter name in it the kernel might take it.
+                return Err(Errno::of(errno::ENAMETOOLONG));
+            }
             return below_prefix(index, entry, same, rest, room);
         }
         if !entry.identity
@@ -197,7 +201,7 @@ fn below_prefix(
         return Ok(Place { mount: Some(index), ..same });
     }
     if paths::join(room, entry.tree(), rest).is_err() {
-        far_below(entry, same.path, rest, room)?;
+        far_below(entry, rest, room)?;
     }
     Ok(Place { mount: Some(index), dirfd: CWD, path: room.c_str() })
 }
@@ -206,12 +210,8 @@ fn below_prefix(
 /// on its way.
 #[cold]
 #[inline(never)]
-fn far_below(entry: &Entry, path: *const c_char, rest: &[u8], room: &mut PathBuf) -> Result<(), Errno> {
+fn far_below(entry: &Entry, rest: &[u8], room: &mut PathBuf) -> Result<(), Errno> {
     let too_long = Errno::of(errno::ENAMETOOLONG);
-    // SAFETY: as in `at`, which got here with a path that leads somewhere.
-    if unsafe { CStr::from_ptr(path) }.count_bytes() >= sys::PATH_MAX {
-        return Err(too_long);
-    }
     let half = rest.get(..sys::PATH_MAX / 2).unwrap_or(rest);
     let cut = half.iter().rposition(|byte| *byte == b'/').ok_or(too_long)?;
     let (head, tail) = rest.split_at_checked(cut).ok_or(too_long)?;

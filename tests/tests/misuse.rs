@@ -499,3 +499,26 @@ fn what_the_tests_need_is_there() {
         Command::new("/usr/bin/python3").args(["-m", "venv", "--help"]).output().unwrap().status.success()
     );
 }
+
+/// A path is as long as the program spells it, and not as long as it is with the tree's name in it.
+#[test]
+fn a_path_that_the_kernel_does_not_take_is_refused() {
+    let store = FileStore::new();
+    let prefix = format!("/{}/storage", "longer-than-the-path-of-its-tree".repeat(4));
+    let node = Node::started(Setup::translated(store.url()).at(prefix));
+    node.python(
+        "import errno
+def refused(call, length):
+    path = os.environ['STORAGE'] + '/a' * ((length - len(os.environ['STORAGE'])) // 2)
+    path += '/' * (length - len(path))
+    assert len(path) == length
+    try:
+        call(path)
+    except OSError as error:
+        return error.errno
+for call in (os.stat, os.mkdir, os.unlink, os.listdir, lambda path: os.rename(path, 'x'), lambda path: open(path, 'w')):
+    assert refused(call, 4095) == errno.ENOENT, call
+    for length in (4096, 4097, 4150, 9000):
+        assert refused(call, length) == errno.ENAMETOOLONG, (call, length, refused(call, length))",
+    );
+}
