@@ -44,6 +44,8 @@ const SEEN: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_micros(200);
 /// So long after he was let in, who opens a file has opened it.
 const OPENING: Duration = Duration::from_millis(50);
+/// What a file of /proc says at one instant, in bytes.
+const PAGE: usize = 4000;
 /// How long the kernel waits where it does not say.
 const BREAK_TIME: Duration = Duration::from_secs(45);
 
@@ -441,9 +443,19 @@ impl Reply for Ignored {
     fn answer(self: Box<Self>, _: Answer) {}
 }
 
-/// Processes of this pid namespace that wait for the lease on an inode to end (proc_locks(5)).
+/// Processes of this pid namespace that wait for the lease on an inode to end (proc_locks(5)), each once. A list of more than a page
+/// is not read at one instant: where a lease before it ends meanwhile, one that stands may be passed over, or met twice. So it is
+/// read again.
 fn waiters(ino: u64) -> Vec<u32> {
-    std::fs::read_to_string("/proc/locks").map(|text| waiters_in(&text, ino)).unwrap_or_default()
+    let read = || std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    let text = read();
+    let mut found = waiters_in(&text, ino);
+    if text.len() > PAGE {
+        found.extend(waiters_in(&read(), ino));
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
 }
 
 fn waiters_in(locks: &str, ino: u64) -> Vec<u32> {
