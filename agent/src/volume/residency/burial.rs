@@ -3,12 +3,12 @@
 //! names.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Residency;
 use super::file::Locked;
 use super::hydrate::Job;
+use super::table::Lacking;
 use crate::volume::VolumeError;
 use crate::volume::index::Pieces;
 use crate::volume::status::Mutex;
@@ -25,6 +25,13 @@ const IN_REACH: Duration = Duration::from_secs(10);
 /// cut that buries the file which had it.
 #[derive(Default)]
 pub struct Lost(Mutex<HashMap<u64, Gone>>);
+
+impl Lost {
+    /// How many there are.
+    pub fn len(&self) -> u64 {
+        self.0.lock().len() as u64
+    }
+}
 
 /// Of a lost file, which is known by its kernel inode number.
 struct Gone {
@@ -99,12 +106,11 @@ impl Residency {
         let absent = locked.absent(&self.index)?;
         match self.index.seen(inode)?.filter(|_| !absent.is_empty()) {
             Some(seen) => {
-                self.meter.absent_files.fetch_sub(1, Ordering::Relaxed);
                 self.table.forget(ino);
                 let gone = Gone { id: seen.id, inode, since: Instant::now() };
                 if let Some(before) = self.lost.0.lock().insert(ino, gone) {
                     // Its number would not have been given out again if anybody had it open.
-                    self.table.whole(before.inode, ino);
+                    self.table.whole(before.inode, ino, Lacking::Bytes);
                 }
             }
             None => self.forget_locked(&mut locked, ino, &absent)?,
@@ -131,7 +137,7 @@ impl Residency {
         self.lost.0.lock().retain(|ino, gone| {
             let is_over = is_old(gone) && !open.contains(ino);
             if is_over {
-                self.table.whole(gone.inode, *ino);
+                self.table.whole(gone.inode, *ino, Lacking::Bytes);
             } else if is_old(gone) {
                 // Looked for again in a while.
                 gone.since = Instant::now();
@@ -154,7 +160,7 @@ impl Residency {
                  again"
             );
             self.shared.count("placeholders_made_again", 1);
-            self.table.absent(*dir, *ino);
+            self.table.absent(*dir, *ino, Lacking::Names);
         }
     }
 
@@ -162,10 +168,9 @@ impl Residency {
     pub(super) fn forget_locked(&self, locked: &mut Locked<'_>, ino: u64, absent: &Pieces) -> Result<()> {
         let inode = locked.inode();
         if !absent.is_empty() {
-            self.meter.absent_files.fetch_sub(1, Ordering::Relaxed);
-        }
-        if !absent.is_empty() || self.index.is_unpopulated(inode)? {
-            self.table.whole(inode, ino);
+            self.table.whole(inode, ino, Lacking::Bytes);
+        } else if self.index.is_unpopulated(inode)? {
+            self.table.whole(inode, ino, Lacking::Names);
         }
         self.table.forget(ino);
         // The number may stand for something by now that has a mark of its own.

@@ -23,6 +23,7 @@ use super::lru::{Offer, Run, Verdict};
 use super::openers::Openers;
 use super::own::Own;
 use super::ready::Ready;
+use super::table::Lacking;
 use crate::volume::index::{self, Changes, Doubt};
 use crate::volume::look::same;
 use crate::volume::tree::check;
@@ -449,12 +450,17 @@ impl Residency {
         going.iter().for_each(|range| absent.add(range));
         let mut persisted = Changes::new();
         index::set_absent(&mut persisted, inode, &absent)?;
-        self.index.apply_local(&persisted)?;
-        state.absent.clone_from(&absent);
         if was_whole {
-            self.table.absent(inode, ino);
-            self.meter.absent_files.fetch_add(1, Ordering::Relaxed);
+            // Before the index says so: who counts what is absent there meets it, too.
+            self.table.absent(inode, ino, Lacking::Bytes);
         }
+        if let Err(error) = self.index.apply_local(&persisted) {
+            if was_whole {
+                self.table.whole(inode, ino, Lacking::Bytes);
+            }
+            return Err(error);
+        }
+        state.absent.clone_from(&absent);
         let bytes = bytes_in(&going, size);
         for range in going.iter() {
             self.table.going(ino, range.start, range.end);

@@ -16,6 +16,7 @@ use super::file::{RUN, bytes_in};
 use super::find::{Found, Inode};
 use super::own::Own;
 use super::pin::Pinned;
+use super::table::Lacking;
 use super::wanted::{self, Item, Source};
 use crate::guard::fanotify::Marked;
 use crate::volume::capture;
@@ -441,8 +442,7 @@ impl Residency {
             }
             self.shared.count("hydrated_bytes", bytes_in(&wanted, before.size));
             if whole {
-                self.meter.absent_files.fetch_sub(1, Ordering::Relaxed);
-                self.table.whole(found.inode, ino);
+                self.table.whole(found.inode, ino, Lacking::Bytes);
                 self.marks.whole(found.inode, ino, found.handle.as_fd(), Marked::File);
                 // Who waits to execute it must find nobody who could write.
                 self.guards.drop_guard(ino);

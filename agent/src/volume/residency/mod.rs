@@ -64,7 +64,7 @@ use self::preaccess::{Guarded, Marks};
 use self::requests::Requests;
 use self::spans::Helpers;
 use self::stage::Stage;
-use self::table::Table;
+use self::table::{Lacking, Table};
 use super::cut::Sink;
 use super::index::{Absent, Index};
 use super::status::{Mutex, Shared};
@@ -111,8 +111,6 @@ pub struct Status {
 /// Numbers that are kept as things happen. Signed where several threads add and take away in any order.
 #[derive(Debug, Default)]
 pub struct Meter {
-    /// Files of which something is absent; those that are not in the tree yet are none of them.
-    pub absent_files: AtomicI64,
     /// Files that are not in the tree yet, as far as it is known.
     pub unnamed_files: AtomicI64,
     /// Requests for data, and those of them that found it here.
@@ -344,10 +342,11 @@ impl Residency {
     fn count(&self) -> Result<(), VolumeError> {
         self.index.absentees(|absentee| {
             if let Some(ino) = absentee.ino {
-                self.table.count_early(absentee.inode, ino);
-                if matches!(absentee.what, Absent::Pieces(_)) {
-                    self.meter.absent_files.fetch_add(1, Ordering::Relaxed);
-                }
+                let what = match absentee.what {
+                    Absent::Pieces(_) => Lacking::Bytes,
+                    Absent::Entries => Lacking::Names,
+                };
+                self.table.count_early(absentee.inode, ino, what);
             }
             Ok(())
         })?;
@@ -373,10 +372,15 @@ impl Residency {
         self.uses.get().and_then(|uses| uses.leased(ino))
     }
 
+    /// Files of the volume of which something is absent; those that are not in the tree yet are none of them.
+    fn absent_files(&self) -> u64 {
+        self.table.absent_files().saturating_sub(self.lost.len())
+    }
+
     /// Cheap, at any time.
     pub fn status(&self) -> Status {
         let load = |number: &AtomicI64| number.load(Ordering::Relaxed).max(0) as u64;
-        let absent = load(&self.meter.absent_files) + load(&self.meter.unnamed_files);
+        let absent = self.absent_files() + load(&self.meter.unnamed_files);
         self.bounds(Status {
             names_complete: self.table.has_all_names(),
             resident_files: load(&self.shared.files).saturating_sub(absent),

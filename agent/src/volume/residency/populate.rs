@@ -14,6 +14,7 @@ use super::filled;
 use super::find::{self, Found};
 use super::own::Own;
 use super::populating::Turn;
+use super::table::Lacking;
 use crate::guard::fanotify::Marked;
 use crate::meta::records::Inode;
 use crate::volume::VolumeError;
@@ -165,7 +166,7 @@ impl Residency {
         {
             let _locked = self.files.lock(found.inode);
             self.index.apply_local(&changes)?;
-            self.table.whole(found.inode, ino);
+            self.table.whole(found.inode, ino, Lacking::Names);
             self.marks.whole(found.inode, ino, found.handle.as_fd(), Marked::Dir);
         }
         if !foreign.is_empty() {
@@ -350,21 +351,22 @@ impl Residency {
             index::set_absent(&mut changes, entry.inode, &pieces)?;
             index::set_unpopulated(&mut changes, entry.inode, kind == libc::S_IFDIR);
             if kind == libc::S_IFDIR || !pieces.is_empty() {
-                absent.push((entry.inode, stat.id.ino));
+                let what = if kind == libc::S_IFREG { Lacking::Bytes } else { Lacking::Names };
+                absent.push((entry.inode, stat.id.ino, what));
                 let size = (kind == libc::S_IFREG).then_some(entry.record.size);
                 self.mark_staged(&name, stat.id.ino, size);
-                if kind == libc::S_IFREG {
-                    self.meter.absent_files.fetch_add(1, Ordering::Relaxed);
-                }
             }
             if entry.record.links > 1 && kind != libc::S_IFDIR {
                 staged.insert(entry.inode, name);
             }
         }
-        // Before any of them can be met.
-        self.index.apply_local(&changes)?;
-        absent.into_iter().for_each(|(inode, ino)| self.table.absent(inode, ino));
-        Ok(())
+        // Before any of them can be met, and before the index says so: who counts what is absent there meets them, too.
+        absent.iter().for_each(|(inode, ino, what)| self.table.absent(*inode, *ino, *what));
+        let applied = self.index.apply_local(&changes);
+        if applied.is_err() {
+            absent.iter().for_each(|(inode, ino, what)| self.table.whole(*inode, *ino, *what));
+        }
+        applied
     }
 
     /// Gives staged entries their names, and notes what stat(2) says of them then.

@@ -13,6 +13,7 @@ use storeshim_protocol::residency::PIECE;
 use super::Residency;
 use super::file::pieces_of;
 use super::find::{Found, Inode};
+use super::table::Lacking;
 use crate::session::Reply;
 use crate::volume::VolumeError;
 use crate::volume::index::{self, Changes, Pieces};
@@ -195,8 +196,7 @@ impl Residency {
         }
         locked.state(&self.index)?.absent = rest;
         if is_whole && !before.is_empty() {
-            self.meter.absent_files.fetch_sub(1, Ordering::Relaxed);
-            self.table.whole(locked.inode(), ino);
+            self.table.whole(locked.inode(), ino, Lacking::Bytes);
             self.marks.doubt(locked.inode());
         }
         Ok(())

@@ -232,7 +232,6 @@ impl Residency {
 
     /// Adds what is known here to a status.
     pub(super) fn bounds(&self, status: Status) -> Status {
-        let absent = self.meter.absent_files.load(Ordering::Relaxed).max(0) as u64;
         let excess = self.quota.get().map_or(Usage::default(), |quota| quota.excess(self.usage()));
         Status {
             over_quota_bytes: excess.bytes,
@@ -240,7 +239,7 @@ impl Residency {
             resident_bytes: self.index.resident(),
             cache_size: self.cache.size(),
             pinned_bytes: self.bytes_in_use(),
-            unguarded_files: absent.saturating_sub(self.guards.held() + self.marks.held()),
+            unguarded_files: self.absent_files().saturating_sub(self.guards.held() + self.marks.held()),
             guard: self.marks.guarded(),
             eviction_error: self.cache.trouble(),
             ..status

@@ -13,6 +13,15 @@ use crate::volume::status::{Mutex, Shared};
 /// Words of bitmaps that one file may take: a file beyond that (64 TiB) is asked for.
 const WORDS_OF_A_FILE: usize = WORDS / 16;
 
+/// What lacks something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Lacking {
+    /// A file, some of its bytes.
+    Bytes,
+    /// A directory, its entries.
+    Names,
+}
+
 /// See the module.
 pub struct Table {
     shown: Arc<ResidencyTable>,
@@ -26,8 +35,9 @@ struct Inner {
     absent: Vec<i32>,
     /// Inodes that are being written into, by cell.
     moving: HashMap<usize, u32>,
-    /// Inodes that lack something, over all cells.
+    /// Inodes that lack something, over all cells, and the files of them.
     total: i64,
+    files: i64,
     slots: HashMap<u64, Slot>,
     /// Whose slot it is, by its place.
     taken: HashMap<usize, u64>,
@@ -90,6 +100,7 @@ impl Table {
             absent: vec![0; CELLS],
             moving: HashMap::new(),
             total: 0,
+            files: 0,
             slots: HashMap::new(),
             taken: HashMap::new(),
             words: Words::default(),
@@ -104,14 +115,14 @@ impl Table {
     }
 
     /// Counts an inode that lacked something when the agent started.
-    pub fn count_early(&self, inode: u64, ino: u64) {
+    pub fn count_early(&self, inode: u64, ino: u64, what: Lacking) {
         let mut inner = self.inner.lock();
         if let Some(early) = &mut inner.early
             && !early.gone.remove(&inode)
             && !early.added.contains(&inode)
         {
             early.counted.insert(inode);
-            inner.add(ino, 1);
+            inner.add(ino, what, 1);
         }
     }
 
@@ -128,14 +139,15 @@ impl Table {
         self.show_complete(&mut inner);
     }
 
-    /// Something of an inode is not here from now on: to be called once when that begins, before it can be missed.
-    pub fn absent(&self, inode: u64, ino: u64) {
+    /// Something of an inode is not here from now on: to be called once when that begins, before it can be missed, and before the
+    /// index says so: who counts what is absent there would count it as well.
+    pub fn absent(&self, inode: u64, ino: u64, what: Lacking) {
         let mut inner = self.inner.lock();
         inner.losses += 1;
         if let Some(early) = &mut inner.early {
             early.added.insert(inode);
         }
-        inner.add(ino, 1);
+        inner.add(ino, what, 1);
         self.shown.set_absent(ino);
         // A bitmap says that it is whole, or is left by a file that had the number before.
         self.free(&mut inner, ino);
@@ -143,7 +155,7 @@ impl Table {
     }
 
     /// Nothing of an inode is missing any more, or it is gone: to be called once for each [`Table::absent`].
-    pub fn whole(&self, inode: u64, ino: u64) {
+    pub fn whole(&self, inode: u64, ino: u64, what: Lacking) {
         let mut inner = self.inner.lock();
         if let Some(early) = &mut inner.early
             && !early.counted.remove(&inode)
@@ -154,7 +166,7 @@ impl Table {
                 return;
             }
         }
-        inner.add(ino, -1);
+        inner.add(ino, what, -1);
         if inner.early.is_none() && inner.absent.get(cell_of(ino)).is_some_and(|count| *count <= 0) {
             self.shown.set_whole(ino);
         }
@@ -174,6 +186,11 @@ impl Table {
     /// Inodes that lack something.
     pub fn absentees(&self) -> u64 {
         self.inner.lock().total.max(0) as u64
+    }
+
+    /// Files that lack something.
+    pub fn absent_files(&self) -> u64 {
+        self.inner.lock().files.max(0) as u64
     }
 
     /// All names of the volume are in the tree.
@@ -351,8 +368,11 @@ impl Table {
 }
 
 impl Inner {
-    fn add(&mut self, ino: u64, change: i32) {
+    fn add(&mut self, ino: u64, what: Lacking, change: i32) {
         self.total += i64::from(change);
+        if what == Lacking::Bytes {
+            self.files += i64::from(change);
+        }
         if let Some(count) = self.absent.get_mut(cell_of(ino)) {
             *count = count.saturating_add(change);
         }
@@ -410,41 +430,47 @@ mod tests {
     #[test]
     fn a_cell_is_whole_when_its_last_inode_is() {
         let (table, shown) = table();
-        table.count_early(5, 77);
+        table.count_early(5, 77, Lacking::Bytes);
         assert!(shown.whole(8).is_none(), "nothing is believed before all are counted");
         table.counted();
         assert!(shown.whole(8).is_some() && shown.whole(77).is_none());
-        table.absent(6, 77 + CELLS as u64);
-        table.whole(5, 77);
+        table.absent(6, 77 + CELLS as u64, Lacking::Bytes);
+        table.whole(5, 77, Lacking::Bytes);
         assert!(shown.whole(77).is_none(), "another one of the cell lacks something");
-        table.whole(6, 77 + CELLS as u64);
+        table.whole(6, 77 + CELLS as u64, Lacking::Bytes);
         assert!(shown.whole(77).is_some());
     }
 
     #[test]
     fn what_changes_while_the_absent_are_counted_is_counted_once() {
         let (table, shown) = table();
-        table.count_early(5, 77);
-        table.whole(5, 77);
-        table.whole(9, 99);
-        table.absent(9, 99);
-        table.whole(9, 99);
-        table.count_early(9, 99);
-        table.absent(20, 100);
-        table.absent(21, 101);
-        table.whole(21, 101);
+        table.count_early(5, 77, Lacking::Bytes);
+        table.whole(5, 77, Lacking::Bytes);
+        table.whole(9, 99, Lacking::Bytes);
+        table.absent(9, 99, Lacking::Bytes);
+        table.whole(9, 99, Lacking::Bytes);
+        table.count_early(9, 99, Lacking::Bytes);
+        table.absent(20, 100, Lacking::Bytes);
+        table.absent(21, 101, Lacking::Bytes);
+        table.whole(21, 101, Lacking::Bytes);
         // What began while they were counted is met by the counting, too; also when it is over.
-        table.count_early(20, 100);
-        table.count_early(21, 101);
-        table.absent(22, 102);
-        table.count_early(22, 102);
-        table.whole(22, 102);
+        table.count_early(20, 100, Lacking::Bytes);
+        table.count_early(21, 101, Lacking::Bytes);
+        table.absent(22, 102, Lacking::Bytes);
+        table.count_early(22, 102, Lacking::Bytes);
+        table.whole(22, 102, Lacking::Bytes);
+        table.count_early(30, 103, Lacking::Names);
+        table.absent(31, 104, Lacking::Names);
+        table.count_early(31, 104, Lacking::Names);
         table.counted();
-        assert_eq!(table.absentees(), 1);
+        // A directory that was found, and one that has begun to lack names.
+        assert_eq!((table.absentees(), table.absent_files()), (3, 1));
+        table.whole(30, 103, Lacking::Names);
+        table.whole(31, 104, Lacking::Names);
         assert!(shown.whole(77).is_some() && shown.whole(99).is_some() && shown.whole(100).is_none());
         assert!(shown.whole(101).is_some() && shown.whole(102).is_some());
-        table.whole(20, 100);
-        assert!(table.absentees() == 0 && shown.whole(100).is_some());
+        table.whole(20, 100, Lacking::Bytes);
+        assert!(table.absentees() == 0 && table.absent_files() == 0 && shown.whole(100).is_some());
     }
 
     #[test]
@@ -452,10 +478,10 @@ mod tests {
         let (table, _) = table();
         table.counted();
         assert!(!table.is_complete(), "names may be missing");
-        table.absent(1, 7);
+        table.absent(1, 7, Lacking::Bytes);
         table.names_are_complete();
         assert!(!table.is_complete());
-        table.whole(1, 7);
+        table.whole(1, 7, Lacking::Bytes);
         assert!(table.is_complete());
         table.evictions_begin();
         assert!(!table.is_complete());
@@ -472,7 +498,7 @@ mod tests {
             (1..5_000_000).filter(|ino| places_of(*ino).next() == Some(first)).take(REACH + 1).collect();
         assert_eq!(crowd.len(), REACH + 1);
         for ino in &crowd {
-            table.absent(*ino, *ino);
+            table.absent(*ino, *ino, Lacking::Bytes);
             table.show(*ino, 1, &Pieces::default());
         }
         assert!(shown.check(crowd[0], 0, PIECE).is_none(), "the first one had to go");
@@ -484,7 +510,7 @@ mod tests {
         let (table, shown) = table();
         table.counted();
         table.evictions_begin();
-        table.absent(1, 7);
+        table.absent(1, 7, Lacking::Bytes);
         table.show(7, 2, &Pieces::of(0..1));
         assert!(shown.check(7, 0, PIECE).is_none() && shown.check(7, PIECE, 9 * PIECE).is_some());
         let stamp = shown.check(7, PIECE, 9 * PIECE).unwrap();
@@ -496,10 +522,10 @@ mod tests {
     fn a_number_that_stands_for_another_file_shows_nothing_of_the_former() {
         let (table, shown) = table();
         table.counted();
-        table.absent(1, 7);
+        table.absent(1, 7, Lacking::Bytes);
         table.show(7, 3, &Pieces::default());
         assert!(shown.check(7, 0, PIECE).is_some());
-        table.absent(2, 7);
+        table.absent(2, 7, Lacking::Bytes);
         assert!(shown.check(7, 0, PIECE).is_none(), "what is made under its number has nothing yet");
     }
 
@@ -507,12 +533,12 @@ mod tests {
     fn what_was_new_is_not_shown_when_anything_has_gone_since() {
         let (table, shown) = table();
         table.counted();
-        table.absent(1, 7 + CELLS as u64);
+        table.absent(1, 7 + CELLS as u64, Lacking::Bytes);
         let since = table.losses();
         table.show_new(7, since);
         assert!(shown.check(7, 0, 9 * PIECE).is_some());
         let since = table.losses();
-        table.absent(2, 7);
+        table.absent(2, 7, Lacking::Bytes);
         table.show_new(7, since);
         assert!(shown.check(7, 0, PIECE).is_none(), "it was evicted between the look at the index and this");
         let since = table.losses();
