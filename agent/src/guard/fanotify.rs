@@ -39,7 +39,8 @@ impl Marked {
 /// Somebody waits.
 #[derive(Debug)]
 pub struct Event {
-    /// The inode, open for reading; nothing that is done through it waits. Its number is what the answer names.
+    /// The inode, open for reading; nothing that is done through it waits. Its number is what the answer names: see
+    /// [`Group::let_go`].
     pub file: OwnedFd,
     /// The process that waits; 0 where it is not in this pid namespace.
     pub pid: i32,
@@ -167,6 +168,15 @@ impl Group {
             rest = after;
         }
         Ok(events)
+    }
+
+    /// Lets an event's inode go and keeps its number, which the answer names: who asks who has the file open, right behind the
+    /// answer perhaps, does not find this process.
+    ///
+    /// # Errors
+    /// Those of dup2(2); it is open still.
+    pub fn let_go(&self, event: &mut Event) -> io::Result<()> {
+        Ok(nix::unistd::dup3(&self.0, &mut event.file, nix::fcntl::OFlag::O_CLOEXEC)?)
     }
 
     /// Answers an event: 0 lets the access happen, EIO makes it fail.

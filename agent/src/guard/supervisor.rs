@@ -65,8 +65,8 @@ struct Pending {
     /// `None`: a supervisor before this one has told the agent, who has to answer.
     access: Option<Access>,
     sent: bool,
-    /// Keeps its number from being given to another event.
-    _file: OwnedFd,
+    /// Keeps it from being given to another event.
+    _number: OwnedFd,
 }
 
 /// The process itself: standard input is the group, standard output the socket that agents connect to. `state` is the
@@ -90,7 +90,7 @@ pub fn run(state: &Path, reserved: &[RawFd]) -> Result<(), String> {
         if fd != *id {
             return Err("the guard was started with a descriptor too many".into());
         }
-        inner.pending.insert(*id, Pending { access: None, sent: true, _file: file });
+        inner.pending.insert(*id, Pending { access: None, sent: true, _number: file });
     }
     let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
     let group = Group::from(own(std::io::stdin().as_fd()).map_err(|e| failed("have the group", e))?);
@@ -149,15 +149,16 @@ impl Supervisor {
         }
     }
 
-    fn take(&self, event: Event) {
+    fn take(&self, mut event: Event) {
         let id = event.file.as_raw_fd();
-        let file = File::from(event.file);
-        let Ok(meta) = file.metadata() else {
+        let Ok(stat) = nix::sys::stat::fstat(&event.file) else {
             // Whatever it is, nothing can be brought for it.
             return self.answer(id, libc::EIO);
         };
-        let access =
-            Access { id, ino: meta.ino(), is_dir: meta.is_dir(), range: event.range, pid: event.pid };
+        // Where it stays open, the file is taken for one that is read.
+        let _ = self.group.let_go(&mut event);
+        let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        let access = Access { id, ino: stat.st_ino, is_dir, range: event.range, pid: event.pid };
         if self.may_pass(&access) {
             return self.answer(id, 0);
         }
@@ -166,7 +167,7 @@ impl Supervisor {
             // It has come just now.
             return self.answer(id, 0);
         }
-        let pending = Pending { access: Some(access), sent: false, _file: file.into() };
+        let pending = Pending { access: Some(access), sent: false, _number: event.file };
         inner.pending.insert(id, pending);
         inner.send();
         drop(inner);
@@ -404,6 +405,7 @@ fn mapped_at(maps: &[u8], ino: u64, name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fanotify::Marked;
     use super::*;
 
     /// Who opens a file while the agent is dying is told to it and never answered. A file whose mark has only outlived what was
@@ -429,7 +431,7 @@ mod tests {
             for ino in [7, 8] {
                 let file: OwnedFd = File::open(dir.path()).unwrap().into();
                 let access = Access { id: file.as_raw_fd(), ino, is_dir: false, range: None, pid: 0 };
-                inner.pending.insert(access.id, Pending { access: Some(access), sent: true, _file: file });
+                inner.pending.insert(access.id, Pending { access: Some(access), sent: true, _number: file });
             }
         }
         supervisor.pass_orphans();
@@ -437,6 +439,34 @@ mod tests {
         supervisor.agent_gone();
         let waiting: Vec<u64> = supervisor.inner().waiting().map(|access| access.ino).collect();
         assert_eq!(waiting, [8]);
+    }
+
+    /// The agent opens what is marked to take it away, and asks who else has it open before it looks at anything else.
+    #[test]
+    fn who_was_answered_is_alone_with_the_file() {
+        let Ok(group) = Group::new() else {
+            eprintln!("skipped: no fanotify here (it takes CAP_SYS_ADMIN)");
+            return;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let file = File::create(&path).unwrap();
+        group.mark_handle(file.as_fd(), Marked::File).unwrap();
+        drop(file);
+        let supervisor = Supervisor { group, inner: Mutex::default(), room: Condvar::new(), most: 8 };
+        let opener = {
+            let path = path.clone();
+            std::thread::spawn(move || File::open(path).unwrap())
+        };
+        supervisor.group.wait().unwrap().into_iter().for_each(|event| supervisor.take(event));
+        let [id] = supervisor.inner().pending.keys().copied().collect::<Vec<RawFd>>()[..] else { panic!() };
+        // Its number is kept: it is not given to another one before the answer is through.
+        supervisor.answer(id, 0);
+        let own = opener.join().unwrap();
+        let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten().map(|fd| fd.path());
+        let of_file: Vec<_> =
+            links.filter(|fd| std::fs::read_link(fd).is_ok_and(|link| link == path)).collect();
+        assert_eq!(of_file, [Path::new("/proc/self/fd").join(own.as_raw_fd().to_string())]);
     }
 
     #[test]
