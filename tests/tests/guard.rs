@@ -27,6 +27,14 @@ fn marked(setup: Setup, fill: &str) -> Option<Node> {
     Some(node)
 }
 
+/// The same, where leases guard what is absent, once all of it is guarded.
+fn leased(server: &S3Server, fill: &str) -> Option<Node> {
+    let mut node = cold(Setup::on_s3(server).with("guard", "leases"), fill)?;
+    node.await_names();
+    node.await_status("the guard", |status| find(status, "unguarded_files").is_some_and(|n| n == 0));
+    Some(node)
+}
+
 /// Python in the tree, and no shim.
 fn unhooked(node: &Node, program: &str) -> Command {
     let mut command = node.app_without_shim("/usr/bin/python3");
@@ -304,29 +312,22 @@ fn nobody_is_stuck() {
 #[test]
 fn who_does_not_wait_at_a_guard_is_let_in_if_he_asks() {
     let server = S3Server::start();
-    let setup = Setup::on_s3(&server).with("guard", "leases");
-    let Some(mut node) = cold(setup, "make('f', 64 << 20)") else { return };
-    node.await_names();
-    node.await_status("the guard", |status| find(status, "unguarded_files").is_some_and(|n| n == 0));
+    let Some(node) = leased(&server, "make('f', 64 << 20)") else { return };
     node.python(&format!(
         "{CONTENTS}
 fd = os.open('f', os.O_RDONLY | os.O_NONBLOCK)
 assert os.read(fd, 4096) == content('f', 64 << 20)[:4096]"
     ));
-    let counters = node.status_of("counters");
-    let brought = find(&counters, "hydrated_bytes").and_then(serde_json::Value::as_u64).unwrap_or(0);
-    assert!(brought < 32 << 20, "{counters}");
+    let brought = counter(&node, "hydrated_bytes");
+    assert!(brought < 32 << 20, "{brought} bytes came");
 }
 
 /// Somebody who does not ask waits to read a file of which nothing is here, and then `meanwhile` happens.
 fn stranger(meanwhile: impl FnOnce(&Node)) {
     const SIZE: u64 = 24 << 20;
     let server = S3Server::start();
-    let setup = Setup::on_s3(&server).with("guard", "leases");
-    let Some(mut node) = cold(setup, "make('f', 24 << 20)") else { return };
+    let Some(node) = leased(&server, "make('f', 24 << 20)") else { return };
     let path = node.tree().join("f");
-    node.await_names();
-    node.await_status("the guard", |status| find(status, "unguarded_files").is_some_and(|n| n == 0));
     server.knobs().delay_ms.store(700, Relaxed);
     std::thread::scope(|scope| {
         let stranger = scope.spawn(|| Command::new("/bin/cat").arg(&path).output().unwrap().stdout);
@@ -369,15 +370,12 @@ fn an_eviction_lets_in_nobody() {
 #[test]
 fn an_absent_program_is_run_and_read_by_who_does_not_ask() {
     let server = S3Server::start();
-    let setup = Setup::on_s3(&server).with("guard", "leases");
     let fill = "
 import shutil
 make('f', 24 << 20)
 shutil.copy('/usr/bin/python3', 'python')
 for name in ('f', 'python'): os.chmod(name, 0o755)";
-    let Some(mut node) = cold(setup, fill) else { return };
-    node.await_names();
-    node.await_status("the guard", |status| find(status, "unguarded_files").is_some_and(|n| n == 0));
+    let Some(node) = leased(&server, fill) else { return };
     server.knobs().delay_ms.store(300, Relaxed);
     let run = |program: &str, arguments: &[&str]| {
         Said::from(Command::new(program).args(arguments).output().unwrap()).succeeded()
@@ -418,9 +416,5 @@ fn what_is_being_evicted_is_guarded_at_once() {
         }
         println!("{reads} reads");
     });
-    let counters = node.status_of("counters");
-    assert!(
-        find(&counters, "evicted_bytes").and_then(serde_json::Value::as_u64).is_some_and(|bytes| bytes > 0),
-        "{counters}"
-    );
+    assert!(counter(&node, "evicted_bytes") > 0, "{:#}", node.status());
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -232,13 +232,7 @@ fn never_zeros_on_musl() {
 }
 
 /// Runs `names.py` on a volume or below any other directory.
-fn names(
-    command: &mut Command,
-    what: &str,
-    model: &std::path::Path,
-    tree: &std::path::Path,
-    more: [String; 3],
-) {
+fn names(command: &mut Command, what: &str, model: &Path, tree: &Path, more: [String; 3]) {
     command.arg(crate_dir().join("programs/scripts/names.py")).arg(what).arg(model).arg(tree).args(more);
 }
 

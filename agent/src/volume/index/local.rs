@@ -1,7 +1,9 @@
 //! Records that only this node has: what of the volume is not on this disk, and which kernel inode stands for what. It
 //! must not know how anything gets here.
 
-use super::{Changes, Index, Kernel, Pieces, Result, Seen, damaged, encode, kernel_key, link_key, seen_key};
+use super::{
+    Changes, Index, Kernel, Pieces, Result, Seen, damaged, encode, kernel_key, link_key, number_in, seen_key,
+};
 
 /// Something of which not all is on this disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,7 +90,7 @@ impl Index {
         let mut found = Vec::new();
         for pair in self.records.range(unpopulated_key(first)..vec![b'a' + 1]).take(most) {
             let key = pair.key()?;
-            found.extend(key.get(1..).and_then(|k| k.try_into().ok()).map(u64::from_be_bytes));
+            found.extend(number_in(b'a', &key));
         }
         Ok(found)
     }
@@ -123,13 +125,13 @@ impl Index {
     /// # Errors
     /// Where the index cannot be read, and those of `each`.
     pub fn absentees(&self, mut each: impl FnMut(Absentee) -> Result<()>) -> Result<()> {
-        for prefix in [b"a", b"r"] {
-            self.scan(prefix, |key, value| {
-                let Some(inode) = key.get(1..).and_then(|k| k.try_into().ok()).map(u64::from_be_bytes) else {
+        for tag in [b'a', b'r'] {
+            self.scan(&[tag], |key, value| {
+                let Some(inode) = number_in(tag, key) else {
                     return Ok(());
                 };
-                let what = match prefix {
-                    b"a" => Absent::Entries,
+                let what = match tag {
+                    b'a' => Absent::Entries,
                     _ => Absent::Pieces(postcard::from_bytes(value).map_err(damaged)?),
                 };
                 let ino = self.seen(inode)?.map(|seen| seen.id.ino);

@@ -164,6 +164,11 @@ pub struct Index {
 const BASE: &[u8] = b"m";
 const NEXT_INODE: &[u8] = b"n";
 
+/// The number in a key that has this tag and one number.
+fn number_in(tag: u8, key: &[u8]) -> Option<u64> {
+    key.strip_prefix(&[tag])?.try_into().ok().map(u64::from_be_bytes)
+}
+
 /// Key of a [`Kernel`].
 pub fn kernel_key(ino: u64) -> Vec<u8> {
     tagged(b'k', &[ino])
@@ -451,7 +456,7 @@ impl Index {
     pub fn suspects(&self) -> Result<HashMap<u64, OpenFlags>> {
         let mut found = HashMap::new();
         self.scan(b"w", |key, value| {
-            if let Some(ino) = key.get(1..).and_then(|k| k.try_into().ok()).map(u64::from_be_bytes) {
+            if let Some(ino) = number_in(b'w', key) {
                 found.insert(ino, OpenFlags(postcard::from_bytes(value).map_err(damaged)?));
             }
             Ok(())

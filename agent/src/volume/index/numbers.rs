@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Changes, Index, Kernel, Result, Seen, damaged, kernel_key, seen_key};
+use super::{Changes, Index, Kernel, Result, Seen, damaged, kernel_key, number_in, seen_key};
 
 const KERNEL: u8 = b'k';
 
@@ -34,18 +34,15 @@ impl Numbers {
     /// Notes the numbers that stand in changes of the agent's own, which are about to be made: the guard is to be held until
     /// they are.
     pub(super) fn note(&self, changes: &Changes) -> Result<Option<MutexGuard<'_, Given>>> {
-        let mut numbers = changes.range(vec![KERNEL]..vec![KERNEL + 1]).peekable();
+        let mut numbers = numbers(changes).peekable();
         if numbers.peek().is_none() {
             return Ok(None);
         }
         let mut given = self.given();
         if let Some(given) = given.as_mut() {
-            for (key, value) in numbers {
-                match (number_of(key), kernel(value.as_deref())?) {
-                    (Some(ino), Some(kernel)) => _ = given.insert(ino, kernel.inode),
-                    (Some(ino), None) => _ = given.remove(&ino),
-                    (None, _) => {}
-                }
+            for (ino, value) in numbers {
+                // Nothing of the agent's own takes a number away without giving it to another inode.
+                given.extend(kernel(value)?.map(|kernel| (ino, kernel.inode)));
             }
         }
         Ok(Some(given))
@@ -58,28 +55,28 @@ impl Numbers {
         changes: &'c Changes,
     ) -> Result<(MutexGuard<'_, Given>, Cow<'c, Changes>)> {
         let given = self.given();
-        let mut changes = Cow::Borrowed(changes);
-        for (ino, inode) in given.iter().flatten() {
-            let key = kernel_key(*ino);
-            let Some(value) = changes.get(&key) else { continue };
-            let is_its = kernel(value.as_deref())?.is_some_and(|kernel| kernel.inode == *inode);
+        let mut still = Cow::Borrowed(changes);
+        for (ino, value) in numbers(changes) {
+            let Some(inode) = given.as_ref().and_then(|given| given.get(&ino)) else { continue };
+            let is_its = kernel(value)?.is_some_and(|kernel| kernel.inode == *inode);
             // Brought, and gone or made again before the cut looked.
             let has_left = match changes.get(&seen_key(*inode)) {
                 Some(None) => true,
-                Some(Some(seen)) => postcard::from_bytes::<Seen>(seen).map_err(damaged)?.id.ino != *ino,
+                Some(Some(seen)) => postcard::from_bytes::<Seen>(seen).map_err(damaged)?.id.ino != ino,
                 None => false,
             };
             if !is_its && !has_left {
-                changes.to_mut().remove(&key);
+                still.to_mut().remove(&kernel_key(ino));
             }
         }
-        Ok((given, changes))
+        Ok((given, still))
     }
 }
 
-/// The number in the key of a [`Kernel`].
-pub(super) fn number_of(key: &[u8]) -> Option<u64> {
-    key.strip_prefix(&[KERNEL])?.try_into().ok().map(u64::from_be_bytes)
+/// What changes of who has which kernel number.
+fn numbers(changes: &Changes) -> impl Iterator<Item = (u64, Option<&[u8]>)> {
+    let keys = changes.range(vec![KERNEL]..vec![KERNEL + 1]);
+    keys.filter_map(|(key, value)| Some((number_in(KERNEL, key)?, value.as_deref())))
 }
 
 /// The record in the value of such a key.

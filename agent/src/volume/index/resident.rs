@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fjall::Keyspace;
 
-use super::{Changes, Index, Result, Seen, damaged, seen_key};
+use super::{Changes, Index, Result, Seen, damaged, number_in, seen_key};
 
 /// Records that are counted in one step.
 const STEP: usize = 2_000;
@@ -110,7 +110,7 @@ impl Index {
         for pair in self.records.range(seen_key(first)..vec![SEEN + 1]) {
             let (key, value) = pair.into_inner()?;
             let bytes = blocks_of(&value)?.saturating_mul(BLOCK);
-            let inode = key.get(1..).and_then(|k| k.try_into().ok()).map(u64::from_be_bytes);
+            let inode = number_in(SEEN, &key);
             if let Some(inode) = inode.filter(|_| bytes > 0) {
                 found.push((inode, bytes as u64));
                 if found.len() >= most {

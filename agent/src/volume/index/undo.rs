@@ -5,10 +5,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::numbers::number_of;
 use super::{
-    BASE, Base, Changes, Doubt, For, Index, Result, Seen, damaged, encode, seen_key, size_of, size_of_change,
-    tagged,
+    BASE, Base, Changes, Doubt, For, Index, Result, Seen, damaged, encode, number_in, seen_key, size_of,
+    size_of_change, tagged,
 };
 use crate::meta::Head;
 use crate::meta::records::key;
@@ -66,7 +65,7 @@ impl Index {
 
     /// Whether `key` is that of a kernel number which an inode has rightly once `undone` is taken back: it got it after that cut.
     fn has_its_number(&self, key: &[u8], undone: &Changes) -> Result<bool> {
-        let Some(kernel) = number_of(key).map(|ino| self.kernel(ino)).transpose()?.flatten() else {
+        let Some(kernel) = number_in(b'k', key).map(|ino| self.kernel(ino)).transpose()?.flatten() else {
             return Ok(false);
         };
         let seen: Option<Seen> = match undone.get(&seen_key(kernel.inode)) {
@@ -88,7 +87,7 @@ impl Index {
         let (seq, nonce) = head.map_or((0, 0), |h| (h.seq, h.nonce));
         let mut cuts: Vec<(u64, Undo)> = Vec::new();
         self.scan(b"u", |key, value| {
-            if let Some(seq) = key.get(1..).and_then(|k| k.try_into().ok()).map(u64::from_be_bytes) {
+            if let Some(seq) = number_in(b'u', key) {
                 cuts.push((seq, postcard::from_bytes(value).map_err(damaged)?));
             }
             Ok(())

@@ -22,7 +22,7 @@ use super::lease::{self, Alone};
 use super::lru::{Offer, Run, Verdict};
 use super::openers::Openers;
 use super::own::Own;
-use super::ready::Ready;
+use super::ready::{Hands, Ready};
 use super::table::Lacking;
 use crate::volume::index::{self, Changes, Doubt};
 use crate::volume::look::same;
@@ -338,7 +338,7 @@ impl Residency {
             if lease::is_breaking(&file) {
                 return Ok(one.stay(Stays::Moving));
             }
-            let (gone, locked) = self.take_from(inode, one, (&file, Open::Nowhere), locked, deadline)?;
+            let (gone, locked) = self.take_from(inode, one, (&file, Hands::Nobody), locked, deadline)?;
             drop((file, locked));
             return Ok(gone);
         }
@@ -348,17 +348,15 @@ impl Residency {
             Err(_) => return Ok(one.stay(Stays::Moving)),
         };
         let lease = lease::alone(file.as_fd());
-        let open = match &lease {
-            Alone::Yes(_) => Open::Nowhere,
+        let hands = Hands::from(&lease);
+        if matches!(hands, Hands::Somebody) && !one.open {
             // Since we have looked.
-            Alone::No if !one.open => return Ok(one.stay(Stays::Used)),
-            Alone::No => Open::Here,
-            Alone::Unknown => Open::Unknown,
-        };
+            return Ok(one.stay(Stays::Used));
+        }
         // Who opens a marked file is pinned or brings it again, under the lock. A lease would only hold up who takes events,
         // for whom the holder of that lock may wait.
         let lease = one.kept.is_none().then_some(lease);
-        let (gone, locked) = self.take_from(inode, one, (&file, open), locked, deadline)?;
+        let (gone, locked) = self.take_from(inode, one, (&file, hands), locked, deadline)?;
         let stays = lease.filter(|_| gone.bytes > 0).is_some_and(Alone::keep);
         if stays {
             self.guard_on(inode, ino, file);
@@ -387,14 +385,15 @@ impl Residency {
         &'r self,
         inode: u64,
         one: &Ready,
-        (file, open): (&File, Open),
+        (file, hands): (&File, Hands),
         mut locked: Locked<'r>,
         deadline: Instant,
     ) -> Result<(Gone, Locked<'r>), VolumeError> {
         let ino = one.found.stat.id.ino;
-        let is_alone = matches!(open, Open::Nowhere);
+        let is_alone = matches!(hands, Hands::Nobody);
         // Who has pinned it since that look is known by when he did.
-        let is_closed = is_alone || matches!(open, Open::Unknown) && self.cache.openers.lock().is_closed(ino);
+        let is_closed =
+            is_alone || matches!(hands, Hands::Unknown) && self.cache.openers.lock().is_closed(ino);
         let now = self.files.now();
         let state = locked.state(&self.index)?;
         state.pin(self.cache.early.take(ino));
@@ -476,16 +475,6 @@ impl Residency {
         // What could not be removed counts as absent all the same, and is fetched again.
         Ok((Gone { bytes, stays: solid.then_some((Stays::Solid, bytes)) }, locked))
     }
-}
-
-/// Who has a file open of which something is to go, as a lease tells.
-enum Open {
-    /// Nobody, and who opens it waits.
-    Nowhere,
-    /// Somebody.
-    Here,
-    /// There are no leases.
-    Unknown,
 }
 
 /// Makes a hole of some pieces; the size of the file stays.

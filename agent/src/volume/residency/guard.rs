@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, getrlimit};
 use storeshim_protocol::request::{Answer, Ask, Pin};
 
+use super::waiters::waiters;
 use super::{Residency, lease, openers};
 use crate::session::Reply;
 use crate::volume::VolumeError;
@@ -44,8 +45,6 @@ const SEEN: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_micros(200);
 /// So long after he was let in, who opens a file has opened it.
 const OPENING: Duration = Duration::from_millis(50);
-/// What a file of /proc says at one instant, in bytes.
-const PAGE: usize = 4000;
 /// How long the kernel waits where it does not say.
 const BREAK_TIME: Duration = Duration::from_secs(45);
 
@@ -84,6 +83,12 @@ struct Broken {
     seen: bool,
     /// The file is being fetched for him.
     fetching: bool,
+}
+
+impl Broken {
+    fn new() -> Self {
+        Self { since: Instant::now(), seen: false, fetching: false }
+    }
 }
 
 impl Default for Guards {
@@ -224,7 +229,7 @@ impl Residency {
         }
     }
 
-    /// The descriptor by which a guard is held: the file can be read and written by it.
+    /// The descriptor by which a guard is held: the file can be read and written by it. Another one would break the lease.
     pub fn lend_guard(&self, ino: u64) -> Option<Arc<File>> {
         self.guards.inner.lock().held.get(&ino).map(|guard| Arc::clone(&guard.file))
     }
@@ -241,8 +246,7 @@ impl Residency {
         let thread = self.guards.thread.load(Ordering::Acquire);
         if thread != 0 && lease::tell(&file, thread, signal()).is_ok() {
             // Who came before that has told nobody.
-            let new = Broken { since: Instant::now(), seen: false, fetching: false };
-            let broken = lease::is_breaking(&file).then_some(new);
+            let broken = lease::is_breaking(&file).then(Broken::new);
             self.guards.insert(ino, Guard { inode, file: Arc::new(file), broken });
             if broken.is_some() {
                 self.guards.wake();
@@ -383,8 +387,7 @@ impl Residency {
             if guard.broken.is_none() {
                 self.shared.count("lease_breaks", 1);
             }
-            let new = Broken { since: Instant::now(), seen: false, fetching: false };
-            let broken = guard.broken.get_or_insert(new);
+            let broken = guard.broken.get_or_insert_with(Broken::new);
             broken.seen |= !waiters.is_empty() || broken.since.elapsed() >= SEEN;
             if !broken.seen {
                 return;
@@ -443,39 +446,6 @@ impl Reply for Ignored {
     fn answer(self: Box<Self>, _: Answer) {}
 }
 
-/// Processes of this pid namespace that wait for the lease on an inode to end (proc_locks(5)), each once. A list of more than a page
-/// is not read at one instant: where a lease before it ends meanwhile, one that stands may be passed over, or met twice. So it is
-/// read again.
-fn waiters(ino: u64) -> Vec<u32> {
-    let read = || std::fs::read_to_string("/proc/locks").unwrap_or_default();
-    let text = read();
-    let mut found = waiters_in(&text, ino);
-    if text.len() > PAGE {
-        found.extend(waiters_in(&read(), ino));
-    }
-    found.sort_unstable();
-    found.dedup();
-    found
-}
-
-fn waiters_in(locks: &str, ino: u64) -> Vec<u32> {
-    let (mut found, mut ours) = (Vec::new(), None);
-    for line in locks.lines() {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        match fields.as_slice() {
-            [number, "LEASE", _, _, _, file, ..] => {
-                let same = file.rsplit(':').next().is_some_and(|text| text.parse() == Ok(ino));
-                ours = same.then_some(*number);
-            }
-            [number, "->", "LEASE", _, _, pid, ..] if ours == Some(*number) => {
-                found.extend(pid.parse::<u32>())
-            }
-            _ => {}
-        }
-    }
-    found
-}
-
 fn break_time() -> Duration {
     let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap_or_default();
     text.trim().parse().map_or(BREAK_TIME, Duration::from_secs)
@@ -524,20 +494,6 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-
-    #[test]
-    fn who_waits_for_a_lease_stands_below_it() {
-        let text = "1: LEASE  ACTIVE    WRITE 9 fe:00:77 0 EOF\n\
-                    1: -> LEASE  BREAKER   READ 8 <none>:0 0 EOF\n\
-                    5: LEASE  BREAKING  READ 12102 fe:00:10059780 0 EOF\n\
-                    5: -> LEASE  BREAKER   READ 12148 <none>:0 0 EOF\n\
-                    5: -> LEASE  BREAKER   WRITE 12149 <none>:0 0 EOF\n\
-                    6: FLOCK  ADVISORY  WRITE 11957 fe:00:10059780 0 EOF\n\
-                    6: -> FLOCK  ADVISORY  READ 1 fe:00:10059780 0 EOF\n";
-        assert_eq!(waiters_in(text, 10_059_780), [12148, 12149]);
-        assert_eq!(waiters_in(text, 77), [8]);
-        assert!(waiters_in(text, 0).is_empty());
-    }
 
     #[test]
     fn a_signal_says_which_lease() {

@@ -386,7 +386,7 @@ impl Residency {
         if wanted.end().saturating_mul(PIECE) > planned && found.size_now(self)? > planned {
             return Err(Unwritten::Stale);
         }
-        let leased = self.leased(ino);
+        let leased = self.lend_guard(ino);
         let open = |flags| found.open_until(self, flags | libc::O_NONBLOCK, Instant::now() + LEASED);
         // Who has it open for writing may change it while its times are put back: no look may then rely on them, not even
         // one of an agent to come. Asked before our own descriptor counts as a writer, and again when it is gone.
@@ -429,7 +429,7 @@ impl Residency {
         drop(opened);
         // Who wrote and has closed it has told before he wrote. That is only in memory. A lease that still stands has kept
         // everybody out; one that was given up meanwhile let somebody in while the times were put back.
-        let kept_out = leased.is_some() && self.leased(ino).is_some();
+        let kept_out = leased.is_some() && self.lend_guard(ino).is_some();
         // It can write, and may be the last one of its guard: whoever has the lock next would take it for a program's.
         drop(leased);
         if has_writers() || !kept_out && self.is_told(ino) {

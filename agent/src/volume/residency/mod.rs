@@ -40,9 +40,9 @@ mod room;
 mod spans;
 mod stage;
 pub mod table;
+mod waiters;
 mod wanted;
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -127,8 +127,6 @@ pub trait Uses: Send + Sync {
     fn used(&self, inode: u64, start: u64, end: u64);
     /// Makes room for `bytes` on this disk, which is full; whether it did.
     fn make_room(&self, bytes: u64) -> bool;
-    /// The descriptor, open for reading and writing, by which a lease on a file is held: another one would break it.
-    fn leased(&self, ino: u64) -> Option<Arc<File>>;
 }
 
 /// Whether a volume can be brought to this disk piece by piece: the tree's filesystem tells holes from data, and what is made
@@ -365,11 +363,6 @@ impl Residency {
     /// See [`Uses::make_room`].
     fn make_room(&self, bytes: u64) -> bool {
         self.uses.get().is_some_and(|uses| uses.make_room(bytes))
-    }
-
-    /// See [`Uses::leased`].
-    fn leased(&self, ino: u64) -> Option<Arc<File>> {
-        self.uses.get().and_then(|uses| uses.leased(ino))
     }
 
     /// Files of the volume of which something is absent; those that are not in the tree yet are none of them.

@@ -25,12 +25,23 @@ const SOON: Duration = Duration::from_millis(20);
 /// A look at who has what open is worth this long for a file that is open and was not among them.
 const NEWS: Duration = Duration::from_millis(50);
 
-/// In whose hands a file is.
-enum Hands {
+/// In whose hands a file is, as a lease tells.
+pub(super) enum Hands {
+    /// Who opens it waits.
     Nobody,
     Somebody,
     /// This filesystem or user gets no leases.
     Unknown,
+}
+
+impl From<&Alone<'_>> for Hands {
+    fn from(alone: &Alone<'_>) -> Self {
+        match alone {
+            Alone::Yes(_) => Self::Nobody,
+            Alone::No => Self::Somebody,
+            Alone::Unknown => Self::Unknown,
+        }
+    }
 }
 
 /// A file of which something may go.
@@ -119,11 +130,7 @@ impl Residency {
             None => {
                 let until = Instant::now() + SOON;
                 let file = found.open_until(self, libc::O_RDONLY | libc::O_NONBLOCK, until)?;
-                match lease::alone(file.as_fd()) {
-                    Alone::Yes(_) => Hands::Nobody,
-                    Alone::No => Hands::Somebody,
-                    Alone::Unknown => Hands::Unknown,
-                }
+                Hands::from(&lease::alone(file.as_fd()))
             }
         };
         drop(locked);

@@ -166,7 +166,7 @@ impl Residency {
             return Ok(());
         }
         if self.tree.stat(std::os::fd::AsFd::as_fd(&found.handle)).map_err(failed)?.size > size {
-            match self.leased(ino) {
+            match self.lend_guard(ino) {
                 Some(file) => file.set_len(size),
                 None => {
                     found.open(self, libc::O_WRONLY | libc::O_NONBLOCK).and_then(|file| file.set_len(size))
@@ -230,7 +230,7 @@ impl Residency {
     /// Whether anybody else has a file open (fcntl(2): a write lease is refused then).
     pub(super) fn is_open(&self, found: &Inode) -> Result<bool, VolumeError> {
         let _locked = self.files.lock(found.inode);
-        if self.leased(found.stat.id.ino).is_some() {
+        if self.lend_guard(found.stat.id.ino).is_some() {
             return Ok(self.guards.waited_for(found.stat.id.ino).is_some());
         }
         // Where it cannot be opened nobody is sure.

@@ -1,7 +1,6 @@
 //! Keeps room: the evictor's thread, the answers to who has none, and what of all that is shown. It must not know how
 //! anything is evicted.
 
-use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -36,10 +35,6 @@ impl Uses for Below {
         let Some(residency) = self.0.upgrade() else { return false };
         residency.shared.count("disk_full", 1);
         residency.has_room(bytes)
-    }
-
-    fn leased(&self, ino: u64) -> Option<Arc<File>> {
-        self.0.upgrade().and_then(|residency| residency.lend_guard(ino))
     }
 }
 
