@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use storeshim_tests::cold::cold;
+use storeshim_tests::cold::{cold, filled};
 use storeshim_tests::contents::CONTENTS;
 use storeshim_tests::node::{Node, Said, Setup, find};
 use storeshim_tests::programs::{Language, built, crate_dir};
@@ -417,4 +417,41 @@ fn what_is_being_evicted_is_guarded_at_once() {
         println!("{reads} reads");
     });
     assert!(counter(&node, "evicted_bytes") > 0, "{:#}", node.status());
+}
+
+/// Nor between the moment in which a file gets its name and the one from which it is guarded.
+#[test]
+fn what_gets_its_name_is_guarded_already() {
+    const FILES: usize = 200;
+    let server = S3Server::start();
+    let setup = Setup::on_s3(&server).with("guard", "leases");
+    let fill = "for n in range(200): make(f'd/f{n}', 300000)";
+    let Some(mut node) = filled(setup, fill) else { return };
+    node.lose();
+    let tree = node.tree().to_path_buf();
+    std::thread::scope(|scope| {
+        // From the end: names come in their order, and who waits for one misses those that come meanwhile.
+        let readers: Vec<_> = (0..4)
+            .map(|part| {
+                let tree = &tree;
+                scope.spawn(move || {
+                    for n in (part * FILES / 4..(part + 1) * FILES / 4).rev().step_by(7) {
+                        let path = tree.join(format!("d/f{n}"));
+                        let until = Instant::now() + LONG;
+                        let read = loop {
+                            match std::fs::read(&path) {
+                                Ok(read) => break read,
+                                Err(error) => assert!(Instant::now() < until, "{}: {error}", path.display()),
+                            }
+                        };
+                        assert_eq!(read.len(), 300_000);
+                        let zeros = read.iter().filter(|byte| **byte == 0).count();
+                        assert!(zeros < read.len() / 64, "{zeros} bytes of f{n} are 0");
+                    }
+                })
+            })
+            .collect();
+        node.start();
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+    });
 }

@@ -45,9 +45,6 @@ const SEEN: Duration = Duration::from_millis(20);
 const LOOK: Duration = Duration::from_micros(200);
 /// So long after he was let in, who opens a file has opened it.
 const OPENING: Duration = Duration::from_millis(50);
-/// How long the kernel waits where it does not say.
-const BREAK_TIME: Duration = Duration::from_secs(45);
-
 /// See the module.
 pub struct Guards {
     most: usize,
@@ -118,8 +115,7 @@ impl Guards {
     fn wake(&self) {
         let thread = self.thread.load(Ordering::Acquire);
         if thread != 0 {
-            // SAFETY: no memory is passed. Where the thread has just ended, nobody is told.
-            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal()) };
+            lease::wake(thread);
         }
     }
 
@@ -136,6 +132,11 @@ impl Guards {
             .get(&ino)
             .filter(|guard| lease::is_breaking(&guard.file))
             .map(|guard| Arc::clone(&guard.file))
+    }
+
+    /// Whether a kernel inode is guarded.
+    pub fn has(&self, ino: u64) -> bool {
+        self.inner.lock().held.contains_key(&ino)
     }
 
     /// Gives a guard up, of a kernel inode; whether there was one.
@@ -160,9 +161,18 @@ impl Guards {
         let mut inner = self.inner.lock();
         inner.held.insert(ino, guard);
         inner.order.push_back(ino);
+        let mut spared = 0;
         while inner.held.len() > self.most {
             let Some(oldest) = inner.order.pop_front() else { break };
-            inner.held.remove(&oldest);
+            if spared < self.most
+                && inner.held.get(&oldest).is_some_and(|guard| lease::is_breaking(&guard.file))
+            {
+                // Who waits there would read what is not here.
+                inner.order.push_back(oldest);
+                spared += 1;
+            } else {
+                inner.held.remove(&oldest);
+            }
         }
         if inner.order.len() > 2 * self.most + STEP {
             let Inner { held, order, .. } = &mut *inner;
@@ -240,11 +250,20 @@ impl Residency {
         pids.iter().all(|pid| *pid == own || openers::is_hooked(*pid, &hooked))
     }
 
+    /// Guards a file that has no name yet, by the only descriptor of it: there is no moment in which who opens it would find zeros.
+    /// Where that fails it is tried when it has one.
+    pub(super) fn guard_placeholder(&self, inode: u64, ino: u64, file: File) {
+        let thread = self.guards.thread.load(Ordering::Acquire);
+        if thread != 0 && lease::watch(&file, thread).is_ok() {
+            self.guards.insert(ino, Guard { inode, file: Arc::new(file), broken: None });
+        }
+    }
+
     /// Guards a file of which something has just gone, by a descriptor that has a lease on it already: there is no moment in
     /// which who opens it would find zeros. Its lock is held.
     pub(super) fn guard_on(&self, inode: u64, ino: u64, file: File) {
         let thread = self.guards.thread.load(Ordering::Acquire);
-        if thread != 0 && lease::tell(&file, thread, signal()).is_ok() {
+        if thread != 0 && lease::tell(&file, thread).is_ok() {
             // Who came before that has told nobody.
             let broken = lease::is_breaking(&file).then(Broken::new);
             self.guards.insert(ino, Guard { inode, file: Arc::new(file), broken });
@@ -267,11 +286,16 @@ impl Residency {
         })
     }
 
-    /// The thread that holds the leases: it alone is told when one is to end.
-    pub fn keep_guards(self: &Arc<Self>, ended: &dyn Fn() -> bool) {
-        let signal = signal();
-        let Some(signals) = block(signal) else { return };
+    /// From now on the calling thread is told when a lease is to end; what [`Residency::keep_guards`] needs. `None` where it cannot
+    /// be.
+    pub fn listen(&self) -> Option<lease::Signals> {
+        let signals = lease::listen()?;
         self.guards.thread.store(nix::unistd::gettid().as_raw(), Ordering::Release);
+        Some(signals)
+    }
+
+    /// Holds the leases, in the thread that has listened, until it is `ended`.
+    pub fn keep_guards(self: &Arc<Self>, signals: &lease::Signals, ended: &dyn Fn() -> bool) {
         let mut looked = Instant::now();
         let (mut look, mut stepped) = (LOOK, Instant::now());
         // A burst of wishes comes with a new directory, whose names are not all there yet.
@@ -284,7 +308,7 @@ impl Residency {
             }
             for _ in 0..steps {
                 let Some(inode) = self.guards.inner.lock().queue.pop_back() else { break };
-                if self.guard(inode, signal).is_some_and(|again| again) && later.len() < self.guards.most {
+                if self.guard(inode).is_some_and(|again| again) && later.len() < self.guards.most {
                     later.push_back((Instant::now() + AGAIN, inode));
                 }
             }
@@ -302,7 +326,7 @@ impl Residency {
                 (true, false) => 5 * REST,
             };
             look = if unseen.is_empty() { LOOK } else { (look * 2).min(REST / 2) };
-            if let Some(fd) = wait(&signals, pause)
+            if let Some(fd) = lease::wait(signals, pause)
                 && let Some(ino) = self.guards.of_descriptor(fd)
             {
                 self.guard_broken(ino);
@@ -327,22 +351,18 @@ impl Residency {
     }
 
     /// Takes the lease of one file; whether to try it again later. `None`: it needs none.
-    fn guard(&self, inode: u64, signal: i32) -> Option<bool> {
+    fn guard(&self, inode: u64) -> Option<bool> {
         let found = self.at_its_place(inode).ok()??;
         let ino = found.stat.id.ino;
         // Held until the guard is known: who brings data under it finds either no lease, or whose it is.
         let Some(locked) = self.files.try_lock(inode) else { return Some(true) };
         let absent = !locked.absent(&self.index).ok()?.is_empty();
-        if !found.stat.is_file()
-            || !absent
-            || self.marks.has(ino)
-            || self.guards.inner.lock().held.contains_key(&ino)
-        {
+        if !found.stat.is_file() || !absent || self.marks.has(ino) || self.guards.has(ino) {
             return None;
         }
         // What is open for writing cannot be executed: who wants to waits, and with its last piece the guard goes.
         let Ok(file) = found.open(self, libc::O_RDWR | libc::O_NONBLOCK) else { return Some(false) };
-        match lease::watch(&file, signal) {
+        match lease::watch(&file, nix::unistd::gettid().as_raw()) {
             Ok(()) => {
                 self.guards.insert(ino, Guard { inode, file: Arc::new(file), broken: None });
                 None
@@ -404,7 +424,7 @@ impl Residency {
             }
             return;
         }
-        if since.elapsed() >= break_time() {
+        if since.elapsed() >= lease::break_time() {
             self.shared.count("lease_overruns", 1);
             tracing::warn!(
                 ino,
@@ -446,70 +466,40 @@ impl Reply for Ignored {
     fn answer(self: Box<Self>, _: Answer) {}
 }
 
-fn break_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/sys/fs/lease-break-time").unwrap_or_default();
-    text.trim().parse().map_or(BREAK_TIME, Duration::from_secs)
-}
-
-/// The signal of the guards' thread.
-fn signal() -> i32 {
-    libc::SIGRTMIN() + 7
-}
-
-/// Keeps a signal from interrupting this thread; it is waited for.
-fn block(signal: i32) -> Option<libc::sigset_t> {
-    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: the set is filled in before it is used, and the calls keep no pointer.
-    unsafe {
-        libc::sigemptyset(set.as_mut_ptr());
-        libc::sigaddset(set.as_mut_ptr(), signal);
-        let set = set.assume_init();
-        (libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) == 0).then_some(set)
-    }
-}
-
-/// The descriptor of the next signal; `None` where it has none, or there was none.
-fn wait(signals: &libc::sigset_t, pause: Duration) -> Option<i32> {
-    let pause = libc::timespec { tv_sec: pause.as_secs() as i64, tv_nsec: i64::from(pause.subsec_nanos()) };
-    /// The part of `siginfo_t` that SIGPOLL and its like fill in; sigaction(2).
-    #[repr(C)]
-    struct Poll {
-        head: [i32; 4],
-        band: i64,
-        fd: i32,
-        rest: [u8; 100],
-    }
-    // SAFETY: integers, for which zeros are valid; it is as large as `siginfo_t`, and the call keeps no pointer.
-    unsafe {
-        let mut info: Poll = std::mem::zeroed();
-        const { assert!(size_of::<Poll>() == size_of::<libc::siginfo_t>()) };
-        let got = libc::sigtimedwait(signals, (&raw mut info).cast(), &raw const pause);
-        let [_, _, code, _] = info.head;
-        (got > 0 && code != libc::SI_TKILL).then_some(info.fd)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
 
     use super::*;
 
     #[test]
-    fn a_signal_says_which_lease() {
+    fn who_waits_at_a_guard_does_not_lose_it_to_newer_ones() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("f");
-        std::fs::write(&path, "x").unwrap();
-        let signal = libc::SIGRTMIN() + 7;
-        let signals = block(signal).unwrap();
-        let file = File::open(&path).unwrap();
-        lease::watch(&file, signal).unwrap();
-        assert_eq!(wait(&signals, Duration::ZERO), None);
+        lease::listen().unwrap();
+        let guards = Guards { most: 2, ..Guards::default() };
+        let make = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, "x").unwrap();
+            let file = File::open(&path).unwrap();
+            lease::watch(&file, nix::unistd::gettid().as_raw()).unwrap();
+            (path, Arc::new(file))
+        };
+        let insert = |ino: u64, file: &Arc<File>| {
+            guards.insert(ino, Guard { inode: ino, file: Arc::clone(file), broken: None });
+        };
+        let (path, waited) = make("waited");
+        insert(1, &waited);
         let opener = std::thread::spawn(move || std::fs::read(&path).unwrap());
-        assert_eq!(wait(&signals, Duration::from_secs(10)), Some(file.as_raw_fd()));
-        let ino = std::os::unix::fs::MetadataExt::ino(&file.metadata().unwrap());
-        assert_eq!(waiters(ino), [std::process::id()]);
-        lease::release(file.as_fd());
+        while !lease::is_breaking(&waited) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for (ino, name) in (2..).zip(["a", "b", "c"]) {
+            insert(ino, &make(name).1);
+        }
+        let held: std::collections::BTreeSet<u64> = guards.some().into_iter().map(|(ino, _)| ino).collect();
+        assert_eq!((held, guards.held()), ([1, 4].into(), 2));
+        assert!(!opener.is_finished());
+        guards.drop_guard(1);
+        drop(waited);
         assert_eq!(opener.join().unwrap(), b"x");
     }
 }

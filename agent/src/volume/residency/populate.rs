@@ -14,6 +14,7 @@ use super::filled;
 use super::find::{self, Found};
 use super::own::Own;
 use super::populating::Turn;
+use super::stage::Made;
 use super::table::Lacking;
 use crate::guard::fanotify::Marked;
 use crate::meta::records::Inode;
@@ -226,7 +227,11 @@ impl Residency {
             .and_then(|()| self.place_all(&mut batch, found, fd, foreign));
         for entry in batch.iter().filter(|entry| !entry.staged.is_empty()) {
             // What has its name in the tree is not there any more.
-            self.stage.clear(&entry.staged, entry.record.mode & libc::S_IFMT == libc::S_IFDIR);
+            if self.stage.clear(&entry.staged, entry.record.mode & libc::S_IFMT == libc::S_IFDIR)
+                && let Some(id) = entry.id
+            {
+                self.guards.drop_guard(id.ino);
+            }
         }
         placed?;
         // Now they have names, by which programs without the shim may open them.
@@ -236,7 +241,7 @@ impl Residency {
         files
             .into_iter()
             .filter(|entry| entry.record.size > 0 && !entry.link)
-            .filter(|entry| !entry.id.is_some_and(|id| self.marks.has(id.ino)))
+            .filter(|entry| !entry.id.is_some_and(|id| self.marks.has(id.ino) || self.guards.has(id.ino)))
             .for_each(|entry| self.guards.want(entry.inode));
         Ok(())
     }
@@ -275,8 +280,8 @@ impl Residency {
         Ok(())
     }
 
-    /// Makes an entry on the stage under `name`, with its data if it has any and this disk takes that; what stat(2) says of it.
-    fn make(&self, entry: &mut Entry, name: &str) -> std::io::Result<Stat> {
+    /// Makes an entry on the stage under `name`, with its data if it has any and this disk takes that.
+    fn make(&self, entry: &mut Entry, name: &str) -> std::io::Result<Made> {
         if let Some(parts) = entry.data.take() {
             match self.stage.make_filled(&self.tree, name, &entry.record, &parts) {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {}
@@ -294,7 +299,7 @@ impl Residency {
     fn stage_all(&self, batch: &mut [Entry], dir: u64) -> Result<()> {
         let mut staged: HashMap<u64, String> = HashMap::new();
         let mut changes = Changes::new();
-        let mut absent = Vec::new();
+        let (mut absent, mut placeholders) = (Vec::new(), Vec::new());
         for entry in batch.iter_mut() {
             let failed = |e: std::io::Error| self.cannot_populate(dir, &e);
             let name = self.stage.name();
@@ -334,7 +339,7 @@ impl Residency {
                 continue;
             }
             // Which of them are not made is skipped above.
-            let Some(stat) = made else { continue };
+            let Some(Made { stat, file }) = made else { continue };
             entry.id = Some(stat.id);
             if kind == libc::S_IFREG {
                 self.meter.unnamed_files.fetch_sub(1, Ordering::Relaxed);
@@ -354,7 +359,9 @@ impl Residency {
                 let what = if kind == libc::S_IFREG { Lacking::Bytes } else { Lacking::Names };
                 absent.push((entry.inode, stat.id.ino, what));
                 let size = (kind == libc::S_IFREG).then_some(entry.record.size);
-                self.mark_staged(&name, stat.id.ino, size);
+                if !self.mark_staged(&name, stat.id.ino, size) {
+                    placeholders.extend(file.map(|file| (entry.inode, stat.id.ino, file)));
+                }
             }
             if entry.record.links > 1 && kind != libc::S_IFDIR {
                 staged.insert(entry.inode, name);
@@ -366,7 +373,11 @@ impl Residency {
         if applied.is_err() {
             absent.iter().for_each(|(inode, ino, what)| self.table.whole(*inode, *ino, *what));
         }
-        applied
+        applied?;
+        for (inode, ino, file) in placeholders {
+            self.guard_placeholder(inode, ino, file);
+        }
+        Ok(())
     }
 
     /// Gives staged entries their names, and notes what stat(2) says of them then.

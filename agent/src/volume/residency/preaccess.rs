@@ -291,13 +291,13 @@ impl Residency {
         }
     }
 
-    /// Marks what is on the stage under `name`, and not in the tree yet: a file of `size` bytes, or a directory.
-    pub(super) fn mark_staged(&self, name: &str, ino: u64, size: Option<u64>) {
-        let Some(guard) = self.marks.guard(&self.options.state) else { return };
+    /// Marks what is on the stage under `name`, and not in the tree yet: a file of `size` bytes, or a directory. Whether it is.
+    pub(super) fn mark_staged(&self, name: &str, ino: u64, size: Option<u64>) -> bool {
+        let Some(guard) = self.marks.guard(&self.options.state) else { return false };
         let what = size.map_or(Marked::Dir, |size| self.marks.kind(guard, size, self.whole_most()));
         let marked =
             cstring(name.as_bytes()).and_then(|name| guard.group().mark(self.stage.dir(), &name, what));
-        self.note_mark(ino, what, marked);
+        self.note_mark(ino, what, marked)
     }
 
     /// Marks a file, which may be so already; whether it is.

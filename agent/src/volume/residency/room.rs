@@ -100,15 +100,19 @@ impl Residency {
                 Some(_) => Ok(None),
             });
         })?;
-        self.spawn("guard", |own| {
-            if own.options.guard == Guarding::Off {
-                return;
-            }
+        let (listens, listening) = std::sync::mpsc::channel();
+        self.spawn("guard", move |own| {
+            let signals = if own.options.guard == Guarding::Off { None } else { own.listen() };
+            // Who waits for that has ended, if nobody hears it.
+            let _ = listens.send(());
+            let Some(signals) = signals else { return };
             if let Err(error) = own.mark_known().and_then(|()| own.guard_known()) {
                 tracing::warn!(%error, "what was absent at the start is not guarded");
             }
-            own.keep_guards(&|| own.is_closed());
+            own.keep_guards(&signals, &|| own.is_closed());
         })?;
+        // Before anything gets its name: who would open it then is to be heard of. The thread sends in any case.
+        let _ = listening.recv();
         let quota = self.options.quota;
         if quota.bytes.is_some() || quota.inodes.is_some() {
             let wanted = Arc::new(AtomicBool::new(false));
