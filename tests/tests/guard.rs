@@ -388,35 +388,63 @@ for name in ('f', 'python'): os.chmod(name, 0o755)";
     assert_eq!(run("/usr/bin/sha256sum", &[&path("f")]).split(' ').next(), Some(expected.trim()));
 }
 
-/// Between a file that is here and one of which nothing is there is no moment in which who does not ask finds zeros.
+/// Between a file that is here and one of which nothing is there is no moment in which who does not ask finds zeros; nor while the
+/// agent looks at what was touched.
 #[test]
 fn what_is_being_evicted_is_guarded_at_once() {
     let server = S3Server::start();
     let setup = Setup::on_s3(&server).with("guard", "leases");
     let Some(node) = cold(setup, "for n in range(40): make(f'f{n}', 300000)") else { return };
     node.warm();
-    let tree = node.tree();
-    let ended = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let end = Instant::now() + Duration::from_secs(5);
-            while Instant::now() < end {
-                node.work("evict", &[""]).succeeded();
-            }
-            ended.store(true, Relaxed);
-        });
+    let (tree, ended) = (node.tree(), AtomicBool::new(false));
+    let reads = || {
         let mut reads = 0;
         while !ended.load(Relaxed) {
             for n in 0..40 {
-                let read = std::fs::read(tree.join(format!("f{n}"))).unwrap();
+                // It may be under its other name.
+                let Ok(read) = std::fs::read(tree.join(format!("f{n}"))) else { continue };
                 let zeros = read.iter().filter(|byte| **byte == 0).count();
                 assert!(zeros < read.len() / 64, "{zeros} bytes of f{n} are 0, in read {reads}");
                 reads += 1;
             }
         }
-        println!("{reads} reads");
+        reads
+    };
+    let touches = "
+for n in range(40):
+    if random.random() < .3: os.utime(f'f{n}')
+    if random.random() < .2:
+        os.rename(f'f{n}', 'other')
+        os.rename('other', f'f{n}')";
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let end = Instant::now() + Duration::from_secs(10);
+            while Instant::now() < end {
+                node.work("evict", &[""]).succeeded();
+            }
+            ended.store(true, Relaxed);
+        });
+        scope.spawn(|| {
+            while !ended.load(Relaxed) {
+                node.python(&format!("import os, random{touches}"));
+            }
+        });
+        let readers: Vec<_> = (0..3).map(|_| scope.spawn(reads)).collect();
+        assert!(readers.into_iter().all(|reader| reader.join().unwrap() > 40));
     });
     assert!(counter(&node, "evicted_bytes") > 0, "{:#}", node.status());
+}
+
+/// Nor is it left alone for a moment when the agent looks at it.
+#[test]
+fn what_is_looked_at_stays_guarded() {
+    let server = S3Server::start();
+    let Some(node) = leased(&server, "make('f', 300000)") else { return };
+    for _ in 0..20 {
+        node.python("import os\nos.utime('f')");
+        node.flush();
+        assert_eq!(node.residency("unguarded_files"), 0, "{:#}", node.status());
+    }
 }
 
 /// Nor between the moment in which a file gets its name and the one from which it is guarded.

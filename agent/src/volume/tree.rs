@@ -82,22 +82,17 @@ pub struct Tree {
     coarse_clock: bool,
     leases_see_mappings: bool,
     dev: u64,
-    unguard: OnceLock<Unguard>,
+    leases: OnceLock<Box<dyn Leases>>,
     kept: OnceLock<Box<Tree>>,
 }
 
-/// See [`Tree::set_unguard`].
-type Unguard = Box<dyn Fn(u64) -> Guarded + Send + Sync>;
-
-/// A lease of our own on an inode, which would keep ourselves from opening it.
-#[derive(Debug)]
-pub enum Guarded {
-    /// There is none.
-    No,
-    /// It was given up.
-    GivenUp,
-    /// It stays: somebody waits for its end who must not go in yet. The descriptor by which it is held reads and writes.
-    Kept(Arc<File>),
+/// Who holds leases on files of a tree, so that nobody opens them: nor can this process, but for the descriptors by which they are
+/// held.
+pub trait Leases: Send + Sync {
+    /// Whether there are any.
+    fn any(&self) -> bool;
+    /// The descriptor by which a file is held, of a kernel inode number: it reads and writes.
+    fn lend(&self, ino: u64) -> Option<Arc<File>>;
 }
 
 /// A file that was opened to be read.
@@ -162,7 +157,7 @@ impl Tree {
             coarse_clock: coarse_clock(),
             leases_see_mappings,
             dev,
-            unguard: OnceLock::new(),
+            leases: OnceLock::new(),
             kept: OnceLock::new(),
         })
     }
@@ -219,13 +214,19 @@ impl Tree {
     /// Opens the regular file at `path` for reading; `None` as for [`Tree::open_dir`].
     pub fn open_file(&self, path: &[u8]) -> io::Result<Option<Opened>> {
         let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
-        let open = || match self.open_in_steps(path, flags) {
-            Err(e) if guarded(&e) => match self.unguarded(path)? {
-                Guarded::Kept(file) => Ok(Opened { file: file.try_clone()?, alone: true }),
-                Guarded::No | Guarded::GivenUp => self.open_at(path, flags).map(Opened::from),
-            },
-            Err(e) if shut(&e) => self.open_shut(path, flags).map(Opened::from),
-            other => other.map(Opened::from),
+        let open = || {
+            if let Some(held) = self.lent(path)? {
+                return Ok(held);
+            }
+            match self.open_in_steps(path, flags) {
+                // It is held since we asked.
+                Err(e) if guarded(&e) => match self.lent(path)? {
+                    Some(held) => Ok(held),
+                    None => self.open_at(path, flags).map(Opened::from),
+                },
+                Err(e) if shut(&e) => self.open_shut(path, flags).map(Opened::from),
+                other => other.map(Opened::from),
+            }
         };
         absent_as_none(open())
     }
@@ -277,10 +278,11 @@ impl Tree {
         opened
     }
 
-    /// Says who gives up a lease of our own on an inode, which would keep ourselves from opening it, or lends what it is held by.
-    pub fn set_unguard(&self, unguard: Unguard) {
+    /// Says who holds leases on its files: such a file is read by the descriptor of its lease. An attempt to open it would begin to
+    /// end that, and whoever else wants to would come in.
+    pub fn set_leases(&self, leases: Box<dyn Leases>) {
         // A tree has one residency.
-        let _ = self.unguard.set(unguard);
+        let _ = self.leases.set(leases);
     }
 
     /// Names the directory of the inodes that have lost all their names in this tree, and have another one that is not here
@@ -295,10 +297,12 @@ impl Tree {
         self.kept.get().map(Box::as_ref)
     }
 
-    fn unguarded(&self, path: &[u8]) -> io::Result<Guarded> {
-        let handle = self.open_in_steps(path, libc::O_PATH)?;
-        let ino = self.stat(handle.as_fd())?.id.ino;
-        Ok(self.unguard.get().map_or(Guarded::No, |unguard| unguard(ino)))
+    /// A file on which a lease is held.
+    fn lent(&self, path: &[u8]) -> io::Result<Option<Opened>> {
+        let Some(leases) = self.leases.get().filter(|leases| leases.any()) else { return Ok(None) };
+        let handle = self.open_at(path, libc::O_PATH)?;
+        let held = leases.lend(self.stat(handle.as_fd())?.id.ino);
+        held.map(|held| Ok(Opened { file: held.try_clone()?, alone: true })).transpose()
     }
 
     /// Opens `path` below the root, in steps where it is longer than the kernel takes at once.
@@ -306,9 +310,7 @@ impl Tree {
         match self.open_in_steps(path, flags) {
             Err(e) if shut(&e) => self.open_shut(path, flags),
             Err(e) if guarded(&e) => {
-                let until = Instant::now() + LEASES;
-                let unguard = || Ok(matches!(self.unguarded(path)?, Guarded::GivenUp));
-                through_leases(until, || self.open_in_steps(path, flags), unguard)
+                through_leases(Instant::now() + LEASES, || self.open_in_steps(path, flags), || Ok(()))
             }
             other => other,
         }
@@ -456,25 +458,24 @@ fn shut(e: &io::Error) -> bool {
 pub const LEASES: Duration = Duration::from_millis(200);
 const LEASE: Duration = Duration::from_millis(2);
 
-/// Opens, without waiting, what the agent itself may hold a lease on: a guard is given up by `unguard`, which says whether
-/// there was one; any other is held for some calls only, to ask who has the file open, or while bytes come or go.
+/// Opens, without waiting, what the agent itself may hold a lease on for some calls, to ask who has the file open, or while bytes
+/// come or go. `ask` is done whenever it meets one.
 ///
 /// # Errors
-/// Those of `open` and `unguard`; EWOULDBLOCK where the lease stays.
+/// Those of `open` and `ask`; EWOULDBLOCK where the lease stays.
 pub fn through_leases<T>(
     until: Instant,
     open: impl Fn() -> io::Result<T>,
-    unguard: impl Fn() -> io::Result<bool>,
+    ask: impl Fn() -> io::Result<()>,
 ) -> io::Result<T> {
     loop {
         match open() {
             Err(e) if guarded(&e) => {
-                if !unguard()? {
-                    if Instant::now() >= until {
-                        return Err(e);
-                    }
-                    std::thread::sleep(LEASE);
+                ask()?;
+                if Instant::now() >= until {
+                    return Err(e);
                 }
+                std::thread::sleep(LEASE);
             }
             other => return other,
         }

@@ -137,14 +137,14 @@ impl TreeFiles {
         let wrong = |error: io::Error| failed(path, &error);
         // A pipe must not hold us up, nor a lease by which the volume guards the file from programs that do not ask.
         let open = || open(place.dir.as_fd(), &place.name, flags | libc::O_NONBLOCK, 0);
-        let unguard = || {
+        let ask = || {
             if let Some(stat) = self.tree.stat_at(place.dir.as_fd(), &place.name)? {
                 // What does not succeed is met by the open.
                 let _ = self.ask(path, Ask::Open { ino: stat.id.ino });
             }
-            Ok(false)
+            Ok(())
         };
-        let file = through_leases(Instant::now() + LEASES, open, unguard).map_err(wrong)?;
+        let file = through_leases(Instant::now() + LEASES, open, ask).map_err(wrong)?;
         let stat = self.tree.stat(file.as_fd()).map_err(wrong)?;
         if !stat.is_file() {
             return Err(no_file(path, &stat));

@@ -100,8 +100,13 @@ impl Residency {
                 let bytes = clip(&here);
                 let file = match &file {
                     Some(file) => file,
-                    None => file
-                        .insert(found.open(self, libc::O_RDONLY).map_err(|e| self.cannot_read(found, &e))?),
+                    None => file.insert(
+                        {
+                            let _locked = self.files.lock(found.inode);
+                            self.open_to_look(found)
+                        }
+                        .map_err(|e| self.cannot_read(found, &e))?,
+                    ),
                 };
                 let segments = capture::segments(file, bytes.start, bytes.end);
                 segments.map_err(|e| self.cannot_read(found, &e))?.into_iter().for_each(|(s, e)| add(s, e));

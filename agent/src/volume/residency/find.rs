@@ -13,7 +13,7 @@ use crate::meta::records::ROOT_INODE;
 use crate::volume::VolumeError;
 use crate::volume::index::Kernel;
 use crate::volume::look::join;
-use crate::volume::tree::{FileId, Guarded, LEASES, Stat, check, cstring, through_leases};
+use crate::volume::tree::{FileId, LEASES, Stat, check, cstring, through_leases};
 
 /// Names of an inode that are tried, and directories on the way up.
 const NAMES_TRIED: usize = 16;
@@ -51,8 +51,8 @@ impl Inode {
         Ok(residency.tree.stat(self.handle.as_fd())?.size)
     }
 
-    /// Opens the file. An own descriptor that can write hinders leases and exec(2): to be closed under the lock under which it
-    /// was opened.
+    /// Opens the file, on which there is no guard: see [`Residency::lend_guard`]. An own descriptor that can write hinders leases and
+    /// exec(2): to be closed under the lock under which it was opened.
     ///
     /// # Errors
     /// Those of open(2).
@@ -72,8 +72,7 @@ impl Inode {
             // SAFETY: the kernel has just given us this descriptor.
             Ok(std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
         };
-        let unguard = || Ok(matches!(residency.unguard(self.stat.id.ino), Guarded::GivenUp));
-        let open = || through_leases(until, open, unguard);
+        let open = || through_leases(until, open, || Ok(()));
         match open() {
             Err(e) if e.raw_os_error() == Some(libc::EACCES) => {
                 residency.tree.with_permission(self.handle.as_fd(), 0o600, open)

@@ -5,7 +5,7 @@
 //! by then is opened all the same, and reads as zeros where it is absent: counted as `lease_overruns`. A file that somebody
 //! has open already cannot be guarded at all.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
@@ -16,12 +16,11 @@ use nix::sys::resource::{Resource, getrlimit};
 use storeshim_protocol::request::{Answer, Ask, Pin};
 
 use super::waiters::waiters;
-use super::{Residency, lease, openers};
+use super::{Residency, find, lease, openers};
 use crate::session::Reply;
 use crate::volume::VolumeError;
 use crate::volume::index::Absent;
 use crate::volume::status::Mutex;
-use crate::volume::tree::Guarded;
 
 /// Files that are guarded at most, and one in so many of the descriptors that this process may have.
 const MOST: u64 = 4096;
@@ -33,8 +32,9 @@ const STEP: usize = 64;
 const REST: Duration = Duration::from_millis(20);
 /// How often the leases themselves are asked: a signal may get lost.
 const ROUND: Duration = Duration::from_secs(1);
-/// When a file that could not be guarded is tried again.
-const AGAIN: Duration = Duration::from_secs(5);
+/// When a file that could not be guarded is tried again: first, when it may have been closed again, and at last; between them each
+/// pause is twice as long as the one before.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
 /// Files up to this size are fetched whole when a program opens them that will ask for what it reads.
 const SMALL: u64 = 8 << 20;
 /// Until then whoever wants to open a file stands in the kernel's list of those who wait, and the agent itself, which does not
@@ -80,6 +80,41 @@ struct Broken {
     seen: bool,
     /// The file is being fetched for him.
     fetching: bool,
+}
+
+/// What could not be guarded for now.
+#[derive(Default)]
+struct Later {
+    due: BTreeSet<(Instant, u64)>,
+    /// When each of them is tried, or is being tried since, and the pause before that.
+    tries: HashMap<u64, (Instant, Duration)>,
+}
+
+impl Later {
+    /// A file was tried; `again`: it is to be tried again, where there are not more than `most`.
+    fn judge(&mut self, inode: u64, again: bool, most: usize) {
+        let before = self.tries.remove(&inode);
+        if let Some((at, _)) = before {
+            self.due.remove(&(at, inode));
+        }
+        if again && self.tries.len() < most {
+            let pause = before.map_or(AGAIN.0, |(_, pause)| (pause * 2).min(AGAIN.1));
+            let at = Instant::now() + pause;
+            self.tries.insert(inode, (at, pause));
+            self.due.insert((at, inode));
+        }
+    }
+
+    /// Takes those that are to be tried now.
+    fn due(&mut self, now: Instant) -> impl Iterator<Item = u64> + use<> {
+        let rest = self.due.split_off(&(now, u64::MAX));
+        std::mem::replace(&mut self.due, rest).into_iter().map(|(_, inode)| inode)
+    }
+
+    /// How long until the next one, if that is less than `most`.
+    fn next(&self, most: Duration) -> Duration {
+        self.due.first().map_or(most, |(at, _)| at.saturating_duration_since(Instant::now()).min(most))
+    }
 }
 
 impl Broken {
@@ -220,28 +255,20 @@ impl Guards {
 }
 
 impl Residency {
-    /// Gives up the guard of a file that the agent itself is about to open. It is guarded again later, if need be. Not where
-    /// somebody waits at it who would go in, and does not ask.
-    pub fn unguard(&self, ino: u64) -> Guarded {
-        let Some(file) = self.lend_guard(ino) else { return Guarded::No };
-        // Also our own attempt to open it breaks it.
-        if lease::is_breaking(&file) && (self.guards.is_fetching(ino) || !self.all_ask(&waiters(ino))) {
-            return Guarded::Kept(file);
-        }
-        drop(file);
-        match self.guards.take(ino) {
-            Some(guard) => {
-                // Behind its end: while it stands, nothing need be guarded.
-                self.guards.want(guard.inode);
-                Guarded::GivenUp
-            }
-            None => Guarded::No,
-        }
-    }
-
     /// The descriptor by which a guard is held: the file can be read and written by it. Another one would break the lease.
     pub fn lend_guard(&self, ino: u64) -> Option<Arc<File>> {
         self.guards.inner.lock().held.get(&ino).map(|guard| Arc::clone(&guard.file))
+    }
+
+    /// A file to read it, by its guard if it has one. Its lock is held.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub(super) fn open_to_look(&self, found: &find::Inode) -> std::io::Result<Arc<File>> {
+        match self.lend_guard(found.stat.id.ino) {
+            Some(file) => Ok(file),
+            None => found.open(self, libc::O_RDONLY | libc::O_NONBLOCK).map(Arc::new),
+        }
     }
 
     /// Whether all of these processes ask before they read.
@@ -254,6 +281,8 @@ impl Residency {
     /// Where that fails it is tried when it has one.
     pub(super) fn guard_placeholder(&self, inode: u64, ino: u64, file: File) {
         let thread = self.guards.thread.load(Ordering::Acquire);
+        // It has another name that is kept, perhaps, by which it can be found.
+        let _locked = self.files.lock(inode);
         if thread != 0 && lease::watch(&file, thread).is_ok() {
             self.guards.insert(ino, Guard { inode, file: Arc::new(file), broken: None });
         }
@@ -299,7 +328,7 @@ impl Residency {
         let mut looked = Instant::now();
         let (mut look, mut stepped) = (LOOK, Instant::now());
         // A burst of wishes comes with a new directory, whose names are not all there yet.
-        let mut later: VecDeque<(Instant, u64)> = VecDeque::new();
+        let mut later = Later::default();
         while !ended() {
             // Looks are more frequent than steps.
             let steps = if look == LOOK || stepped.elapsed() >= REST { STEP } else { 0 };
@@ -308,22 +337,16 @@ impl Residency {
             }
             for _ in 0..steps {
                 let Some(inode) = self.guards.inner.lock().queue.pop_back() else { break };
-                if self.guard(inode).is_some_and(|again| again) && later.len() < self.guards.most {
-                    later.push_back((Instant::now() + AGAIN, inode));
-                }
+                later.judge(inode, self.guard(inode).is_some_and(|again| again), self.guards.most);
             }
-            while later.front().is_some_and(|(at, _)| *at <= Instant::now()) {
-                if let Some((_, inode)) = later.pop_front() {
-                    self.guards.inner.lock().queue.push_front(inode);
-                }
-            }
+            later.due(Instant::now()).for_each(|inode| self.guards.inner.lock().queue.push_front(inode));
             let unseen = self.guards.unseen();
             unseen.iter().for_each(|ino| self.guard_broken(*ino));
             let opening = self.guards.reconsider();
             let pause = match (unseen.is_empty(), opening || !self.guards.inner.lock().queue.is_empty()) {
                 (false, _) => look,
                 (true, true) => REST,
-                (true, false) => 5 * REST,
+                (true, false) => later.next(5 * REST),
             };
             look = if unseen.is_empty() { LOOK } else { (look * 2).min(REST / 2) };
             if let Some(fd) = lease::wait(signals, pause)
@@ -501,5 +524,25 @@ mod tests {
         guards.drop_guard(1);
         drop(waited);
         assert_eq!(opener.join().unwrap(), b"x");
+    }
+
+    #[test]
+    fn what_cannot_be_guarded_is_tried_less_and_less_often() {
+        let mut later = Later::default();
+        let tried = |later: &mut Later| later.due(Instant::now() + 2 * AGAIN.1).collect::<Vec<u64>>();
+        for pause in [AGAIN.0, 2 * AGAIN.0, 4 * AGAIN.0] {
+            // It may be wanted besides.
+            later.judge(5, true, 9);
+            assert_eq!(later.tries[&5].1, pause);
+            assert!(later.next(AGAIN.1) <= pause);
+            assert_eq!(tried(&mut later), [5]);
+        }
+        (0..20).for_each(|_| later.judge(5, true, 9));
+        later.judge(6, true, 1);
+        assert_eq!((later.tries[&5].1, tried(&mut later)), (AGAIN.1, vec![5]));
+        later.judge(5, false, 9);
+        assert!(tried(&mut later).is_empty());
+        later.judge(5, true, 9);
+        assert_eq!(later.tries[&5].1, AGAIN.0);
     }
 }

@@ -3,7 +3,6 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use storeshim_protocol::residency::PIECE;
@@ -65,13 +64,7 @@ impl Residency {
         let Some(found) = self.at_its_place(inode)? else { return Ok(true) };
         // Nobody need wait for a lease of ours meanwhile.
         let _locked = self.files.lock(inode);
-        let file = match self.lend_guard(found.stat.id.ino) {
-            Some(file) => file,
-            None => match found.open(self, libc::O_RDONLY | libc::O_NONBLOCK) {
-                Ok(file) => Arc::new(file),
-                Err(_) => return Ok(true),
-            },
-        };
+        let Ok(file) = self.open_to_look(&found) else { return Ok(true) };
         let (start, len) = (run * RUN * PIECE, RUN * PIECE);
         let end = found.stat.size.min(start + len);
         if !is_cached(&file, start, end.saturating_sub(start)) {

@@ -1,6 +1,7 @@
 //! Keeps room: the evictor's thread, the answers to who has none, and what of all that is shown. It must not know how
 //! anything is evicted.
 
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use super::cache::Cache;
 use super::quota::{Keeper, Told, Usage};
 use super::{Residency, Status, Uses, lease};
 use crate::session::Reply;
-use crate::volume::tree::Guarded;
+use crate::volume::tree::Leases;
 use crate::volume::{Guarding, VolumeError};
 
 /// Between two looks at how full the cache is, if nobody calls.
@@ -35,6 +36,16 @@ impl Uses for Below {
         let Some(residency) = self.0.upgrade() else { return false };
         residency.shared.count("disk_full", 1);
         residency.has_room(bytes)
+    }
+}
+
+impl Leases for Below {
+    fn any(&self) -> bool {
+        self.0.upgrade().is_some_and(|residency| residency.guards.held() > 0)
+    }
+
+    fn lend(&self, ino: u64) -> Option<Arc<File>> {
+        self.0.upgrade().and_then(|residency| residency.lend_guard(ino))
     }
 }
 
@@ -78,9 +89,7 @@ impl Residency {
         lease::ignore_signals();
         // What was told to an agent before us we do not know.
         self.doubt_openers();
-        let weak = Arc::downgrade(self);
-        self.tree
-            .set_unguard(Box::new(move |ino| weak.upgrade().map_or(Guarded::No, |own| own.unguard(ino))));
+        self.tree.set_leases(Box::new(Below(Arc::downgrade(self))));
         // It is set once.
         let _ = self.uses.set(Arc::new(Below(Arc::downgrade(self))));
         if let Some(reserve) = self.index.reserve() {
