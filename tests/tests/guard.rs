@@ -28,8 +28,8 @@ fn marked(setup: Setup, fill: &str) -> Option<Node> {
 }
 
 /// The same, where leases guard what is absent, once all of it is guarded.
-fn leased(server: &S3Server, fill: &str) -> Option<Node> {
-    let mut node = cold(Setup::on_s3(server).with("guard", "leases"), fill)?;
+fn leased(setup: Setup, fill: &str) -> Option<Node> {
+    let mut node = cold(setup.with("guard", "leases"), fill)?;
     node.await_names();
     node.await_status("the guard", |status| find(status, "unguarded_files").is_some_and(|n| n == 0));
     Some(node)
@@ -312,7 +312,7 @@ fn nobody_is_stuck() {
 #[test]
 fn who_does_not_wait_at_a_guard_is_let_in_if_he_asks() {
     let server = S3Server::start();
-    let Some(node) = leased(&server, "make('f', 64 << 20)") else { return };
+    let Some(node) = leased(Setup::on_s3(&server), "make('f', 64 << 20)") else { return };
     node.python(&format!(
         "{CONTENTS}
 fd = os.open('f', os.O_RDONLY | os.O_NONBLOCK)
@@ -326,7 +326,7 @@ assert os.read(fd, 4096) == content('f', 64 << 20)[:4096]"
 fn stranger(meanwhile: impl FnOnce(&Node)) {
     const SIZE: u64 = 24 << 20;
     let server = S3Server::start();
-    let Some(node) = leased(&server, "make('f', 24 << 20)") else { return };
+    let Some(node) = leased(Setup::on_s3(&server), "make('f', 24 << 20)") else { return };
     let path = node.tree().join("f");
     server.knobs().delay_ms.store(700, Relaxed);
     std::thread::scope(|scope| {
@@ -339,6 +339,47 @@ fn stranger(meanwhile: impl FnOnce(&Node)) {
         let zeros = read.iter().filter(|byte| **byte == 0).count() as u64;
         assert!(zeros < SIZE / 128, "{zeros} bytes are 0");
     });
+}
+
+/// A name may go while somebody waits to read the file behind it.
+#[test]
+fn what_loses_its_name_is_read_by_who_waits_for_it() {
+    for guard in ["auto", "leases"] {
+        const SIZE: usize = 9 << 20;
+        let server = S3Server::start();
+        let setup = Setup::on_s3(&server).with("guard", guard);
+        let Some(mut node) = cold(setup, "make('f', 9 << 20)") else { return };
+        node.await_status("the guard", |status| find(status, "unguarded_files").is_some_and(|n| n == 0));
+        let path = node.tree().join("f");
+        server.knobs().delay_ms.store(500, Relaxed);
+        std::thread::scope(|scope| {
+            let stranger = scope.spawn(|| Command::new("/bin/cat").arg(&path).output().unwrap());
+            std::thread::sleep(Duration::from_millis(200));
+            node.python("import os\nos.remove('f')");
+            node.flush();
+            let read = stranger.join().unwrap().stdout;
+            let zeros = read.iter().filter(|byte| **byte == 0).count();
+            assert!(
+                read.len() == SIZE && zeros < SIZE / 128,
+                "{guard}: {zeros} of {} bytes are 0",
+                read.len()
+            );
+        });
+    }
+}
+
+/// What a program under the shim has opened and given another name is guarded again once it is closed.
+#[test]
+fn what_was_opened_and_moved_is_guarded_again() {
+    let server = S3Server::start();
+    let Some(mut node) = leased(Setup::on_s3(&server).with("max_lag", "60s"), "make('f', 64 << 20)") else {
+        return;
+    };
+    node.python("import os\nfd = os.open('f', os.O_RDONLY)\nos.pread(fd, 1, 0)\nos.rename('f', 'g')");
+    // Until the next cut nobody knows where it is.
+    std::thread::sleep(Duration::from_millis(500));
+    node.flush();
+    node.await_status("the guard", |status| find(status, "unguarded_files").is_some_and(|n| n == 0));
 }
 
 /// Who does not ask waits at the same guard: he does not go in behind one who does.
@@ -375,7 +416,7 @@ import shutil
 make('f', 24 << 20)
 shutil.copy('/usr/bin/python3', 'python')
 for name in ('f', 'python'): os.chmod(name, 0o755)";
-    let Some(node) = leased(&server, fill) else { return };
+    let Some(node) = leased(Setup::on_s3(&server), fill) else { return };
     server.knobs().delay_ms.store(300, Relaxed);
     let run = |program: &str, arguments: &[&str]| {
         Said::from(Command::new(program).args(arguments).output().unwrap()).succeeded()
@@ -439,7 +480,7 @@ for n in range(40):
 #[test]
 fn what_is_looked_at_stays_guarded() {
     let server = S3Server::start();
-    let Some(node) = leased(&server, "make('f', 300000)") else { return };
+    let Some(node) = leased(Setup::on_s3(&server), "make('f', 300000)") else { return };
     for _ in 0..20 {
         node.python("import os\nos.utime('f')");
         node.flush();

@@ -170,13 +170,13 @@ impl Group {
         Ok(events)
     }
 
-    /// Lets an event's inode go and keeps its number, which the answer names: who asks who has the file open, right behind the
-    /// answer perhaps, does not find this process.
+    /// Lets the inode of an event's descriptor go and keeps its number, which the answer names: who asks who has the file open, right
+    /// behind the answer perhaps, does not find this process.
     ///
     /// # Errors
     /// Those of dup2(2); it is open still.
-    pub fn let_go(&self, event: &mut Event) -> io::Result<()> {
-        Ok(nix::unistd::dup3(&self.0, &mut event.file, nix::fcntl::OFlag::O_CLOEXEC)?)
+    pub fn let_go(&self, file: &mut OwnedFd) -> io::Result<()> {
+        Ok(nix::unistd::dup3(&self.0, file, nix::fcntl::OFlag::O_CLOEXEC)?)
     }
 
     /// Answers an event: 0 lets the access happen, EIO makes it fail.

@@ -65,8 +65,8 @@ struct Pending {
     /// `None`: a supervisor before this one has told the agent, who has to answer.
     access: Option<Access>,
     sent: bool,
-    /// Keeps it from being given to another event.
-    _number: OwnedFd,
+    /// Keeps its number from being given to another event. By it the agent finds a file that has lost its name.
+    file: OwnedFd,
 }
 
 /// The process itself: standard input is the group, standard output the socket that agents connect to. `state` is the
@@ -90,7 +90,7 @@ pub fn run(state: &Path, reserved: &[RawFd]) -> Result<(), String> {
         if fd != *id {
             return Err("the guard was started with a descriptor too many".into());
         }
-        inner.pending.insert(*id, Pending { access: None, sent: true, _number: file });
+        inner.pending.insert(*id, Pending { access: None, sent: true, file });
     }
     let own = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
     let group = Group::from(own(std::io::stdin().as_fd()).map_err(|e| failed("have the group", e))?);
@@ -149,25 +149,23 @@ impl Supervisor {
         }
     }
 
-    fn take(&self, mut event: Event) {
+    fn take(&self, event: Event) {
         let id = event.file.as_raw_fd();
         let Ok(stat) = nix::sys::stat::fstat(&event.file) else {
             // Whatever it is, nothing can be brought for it.
-            return self.answer(id, libc::EIO);
+            return self.answer(event.file, libc::EIO);
         };
-        // Where it stays open, the file is taken for one that is read.
-        let _ = self.group.let_go(&mut event);
         let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
         let access = Access { id, ino: stat.st_ino, is_dir, range: event.range, pid: event.pid };
         if self.may_pass(&access) {
-            return self.answer(id, 0);
+            return self.answer(event.file, 0);
         }
         let mut inner = self.inner();
         if inner.is_agent(access.pid) {
             // It has come just now.
-            return self.answer(id, 0);
+            return self.answer(event.file, 0);
         }
-        let pending = Pending { access: Some(access), sent: false, _number: event.file };
+        let pending = Pending { access: Some(access), sent: false, file: event.file };
         inner.pending.insert(id, pending);
         inner.send();
         drop(inner);
@@ -235,9 +233,12 @@ impl Supervisor {
         true
     }
 
-    fn answer(&self, id: RawFd, errno: i32) {
+    /// Answers the event with this descriptor, and lets its number be given again.
+    fn answer(&self, mut file: OwnedFd, errno: i32) {
+        // Where it stays open, the file is taken for one that is read.
+        let _ = self.group.let_go(&mut file);
         // Who was killed waits no more.
-        let _ = self.group.answer(id, errno);
+        let _ = self.group.answer(file.as_raw_fd(), errno);
     }
 
     /// Waits for the agent, or for another one.
@@ -329,8 +330,9 @@ impl Supervisor {
 
     /// Answers an event, and lets its number be given again.
     fn finish(&self, inner: &mut Inner, id: RawFd, errno: i32) {
-        self.answer(id, errno);
-        inner.pending.remove(&id);
+        if let Some(pending) = inner.pending.remove(&id) {
+            self.answer(pending.file, errno);
+        }
         self.room.notify_all();
     }
 
@@ -431,7 +433,7 @@ mod tests {
             for ino in [7, 8] {
                 let file: OwnedFd = File::open(dir.path()).unwrap().into();
                 let access = Access { id: file.as_raw_fd(), ino, is_dir: false, range: None, pid: 0 };
-                inner.pending.insert(access.id, Pending { access: Some(access), sent: true, _number: file });
+                inner.pending.insert(access.id, Pending { access: Some(access), sent: true, file });
             }
         }
         supervisor.pass_orphans();
@@ -459,14 +461,20 @@ mod tests {
             std::thread::spawn(move || File::open(path).unwrap())
         };
         supervisor.group.wait().unwrap().into_iter().for_each(|event| supervisor.take(event));
-        let [id] = supervisor.inner().pending.keys().copied().collect::<Vec<RawFd>>()[..] else { panic!() };
-        // Its number is kept: it is not given to another one before the answer is through.
-        supervisor.answer(id, 0);
+        let mut pending = std::mem::take(&mut supervisor.inner().pending);
+        let (id, Pending { mut file, .. }) = pending.pop_first().unwrap();
+        let open = || {
+            let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten().map(|fd| fd.path());
+            links.filter(|fd| std::fs::read_link(fd).is_ok_and(|link| link == path)).count()
+        };
+        assert_eq!(open(), 1, "who waits has no number yet, and is found by the event's");
+        supervisor.group.let_go(&mut file).unwrap();
+        assert_eq!((open(), file.as_raw_fd()), (0, id));
+        // Nor is the number given to another one before the answer is through.
+        supervisor.answer(file, 0);
         let own = opener.join().unwrap();
-        let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten().map(|fd| fd.path());
-        let of_file: Vec<_> =
-            links.filter(|fd| std::fs::read_link(fd).is_ok_and(|link| link == path)).collect();
-        assert_eq!(of_file, [Path::new("/proc/self/fd").join(own.as_raw_fd().to_string())]);
+        assert_eq!(open(), 1);
+        drop(own);
     }
 
     #[test]

@@ -349,7 +349,7 @@ fn read_into(file: &File, start: u64, bytes: &mut [u8]) -> io::Result<()> {
 /// The parts of `start..end` that have data (lseek(2) SEEK_DATA, SEEK_HOLE), in order.
 pub fn segments(file: &File, start: u64, end: u64) -> io::Result<Vec<(u64, u64)>> {
     let seek = |at: u64, whence| {
-        // SAFETY: no memory is passed. The offset of this descriptor is nobody else's.
+        // SAFETY: no memory is passed. Nobody reads at the offset that this moves.
         let found = unsafe { libc::lseek(file.as_raw_fd(), at as i64, whence) };
         if found < 0 { Err(io::Error::last_os_error()) } else { Ok(found as u64) }
     };

@@ -37,7 +37,7 @@ pub fn make(tree: &Tree, dir: BorrowedFd<'_>, name: &[u8], record: &Inode) -> io
 }
 
 /// Makes the regular file `name` in `dir` with its attributes and those of its bytes that are given, each part with the offset
-/// where it belongs; what no part holds is a hole. It is open for reading and writing.
+/// where it belongs; what no part holds is a hole.
 ///
 /// # Errors
 /// As [`make`]; then there is nothing.
@@ -136,7 +136,7 @@ pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
 
 /// A new file, for the agent alone.
 fn new_file(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
-    let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR | libc::O_NOFOLLOW;
+    let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY | libc::O_NOFOLLOW;
     open(dir, name, flags).map(File::from)
 }
 

@@ -471,8 +471,9 @@ pub fn through_leases<T>(
     loop {
         match open() {
             Err(e) if guarded(&e) => {
+                let late = Instant::now() >= until;
                 ask()?;
-                if Instant::now() >= until {
+                if late {
                     return Err(e);
                 }
                 std::thread::sleep(LEASE);

@@ -106,6 +106,7 @@ impl Residency {
         let absent = locked.absent(&self.index)?;
         match self.index.seen(inode)?.filter(|_| !absent.is_empty()) {
             Some(seen) => {
+                self.table.keep(inode, ino, Lacking::Bytes);
                 self.table.forget(ino);
                 let gone = Gone { id: seen.id, inode, since: Instant::now() };
                 if let Some(before) = self.lost.0.lock().insert(ino, gone) {

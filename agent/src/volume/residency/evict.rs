@@ -278,6 +278,9 @@ impl Residency {
                 }
                 Err(error) => {
                     drop(frozen);
+                    let gone = outcome.iter().filter(|(_, _, gone)| gone.bytes > 0).map(|(gone, ..)| *gone);
+                    // It may have gone in part.
+                    gone.chain([inode]).for_each(|inode| self.guards.want(inode));
                     return Err(error);
                 }
             }

@@ -113,6 +113,8 @@ impl Residency {
             }
             if !gone.is_empty() {
                 let bytes = clip(&gone);
+                // Who is let in by the guard waits until nobody has it by this descriptor.
+                file = None;
                 self.index.load_file(found.inode, bytes.clone(), self.until())?;
                 let blocks = bytes.start / BLOCK_SIZE..bytes.end.div_ceil(BLOCK_SIZE);
                 for number in self.index.block_numbers(found.inode, blocks.start, blocks.end)? {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ const MOST: u64 = 4096;
 const PART: u64 = 4;
 /// What waits to be guarded, at most: the newest.
 const QUEUE: usize = MOST as usize;
-/// New guards at a time, and the rest after them: where names come by the hundred thousand, not each is worth it.
+/// New guards at a time, and the rest after them: a start may wish for thousands.
 const STEP: usize = 64;
 const REST: Duration = Duration::from_millis(20);
 /// How often the leases themselves are asked: a signal may get lost.
@@ -37,8 +37,7 @@ const ROUND: Duration = Duration::from_secs(1);
 const AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
 /// Files up to this size are fetched whole when a program opens them that will ask for what it reads.
 const SMALL: u64 = 8 << 20;
-/// Until then whoever wants to open a file stands in the kernel's list of those who wait, and the agent itself, which does not
-/// wait, has given the guard up: the signal comes before either.
+/// Until then whoever wants to open a file stands in the kernel's list of those who wait: the signal comes before that.
 const SEEN: Duration = Duration::from_millis(20);
 /// Between the first two looks for him: he is on his way there, and waits for this. Each pause after it is twice as long: every
 /// look reads the whole list, and holds up who changes it.
@@ -274,16 +273,22 @@ impl Residency {
     /// Whether all of these processes ask before they read.
     fn all_ask(&self, pids: &[u32]) -> bool {
         let (own, hooked) = (std::process::id(), self.shared.gate().hooked());
+        // Nor does this process read what it has not asked for.
         pids.iter().all(|pid| *pid == own || openers::is_hooked(*pid, &hooked))
     }
 
-    /// Guards a file that has no name yet, by the only descriptor of it: there is no moment in which who opens it would find zeros.
-    /// Where that fails it is tried when it has one.
-    pub(super) fn guard_placeholder(&self, inode: u64, ino: u64, file: File) {
+    /// Guards a file that has no name yet but `name` on the stage, once the index knows what it lacks: there is no moment in which who
+    /// opens it would find zeros. Where that fails it is tried when it has one.
+    pub(super) fn guard_placeholder(&self, inode: u64, ino: u64, name: &str) {
         let thread = self.guards.thread.load(Ordering::Acquire);
+        if thread == 0 {
+            return;
+        }
         // It has another name that is kept, perhaps, by which it can be found.
         let _locked = self.files.lock(inode);
-        if thread != 0 && lease::watch(&file, thread).is_ok() {
+        if let Ok(file) = self.stage.open_file(name)
+            && lease::watch(&file, thread).is_ok()
+        {
             self.guards.insert(ino, Guard { inode, file: Arc::new(file), broken: None });
         }
     }
@@ -327,7 +332,6 @@ impl Residency {
     pub fn keep_guards(self: &Arc<Self>, signals: &lease::Signals, ended: &dyn Fn() -> bool) {
         let mut looked = Instant::now();
         let (mut look, mut stepped) = (LOOK, Instant::now());
-        // A burst of wishes comes with a new directory, whose names are not all there yet.
         let mut later = Later::default();
         while !ended() {
             // Looks are more frequent than steps.
@@ -339,7 +343,9 @@ impl Residency {
                 let Some(inode) = self.guards.inner.lock().queue.pop_back() else { break };
                 later.judge(inode, self.guard(inode).is_some_and(|again| again), self.guards.most);
             }
-            later.due(Instant::now()).for_each(|inode| self.guards.inner.lock().queue.push_front(inode));
+            for inode in later.due(Instant::now()) {
+                later.judge(inode, self.guard(inode).is_some_and(|again| again), self.guards.most);
+            }
             let unseen = self.guards.unseen();
             unseen.iter().for_each(|ino| self.guard_broken(*ino));
             let opening = self.guards.reconsider();
@@ -375,7 +381,10 @@ impl Residency {
 
     /// Takes the lease of one file; whether to try it again later. `None`: it needs none.
     fn guard(&self, inode: u64) -> Option<bool> {
-        let found = self.at_its_place(inode).ok()??;
+        let Some(found) = self.at_its_place(inode).ok()? else {
+            // It has moved, and the next cut says where to.
+            return Some(self.index.absent(inode).ok()?.is_some());
+        };
         let ino = found.stat.id.ino;
         // Held until the guard is known: who brings data under it finds either no lease, or whose it is.
         let Some(locked) = self.files.try_lock(inode) else { return Some(true) };
@@ -384,7 +393,11 @@ impl Residency {
             return None;
         }
         // What is open for writing cannot be executed: who wants to waits, and with its last piece the guard goes.
-        let Ok(file) = found.open(self, libc::O_RDWR | libc::O_NONBLOCK) else { return Some(false) };
+        let file = match found.open_until(self, libc::O_RDWR | libc::O_NONBLOCK, Instant::now()) {
+            Ok(file) => file,
+            // A lease that is ending.
+            Err(error) => return Some(error.raw_os_error() == Some(libc::EWOULDBLOCK)),
+        };
         match lease::watch(&file, nix::unistd::gettid().as_raw()) {
             Ok(()) => {
                 self.guards.insert(ino, Guard { inode, file: Arc::new(file), broken: None });
@@ -403,12 +416,20 @@ impl Residency {
         if self.guards.is_fetching(ino) || !self.all_ask(&waiters(ino)) {
             self.hydrate(ino, 0, u64::MAX, Pin::Open)?;
         }
-        let Some(guard) = self.guards.take(ino) else { return Ok(()) };
-        let inode = guard.inode;
-        drop(guard);
-        self.guards.inner.lock().opening.push_back((Instant::now() + OPENING, inode));
-        self.expect(ino, inode);
+        if let Some(inode) = self.let_go(ino) {
+            self.expect(ino, inode);
+        }
         Ok(())
+    }
+
+    /// Ends a guard for who asks before he reads; of which inode. It is guarded again when he has opened it and closed it.
+    fn let_go(&self, ino: u64) -> Option<u64> {
+        let guard = self.guards.take(ino)?;
+        // The agent itself may be looking at it by the same descriptor.
+        lease::release(guard.file.as_fd());
+        // Before he has opened it a new lease would stop him again; on older kernels (before 6.1 or so) without a word.
+        self.guards.inner.lock().opening.push_back((Instant::now() + OPENING, guard.inode));
+        Some(guard.inode)
     }
 
     /// Who opens a small file will read it.
@@ -439,9 +460,7 @@ impl Residency {
         };
         // Whoever is still not to be seen is in another pid namespace, or has not waited: he may come again.
         if !waiters.is_empty() && self.all_ask(&waiters) {
-            self.guards.drop_guard(ino);
-            // Once he has closed it.
-            self.guards.want(inode);
+            self.let_go(ino);
             if !waiters.contains(&std::process::id()) {
                 self.expect(ino, inode);
             }

@@ -14,7 +14,6 @@ use super::filled;
 use super::find::{self, Found};
 use super::own::Own;
 use super::populating::Turn;
-use super::stage::Made;
 use super::table::Lacking;
 use crate::guard::fanotify::Marked;
 use crate::meta::records::Inode;
@@ -228,7 +227,7 @@ impl Residency {
         for entry in batch.iter().filter(|entry| !entry.staged.is_empty()) {
             // What has its name in the tree is not there any more.
             if self.stage.clear(&entry.staged, entry.record.mode & libc::S_IFMT == libc::S_IFDIR)
-                && let Some(id) = entry.id
+                && let Some(id) = entry.id.filter(|_| entry.record.links == 1)
             {
                 self.guards.drop_guard(id.ino);
             }
@@ -280,8 +279,8 @@ impl Residency {
         Ok(())
     }
 
-    /// Makes an entry on the stage under `name`, with its data if it has any and this disk takes that.
-    fn make(&self, entry: &mut Entry, name: &str) -> std::io::Result<Made> {
+    /// Makes an entry on the stage under `name`, with its data if it has any and this disk takes that; what stat(2) says of it.
+    fn make(&self, entry: &mut Entry, name: &str) -> std::io::Result<Stat> {
         if let Some(parts) = entry.data.take() {
             match self.stage.make_filled(&self.tree, name, &entry.record, &parts) {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {}
@@ -339,7 +338,7 @@ impl Residency {
                 continue;
             }
             // Which of them are not made is skipped above.
-            let Some(Made { stat, file }) = made else { continue };
+            let Some(stat) = made else { continue };
             entry.id = Some(stat.id);
             if kind == libc::S_IFREG {
                 self.meter.unnamed_files.fetch_sub(1, Ordering::Relaxed);
@@ -347,6 +346,7 @@ impl Residency {
             if let Some(old) = old {
                 // Staged by an agent that died, or it had a name that is gone: that inode lacks nothing any more.
                 self.forget(entry.inode, old.id.ino)?;
+                self.guards.drop_guard(old.id.ino);
             }
             index::set_seen(&mut changes, entry.inode, &Seen::of(&stat, Doubt::None.moved()))?;
             // The bytes of what is filled are there already, checked, before anything says so.
@@ -359,8 +359,8 @@ impl Residency {
                 let what = if kind == libc::S_IFREG { Lacking::Bytes } else { Lacking::Names };
                 absent.push((entry.inode, stat.id.ino, what));
                 let size = (kind == libc::S_IFREG).then_some(entry.record.size);
-                if !self.mark_staged(&name, stat.id.ino, size) {
-                    placeholders.extend(file.map(|file| (entry.inode, stat.id.ino, file)));
+                if !self.mark_staged(&name, stat.id.ino, size) && kind == libc::S_IFREG {
+                    placeholders.push((entry.inode, stat.id.ino, name.clone()));
                 }
             }
             if entry.record.links > 1 && kind != libc::S_IFDIR {
@@ -374,8 +374,8 @@ impl Residency {
             absent.iter().for_each(|(inode, ino, what)| self.table.whole(*inode, *ino, *what));
         }
         applied?;
-        for (inode, ino, file) in placeholders {
-            self.guard_placeholder(inode, ino, file);
+        for (inode, ino, name) in placeholders {
+            self.guard_placeholder(inode, ino, &name);
         }
         Ok(())
     }

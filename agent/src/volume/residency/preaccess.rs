@@ -429,7 +429,7 @@ impl Residency {
 
     /// Whether what somebody waits for is here.
     fn is_here(&self, access: &Access, start: u64, end: u64) -> Result<bool, VolumeError> {
-        let Some(kernel) = self.index.kernel(access.ino)? else { return Ok(true) };
+        let Some(kernel) = self.index.kernel(access.ino)? else { return Ok(!self.is_lost(access.ino)) };
         if access.is_dir {
             return Ok(!self.index.is_unpopulated(kernel.inode)?);
         }

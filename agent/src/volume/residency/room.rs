@@ -89,7 +89,9 @@ impl Residency {
         lease::ignore_signals();
         // What was told to an agent before us we do not know.
         self.doubt_openers();
-        self.tree.set_leases(Box::new(Below(Arc::downgrade(self))));
+        for tree in std::iter::once(&*self.tree).chain(self.tree.kept()) {
+            tree.set_leases(Box::new(Below(Arc::downgrade(self))));
+        }
         // It is set once.
         let _ = self.uses.set(Arc::new(Below(Arc::downgrade(self))));
         if let Some(reserve) = self.index.reserve() {
@@ -114,14 +116,20 @@ impl Residency {
             let signals = if own.options.guard == Guarding::Off { None } else { own.listen() };
             // Who waits for that has ended, if nobody hears it.
             let _ = listens.send(());
-            let Some(signals) = signals else { return };
-            if let Err(error) = own.mark_known().and_then(|()| own.guard_known()) {
-                tracing::warn!(%error, "what was absent at the start is not guarded");
+            if let Some(signals) = signals {
+                own.keep_guards(&signals, &|| own.is_closed());
             }
-            own.keep_guards(&signals, &|| own.is_closed());
         })?;
         // Before anything gets its name: who would open it then is to be heard of. The thread sends in any case.
         let _ = listening.recv();
+        if self.options.guard != Guarding::Off {
+            // Of a million files that takes a while, in which others wait at leases.
+            self.spawn("guard-known", |own| {
+                if let Err(error) = own.mark_known().and_then(|()| own.guard_known()) {
+                    tracing::warn!(%error, "what was absent at the start is not guarded");
+                }
+            })?;
+        }
         let quota = self.options.quota;
         if quota.bytes.is_some() || quota.inodes.is_some() {
             let wanted = Arc::new(AtomicBool::new(false));

@@ -1,7 +1,6 @@
 //! Makes entries where nobody sees them: with their attributes, and known to the index, before they get their names in the
 //! tree. It must not know which directory they are for.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -21,14 +20,6 @@ pub struct Stage {
     kept: OwnedFd,
     next: AtomicU64,
     root: bool,
-}
-
-/// What was made.
-pub struct Made {
-    /// What stat(2) says of it.
-    pub stat: Stat,
-    /// A regular file, by the only descriptor of it, which can read and write.
-    pub file: Option<File>,
 }
 
 impl Stage {
@@ -66,7 +57,7 @@ impl Stage {
             let name = stage.name();
             let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_CLOEXEC;
             let file = nix::fcntl::openat(&stage.dir, name.as_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
-            let file = File::from(file);
+            let file = std::fs::File::from(file);
             file.set_len(1 << 20)?;
             std::os::unix::fs::FileExt::write_all_at(&file, b"x", 512 << 10)?;
             let data = crate::volume::capture::segments(&file, 0, 1 << 20)?;
@@ -135,26 +126,25 @@ impl Stage {
         let _ = unlinkat(&self.kept, inode.to_string().as_str(), UnlinkatFlags::NoRemoveDir);
     }
 
-    /// Makes an inode as `record` says, with its attributes and without data.
+    /// Makes an inode as `record` says, with its attributes and without data; what stat(2) says of it then.
     ///
     /// # Errors
     /// Those of the system calls.
-    pub fn make(&self, tree: &Tree, name: &str, record: &Inode) -> io::Result<Made> {
+    pub fn make(&self, tree: &Tree, name: &str, record: &Inode) -> io::Result<Stat> {
         if record.mode & libc::S_IFMT == libc::S_IFREG {
             return self.make_filled(tree, name, record, &Parts::new());
         }
         self.make_other(tree, name, record)?;
-        let stat = tree.stat_at(self.dir.as_fd(), name.as_bytes())?.ok_or(io::ErrorKind::NotFound)?;
-        Ok(Made { stat, file: None })
+        tree.stat_at(self.dir.as_fd(), name.as_bytes())?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// The same of a regular file, with its bytes in `parts`.
     ///
     /// # Errors
     /// As there.
-    pub fn make_filled(&self, tree: &Tree, name: &str, record: &Inode, parts: &Parts) -> io::Result<Made> {
+    pub fn make_filled(&self, tree: &Tree, name: &str, record: &Inode, parts: &Parts) -> io::Result<Stat> {
         let file = entry::make_file(self.dir.as_fd(), name.as_bytes(), record, parts)?;
-        Ok(Made { stat: tree.stat(file.as_fd())?, file: Some(file) })
+        tree.stat(file.as_fd())
     }
 
     fn make_other(&self, tree: &Tree, name: &str, record: &Inode) -> io::Result<()> {
@@ -232,6 +222,15 @@ impl Stage {
             }
             other => other,
         }
+    }
+
+    /// A regular file, open for reading and writing.
+    ///
+    /// # Errors
+    /// Those of open(2): EACCES where its mode shuts out its owner, whom we run as.
+    pub fn open_file(&self, name: &str) -> io::Result<std::fs::File> {
+        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        Ok(std::fs::File::from(nix::fcntl::openat(&self.dir, name, flags, Mode::empty())?))
     }
 
     /// Removes what did not get its name; whether it was here.

@@ -173,6 +173,16 @@ impl Table {
         self.show_complete(&mut inner);
     }
 
+    /// An inode that lacks something is about to be lost, and counts until [`Table::whole`], although those who count what lacked
+    /// something at the start may not meet it any more.
+    pub fn keep(&self, inode: u64, ino: u64, what: Lacking) {
+        let mut inner = self.inner.lock();
+        let is_new = |early: &mut Early| !early.counted.contains(&inode) && early.added.insert(inode);
+        if inner.early.as_mut().is_some_and(is_new) {
+            inner.add(ino, what, 1);
+        }
+    }
+
     /// Whether clients need not look at the table at all.
     pub fn is_complete(&self) -> bool {
         self.inner.lock().complete
@@ -459,12 +469,16 @@ mod tests {
         table.absent(22, 102, Lacking::Bytes);
         table.count_early(22, 102, Lacking::Bytes);
         table.whole(22, 102, Lacking::Bytes);
+        // Removed, and not to be met any more.
+        table.keep(40, 100, Lacking::Bytes);
+        table.keep(20, 100, Lacking::Bytes);
         table.count_early(30, 103, Lacking::Names);
         table.absent(31, 104, Lacking::Names);
         table.count_early(31, 104, Lacking::Names);
         table.counted();
         // A directory that was found, and one that has begun to lack names.
-        assert_eq!((table.absentees(), table.absent_files()), (3, 1));
+        assert_eq!((table.absentees(), table.absent_files()), (4, 2));
+        table.whole(40, 100, Lacking::Bytes);
         table.whole(30, 103, Lacking::Names);
         table.whole(31, 104, Lacking::Names);
         assert!(shown.whole(77).is_some() && shown.whole(99).is_some() && shown.whole(100).is_none());
