@@ -425,8 +425,11 @@ impl Residency {
     /// Ends a guard for who asks before he reads; of which inode. It is guarded again when he has opened it and closed it.
     fn let_go(&self, ino: u64) -> Option<u64> {
         let guard = self.guards.take(ino)?;
-        // The agent itself may be looking at it by the same descriptor.
-        lease::release(guard.file.as_fd());
+        // A look may have it by the same descriptor for long. Who brings data has the lock and relies on the lease: then it ends
+        // with the last descriptor.
+        if let Some(_locked) = self.files.try_lock(guard.inode) {
+            lease::release(guard.file.as_fd());
+        }
         // Before he has opened it a new lease would stop him again; on older kernels (before 6.1 or so) without a word.
         self.guards.inner.lock().opening.push_back((Instant::now() + OPENING, guard.inode));
         Some(guard.inode)
