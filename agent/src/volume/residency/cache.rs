@@ -232,7 +232,8 @@ impl Cache {
         let mut policy = self.policy.lock();
         for run in start / RUN..end.div_ceil(RUN) {
             let (first, last) = (start.max(run * RUN), end.min((run + 1) * RUN));
-            policy.used(Run { inode, run }, (last - first) * PIECE, now);
+            // Who reads behind the end of a file that was cut asks for less than nothing.
+            policy.used(Run { inode, run }, last.saturating_sub(first) * PIECE, now);
         }
     }
 }
