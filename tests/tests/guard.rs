@@ -27,10 +27,14 @@ fn marked(setup: Setup, fill: &str) -> Option<Node> {
     Some(node)
 }
 
-/// The same, where leases guard what is absent, once all of it is guarded.
+/// The same by leases, once all of it is guarded.
 fn leased(setup: Setup, fill: &str) -> Option<Node> {
-    let mut node = cold(setup.with("guard", "leases"), fill)?;
-    node.await_names();
+    guarded(setup.with("guard", "leases"), fill)
+}
+
+/// The same in whatever way.
+fn guarded(setup: Setup, fill: &str) -> Option<Node> {
+    let mut node = cold(setup, fill)?;
     node.await_status("the guard", |status| find(status, "unguarded_files").is_some_and(|n| n == 0));
     Some(node)
 }
@@ -348,8 +352,7 @@ fn what_loses_its_name_is_read_by_who_waits_for_it() {
         const SIZE: usize = 9 << 20;
         let server = S3Server::start();
         let setup = Setup::on_s3(&server).with("guard", guard);
-        let Some(mut node) = cold(setup, "make('f', 9 << 20)") else { return };
-        node.await_status("the guard", |status| find(status, "unguarded_files").is_some_and(|n| n == 0));
+        let Some(node) = guarded(setup, "make('f', 9 << 20)") else { return };
         let path = node.tree().join("f");
         server.knobs().delay_ms.store(500, Relaxed);
         std::thread::scope(|scope| {
@@ -442,8 +445,11 @@ fn what_is_being_evicted_is_guarded_at_once() {
         let mut reads = 0;
         while !ended.load(Relaxed) {
             for n in 0..40 {
-                // It may be under its other name.
-                let Ok(read) = std::fs::read(tree.join(format!("f{n}"))) else { continue };
+                let read = match std::fs::read(tree.join(format!("f{n}"))) {
+                    // It is under its other name.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                    read => read.unwrap(),
+                };
                 let zeros = read.iter().filter(|byte| **byte == 0).count();
                 assert!(zeros < read.len() / 64, "{zeros} bytes of f{n} are 0, in read {reads}");
                 reads += 1;

@@ -382,6 +382,16 @@ fn who_opens_a_file_that_is_being_buried_hears_that_it_is_lost() {
     drop(file);
 }
 
+/// He asked before the file was cut, and is heard behind it.
+#[test]
+fn who_reads_behind_the_end_uses_nothing() {
+    let site = Site::new("evict-behind", How::default());
+    fs::write(site.path("f"), noise(72 * PIECE as usize, 1)).unwrap();
+    site.volume.flush().unwrap();
+    let (start, end) = (74 * PIECE, 75 * PIECE);
+    assert_eq!(site.ask(Ask::Hydrate { ino: site.ino("f"), start, end, pin: Pin::No }), 0);
+}
+
 #[test]
 fn the_cache_keeps_its_bound() {
     let site = Site::new("evict-bound", How { cache_size: Some(16 << 20), ..How::default() });
